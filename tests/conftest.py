@@ -1,0 +1,39 @@
+"""Every test sees 8 simulated CPU devices, checked shapes, and warnings as errors."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from jaxtyping import install_import_hook
+
+_hook = install_import_hook(
+    ["medsyn_jax.models", "medsyn_jax.objectives", "medsyn_jax.data.transforms"],
+    "beartype.beartype",
+)
+_hook.__enter__()
+
+import jax
+
+
+@pytest.fixture(autouse=True)
+def _strict():
+    """No silent rank or dtype promotion in any test."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real radiographs beside the checkout; tests that need it skip without it."""
+    from pathlib import Path
+
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the trial data are not at {folder}")
+    return folder
