@@ -1,0 +1,215 @@
+"""The layers that the encoders share. Parameters are float32; `dtype` is what a layer computes in.
+
+Statistics (of batch and layer normalization, of softmax) are always taken in float32.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Key
+
+Tree = dict[str, Any]
+
+
+def split(model: nnx.Module) -> tuple[Any, Tree, Tree]:
+    """The model's structure, its parameters and its statistics, the latter two as plain dicts.
+
+    Inside a jitted function `nnx.merge(structure, params, stats, copy=True)` is the module again.
+    """
+    structure, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return structure, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+
+def statistics(model: nnx.Module) -> Tree:
+    """The statistics of a model after a call with `train=True`, as `split` returns them."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def numbered(modules: list) -> Mapping[str, Any]:
+    """Submodules under the names "0", "1", ...: text keys survive every checkpoint format."""
+    return nnx.Dict({str(index): module for index, module in enumerate(modules)})
+
+
+class Linear(nnx.Module):
+    """y = x W + b, with `kernel` [inputs, outputs]; initialized as torch.nn.Linear by default."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: bool = True,
+        init: Callable | None = None,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        bound = 1 / math.sqrt(inputs)
+        self.dtype = dtype
+        self.kernel = nnx.Param((init or uniform(bound))(rngs.params(), (inputs, outputs)))
+        start = jnp.zeros(outputs) if init else uniform(bound)(rngs.params(), (outputs,))
+        self.bias = nnx.data(nnx.Param(start) if bias else None)
+
+    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y if self.bias is None else add_bias(y, self.bias[...])
+
+
+def uniform(bound: float) -> Callable:
+    """Initializer: uniform over [-bound, bound)."""
+    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+def add_bias(x: Float[Array, "*n f"], bias: Float[Array, " f"]) -> Float[Array, "*n f"]:
+    """x + bias over the last axis, in the dtype of x."""
+    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Conv(nnx.Module):
+    """A square convolution without bias: `kernel` [k, k, inputs, outputs], padded as torch does.
+
+    The padding is (k - 1) // 2 on every side, whatever the stride. Initialized as torchvision's
+    ResNet: normal, variance 2 / (k k outputs).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        stride: int = 1,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shape = (size, size, inputs, outputs)
+        init = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        self.stride = stride
+        self.dtype = dtype
+        self.kernel = nnx.Param(init(rngs.params(), shape))
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
+        return convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
+
+
+def convolve(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], stride: int
+) -> Float[Array, "b p q o"]:
+    """Cross-correlation with (k - 1) // 2 zeros on every side."""
+    pad = (kernel.shape[0] - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization over all axes but the last, as torch.nn.BatchNorm1d and 2d.
+
+    With `train=True` it normalizes by the batch and moves the running statistics by a tenth (the
+    running variance by the unbiased one, as torch). Under `jax.jit` over a sharded batch the batch
+    is the global one, which torch calls SyncBatchNorm.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        affine: bool = True,
+        momentum: float = 0.9,
+        eps: float = 1e-5,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.momentum, self.eps, self.dtype = momentum, eps, dtype
+        self.scale = nnx.data(nnx.Param(jnp.ones(features)) if affine else None)
+        self.bias = nnx.data(nnx.Param(jnp.zeros(features)) if affine else None)
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+
+    def __call__(self, x: Float[Array, "*n f"], train: bool) -> Float[Array, "*n f"]:
+        axes = tuple(range(x.ndim - 1))
+        if train:
+            wide = x.astype(jnp.float32)
+            mean = wide.mean(axes)
+            var = jnp.square(wide - _last(mean, x.ndim)).mean(axes)
+            count = x.size // x.shape[-1]
+            keep, move = self.momentum, 1 - self.momentum
+            unbiased = var * (count / max(count - 1, 1))
+            self.mean[...] = keep * self.mean[...] + move * jax.lax.stop_gradient(mean)
+            self.var[...] = keep * self.var[...] + move * jax.lax.stop_gradient(unbiased)
+        else:
+            mean, var = self.mean[...], self.var[...]
+        factor = jax.lax.rsqrt(var + self.eps)
+        if self.scale is not None:
+            factor = factor * self.scale[...]
+        shift = -mean * factor
+        if self.bias is not None:
+            shift = shift + self.bias[...]
+        y = x.astype(jnp.float32) * _last(factor, x.ndim) + _last(shift, x.ndim)
+        return y.astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalization over the last axis."""
+
+    def __init__(self, features: int, *, eps: float = 1e-12, dtype: DTypeLike = jnp.float32):
+        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, x: Float[Array, "*n f"]) -> Float[Array, "*n f"]:
+        wide = x.astype(jnp.float32)
+        centered = wide - wide.mean(-1, keepdims=True)
+        var = jnp.square(centered).mean(-1, keepdims=True)
+        y = centered * jax.lax.rsqrt(var + self.eps) * _last(self.scale[...], x.ndim)
+        return (y + _last(self.bias[...], x.ndim)).astype(self.dtype)
+
+
+def _last(x: Float[Array, " f"], ndim: int) -> Float[Array, "..."]:
+    """A vector as an array of `ndim` axes, along the last (rank promotion is an error here)."""
+    return x.reshape((1,) * (ndim - 1) + x.shape)
+
+
+def dropout(x: Float[Array, "*n"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*n"]:
+    """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate); x itself without a key."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def attend(
+    query: Float[Array, "b t n d"],
+    key: Float[Array, "b s n d"],
+    value: Float[Array, "b s n d"],
+    mask: Bool[Array, "b s"],
+    rate: float = 0.0,
+    rng: Key[Array, ""] | None = None,
+) -> Float[Array, "b t n d"]:
+    """Scaled dot-product attention of n heads over the positions s where `mask` is True.
+
+    `rate` is the dropout of attention weights, active when `rng` is given.
+    """
+    logits = jnp.einsum("btnd,bsnd->bnts", query, key, preferred_element_type=jnp.float32)
+    logits = jnp.where(mask[:, None, None, :], logits / math.sqrt(query.shape[-1]), -1e30)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bnts,bsnd->btnd", dropout(weights, rate, rng), value)
+
+
+def max_pool(x: Float[Array, "b h w f"]) -> Float[Array, "b p q f"]:
+    """The maximum over 3 x 3 windows, stride 2, one pixel of padding: the ResNet stem's."""
+    return jax.lax.reduce_window(
+        x,
+        jnp.array(-jnp.inf, x.dtype),
+        jax.lax.max,
+        (1, 3, 3, 1),
+        (1, 2, 2, 1),
+        ((0, 0), (1, 1), (1, 1), (0, 0)),
+    )

@@ -1,0 +1,148 @@
+"""Residual networks, torchvision's variant (stride in the 3 x 3 convolution of a bottleneck).
+
+He et al., "Deep Residual Learning for Image Recognition" (2015); ResNet-50 v1.5.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from medsyn_jax.models.layers import BatchNorm, Conv, max_pool, numbered
+
+Block = Literal["basic", "bottleneck"]
+Stem = Literal["7x7", "3x3"]
+EXPANSION = {"basic": 1, "bottleneck": 4}
+
+
+class ImageFeatures(NamedTuple):
+    """What an image encoder sees: two local maps and the mean of the last one over its pixels."""
+
+    layer3: Float[Array, "b h3 w3 f3"]
+    layer4: Float[Array, "b h4 w4 f4"]
+    pooled: Float[Array, "b f4"]
+
+
+class ConvNorm(nnx.Module):
+    """A convolution and its batch normalization."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        stride: int = 1,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = Conv(inputs, outputs, size, stride, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(outputs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "b p q o"]:
+        return self.norm(self.conv(x), train)
+
+
+class ResidualBlock(nnx.Module):
+    """Basic: 3x3, 3x3. Bottleneck: 1x1, 3x3, 1x1 to four times the width. Shortcut where needed."""
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        stride: int,
+        block: Block,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        outputs = width * EXPANSION[block]
+        if block == "basic":
+            shapes = [(inputs, width, 3, stride), (width, width, 3, 1)]
+        else:
+            shapes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
+        self.convs = numbered([ConvNorm(*shape, dtype=dtype, rngs=rngs) for shape in shapes])
+        fits = stride == 1 and inputs == outputs
+        shortcut = None if fits else ConvNorm(inputs, outputs, 1, stride, dtype=dtype, rngs=rngs)
+        self.shortcut = nnx.data(shortcut)
+
+    def __call__(self, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "b p q o"]:
+        y = x
+        for index, conv in enumerate(self.convs.values()):
+            y = conv(jax.nn.relu(y) if index else y, train)
+        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, train)))
+
+
+class ResNet(nnx.Module):
+    """A residual network without its classifier.
+
+    `depths` are the blocks of each of the four stages, `width` the width of the first stage before
+    expansion (each next stage doubles it), `channels` those of the image. `stem` is "7x7" (stride
+    2, then a stride-2 max-pool, as published) or "3x3" (stride 2, no pool, for images under 128
+    pixels). `remat` recomputes each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        width: int = 64,
+        block: Block = "bottleneck",
+        channels: int = 3,
+        stem: Stem = "7x7",
+        *,
+        remat: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if len(depths) != 4:
+            raise ValueError(f"a ResNet has four stages, not {len(depths)}")
+        size = int(stem[0])
+        self.pool, self.remat, self.dtype = stem == "7x7", remat, dtype
+        self.stem = ConvNorm(channels, width, size, 2, dtype=dtype, rngs=rngs)
+        self.features = 8 * width * EXPANSION[block]
+        inputs, stages = width, []
+        for stage, depth in enumerate(depths):
+            blocks = []
+            for index in range(depth):
+                stride = 2 if stage and not index else 1
+                inner = width << stage
+                blocks.append(ResidualBlock(inputs, inner, stride, block, dtype=dtype, rngs=rngs))
+                inputs = inner * EXPANSION[block]
+            stages.append(numbered(blocks))
+        self.stages = numbered(stages)
+
+    def __call__(self, images: Float[Array, "b h w c"], train: bool) -> ImageFeatures:
+        """Features of images that are already normalized; the stats move only when `train`."""
+        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
+        x = jax.nn.relu(self.stem(images.astype(self.dtype), train))
+        x = max_pool(x) if self.pool else x
+        maps = []
+        for stage in self.stages.values():
+            for block in stage.values():
+                x = run(block, x, train)
+            maps.append(x)
+        pooled = x.astype(jnp.float32).mean((1, 2)).astype(self.dtype)
+        return ImageFeatures(maps[2], maps[3], pooled)
+
+
+def _run(block: ResidualBlock, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "..."]:
+    return block(x, train)
+
+
+def resnet18(**options) -> ResNet:
+    """Depths 2, 2, 2, 2 of basic blocks: 512 features."""
+    return ResNet((2, 2, 2, 2), 64, "basic", **options)
+
+
+def resnet34(**options) -> ResNet:
+    """Depths 3, 4, 6, 3 of basic blocks: 512 features."""
+    return ResNet((3, 4, 6, 3), 64, "basic", **options)
+
+
+def resnet50(**options) -> ResNet:
+    """Depths 3, 4, 6, 3 of bottlenecks: 2,048 features, layer3 1,024."""
+    return ResNet((3, 4, 6, 3), 64, "bottleneck", **options)
