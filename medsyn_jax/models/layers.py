@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
@@ -207,7 +208,7 @@ def max_pool(x: Float[Array, "b h w f"]) -> Float[Array, "b p q f"]:
     """The maximum over 3 x 3 windows, stride 2, one pixel of padding: the ResNet stem's."""
     return jax.lax.reduce_window(
         x,
-        jnp.array(-jnp.inf, x.dtype),
+        np.array(-np.inf, x.dtype),
         jax.lax.max,
         (1, 3, 3, 1),
         (1, 2, 2, 1),
