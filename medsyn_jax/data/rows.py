@@ -1,0 +1,92 @@
+"""CSV tables of a source: rows with the numbers that a spreadsheet shows, and one-line errors."""
+
+import csv
+import gzip
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from medsyn_jax.core.errors import UserError
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Text lines; bytes that are not UTF-8 become lone surrogates, which `problem` finds again."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as stream:
+            yield from _decoded(stream)
+    except FileNotFoundError:
+        raise UserError(f"no table: {path} does not exist: check the path") from None
+    except (OSError, EOFError) as error:
+        raise UserError(f"unreadable table: {path}: {error}: check the file") from None
+
+
+def _decoded(stream: IO[bytes]) -> Iterator[str]:
+    for number, line in enumerate(stream):
+        if number == 0:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        yield line.decode("utf-8", "surrogateescape")
+
+
+def _garbled(text: str) -> bool:
+    return any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+def problem(row: list[str], width: int) -> str:
+    """Why a row cannot be used, '' when it can."""
+    if len(row) != width:
+        return f"has {len(row)} fields where the head line has {width}"
+    if not all(field.isascii() for field in row) and any(map(_garbled, row)):
+        return "is not UTF-8 text"
+    return ""
+
+
+def read(path: Path, wanted: Iterable[str]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Opens a `.csv`, `.tsv` or `.csv.gz` file.
+
+    Args:
+      path: UTF-8 text with a head line, with or without a byte order mark.
+      wanted: columns that must be there.
+
+    Returns:
+      The column names, and an iterator over (row number, fields). The head line is row 1, blank
+      rows are passed over but counted. Rows may be of wrong length or encoding: ask `problem`.
+
+    Raises:
+      UserError: the file is missing, unreadable, empty, not a table, or lacks a wanted column.
+    """
+    csv.field_size_limit(sys.maxsize)  # one report can be longer than the default 128 KiB
+    tabs = path.name.removesuffix(".gz").endswith(".tsv")
+    reader = csv.reader(_lines(path), delimiter="\t" if tabs else ",", strict=True)
+    try:
+        header = [name.strip() for name in next(reader)]
+    except StopIteration:
+        raise UserError(f"empty table: {path}: expected a head line of column names") from None
+    except csv.Error as error:
+        raise UserError(f"broken table: {path}: line 1: {error}: mend the quotes") from None
+    if any(_garbled(name) or "\0" in name for name in header):
+        raise UserError(f"not a UTF-8 table: {path}: line 1: save it as CSV in UTF-8")
+    twice = {name for name in header if name and header.count(name) > 1}
+    if twice:
+        raise UserError(f"ambiguous table: {path}: column {sorted(twice)[0]!r} occurs twice")
+    for name in wanted:
+        if name not in header:
+            columns = ", ".join(header)
+            raise UserError(f"missing column: {path}: no column {name!r} among: {columns}")
+    return header, _numbered(path, reader)
+
+
+def _numbered(path: Path, reader) -> Iterator[tuple[int, list[str]]]:
+    number = 1
+    while True:
+        number += 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            where = f"row {number}, line {reader.line_num}"
+            raise UserError(f"broken table: {path}: {where}: {error}: mend the quotes") from None
+        if row:
+            yield number, row
