@@ -1,0 +1,332 @@
+"""Weights in and out: `safetensors` files in the layouts of torchvision, timm and Hugging Face.
+
+An import is a bijection: every key of the file goes to exactly one place, every parameter and
+statistic is filled, every shape is equal. What a layout may hold beyond the encoder (a classifier,
+the heads of BERT's pre-training) is named in its table, left out, and reported to the log.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from medsyn_jax.core import tree
+from medsyn_jax.core.errors import UserError
+
+Tree = dict[str, Any]
+Tensors = dict[str, np.ndarray]
+
+
+class Transform(NamedTuple):
+    """A change of axes, from the file's to ours and back."""
+
+    read: Callable[[np.ndarray], np.ndarray]
+    write: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Transform(lambda x: x, lambda x: x)
+MATRIX = Transform(np.transpose, np.transpose)
+CONV = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW, HWIO
+
+
+class Place(NamedTuple):
+    """A key of the file, and the change of axes from there."""
+
+    key: str
+    transform: Transform
+
+
+Plan = dict[str, Place]  # by our name
+
+
+class Layout(NamedTuple):
+    """How a family of files names a model's leaves.
+
+    rules: (regex of our name, template of the file's key, transform). A named group `s` of the
+        regex is `{s}` in the template, and `{s1}` is the same number counted from one.
+    prefixes: what may stand before every key. left_out: regex of keys that may be there besides.
+    aliases: old endings of keys (new, old), all or none of which a file uses.
+    """
+
+    rules: tuple[tuple[str, str, Transform], ...]
+    prefixes: tuple[str, ...] = ("",)
+    left_out: str = "(?!)"
+    aliases: tuple[tuple[str, str], ...] = ()
+
+
+def _norm(ours: str, theirs: str) -> tuple[tuple[str, str, Transform], ...]:
+    names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    return tuple((f"{ours}/{a}", f"{theirs}.{b}", SAME) for a, b in names.items())
+
+
+def _dense(ours: str, theirs: str) -> tuple[tuple[str, str, Transform], ...]:
+    return (
+        (f"{ours}/kernel", f"{theirs}.weight", MATRIX),
+        (f"{ours}/bias", f"{theirs}.bias", SAME),
+    )
+
+
+_BLOCK = r"stages/(?P<s>\d+)/(?P<b>\d+)"
+_CONV = _BLOCK + r"/convs/(?P<c>\d+)"
+_LAYER = r"layers/(?P<n>\d+)"
+
+TORCHVISION = Layout(
+    rules=(
+        ("stem/conv/kernel", "conv1.weight", CONV),
+        *_norm("stem/norm", "bn1"),
+        (f"{_CONV}/conv/kernel", "layer{s1}.{b}.conv{c1}.weight", CONV),
+        *_norm(f"{_CONV}/norm", "layer{s1}.{b}.bn{c1}"),
+        (f"{_BLOCK}/shortcut/conv/kernel", "layer{s1}.{b}.downsample.0.weight", CONV),
+        *_norm(f"{_BLOCK}/shortcut/norm", "layer{s1}.{b}.downsample.1"),
+    ),
+    left_out=r"fc\.(weight|bias)",
+)
+_STAGE = "encoder.stages.{s}.layers.{b}"
+HF_RESNET = Layout(
+    rules=(
+        ("stem/conv/kernel", "embedder.embedder.convolution.weight", CONV),
+        *_norm("stem/norm", "embedder.embedder.normalization"),
+        (f"{_CONV}/conv/kernel", f"{_STAGE}.layer.{{c}}.convolution.weight", CONV),
+        *_norm(f"{_CONV}/norm", f"{_STAGE}.layer.{{c}}.normalization"),
+        (f"{_BLOCK}/shortcut/conv/kernel", f"{_STAGE}.shortcut.convolution.weight", CONV),
+        *_norm(f"{_BLOCK}/shortcut/norm", f"{_STAGE}.shortcut.normalization"),
+    ),
+    prefixes=("", "resnet."),
+    left_out=r"classifier\.1\.(weight|bias)",
+)
+HF_BERT = Layout(
+    rules=(
+        ("embeddings/word/table", "embeddings.word_embeddings.weight", SAME),
+        ("embeddings/position/table", "embeddings.position_embeddings.weight", SAME),
+        ("embeddings/type/table", "embeddings.token_type_embeddings.weight", SAME),
+        *_norm("embeddings/norm", "embeddings.LayerNorm"),
+        *_dense(f"{_LAYER}/(?P<a>query|key|value)", "encoder.layer.{n}.attention.self.{a}"),
+        *_dense(f"{_LAYER}/out", "encoder.layer.{n}.attention.output.dense"),
+        *_norm(f"{_LAYER}/attention_norm", "encoder.layer.{n}.attention.output.LayerNorm"),
+        *_dense(f"{_LAYER}/up", "encoder.layer.{n}.intermediate.dense"),
+        *_dense(f"{_LAYER}/down", "encoder.layer.{n}.output.dense"),
+        *_norm(f"{_LAYER}/mlp_norm", "encoder.layer.{n}.output.LayerNorm"),
+        *_dense("pooler", "pooler.dense"),
+    ),
+    prefixes=("", "bert."),
+    left_out=r"(bert\.)?embeddings\.position_ids|(bert\.)?pooler\.dense\.(weight|bias)|cls\..*",
+    aliases=(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")),
+)
+LAYOUTS = {
+    "torchvision": TORCHVISION,
+    "timm": TORCHVISION,
+    "hf_resnet": HF_RESNET,
+    "hf_bert": HF_BERT,
+}
+
+
+def load(path: str | Path, layout: str, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
+    """The weights of a file in trees like `params` and `stats`, as float32 numpy arrays.
+
+    path: a .safetensors file, the .safetensors.index.json of a sharded one, or their folder.
+    layout: a name of LAYOUTS, or "" to find out. params, stats: anything with shapes.
+    Raises UserError that lists what is missing, extra or misshapen, or says what is wrong with the
+    file itself.
+    """
+    path = Path(path)
+    tensors = _read(path)
+    ours = tree.named(params) | tree.named(stats)
+    plan, left_out = _plan(tensors, layout, ours, path)
+    keys = {place.key for place in plan.values()}
+    drop = {key for key in tensors.keys() - keys if re.fullmatch(left_out, key)}
+    counters = {_counter(key) for key in keys if key.endswith(".running_var")}
+    _refuse_misfits(path, tensors, ours, plan, drop | counters)
+    if drop:
+        logging.getLogger(__name__).info("%s: left out by name: %s", path, ", ".join(sorted(drop)))
+    flat = {
+        name: np.ascontiguousarray(transform.read(tensors[key]), np.float32)
+        for name, (key, transform) in plan.items()
+    }
+    return (
+        tree.unnamed({name: flat[name] for name in tree.named(params)}, params),
+        tree.unnamed({name: flat[name] for name in tree.named(stats)}, stats),
+    )
+
+
+def save(path: str | Path, layout: str, params: Tree, stats: Tree) -> None:
+    """Writes a .safetensors file that torch's `load_state_dict(strict=True)` of `layout` accepts.
+
+    The file appears only when it is complete. Raises UserError when it cannot be written, or when
+    the model has parts that the layout has no name for.
+    """
+    path, ours = Path(path), tree.named(params) | tree.named(stats)
+    if path.suffix != ".safetensors":
+        raise UserError(f"weights: {path}: the name of the file to write must end in .safetensors")
+    plan = _expected(_layout(layout), ours)
+    if plan is None:
+        raise UserError(f"weights: {path}: layout {layout!r} has no names for this model's leaves")
+    tensors = {}
+    for name, (key, transform) in plan.items():
+        tensors[key] = np.ascontiguousarray(transform.write(np.asarray(jax.device_get(ours[name]))))
+        if key.endswith(".running_var"):
+            tensors[_counter(key)] = np.zeros((), np.int64)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, part, metadata={"format": "pt"})
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"weights: {path}: cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _layout(name: str) -> Layout:
+    if name not in LAYOUTS:
+        raise UserError(f"weights: layout {name!r}: choose one of {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def _place(layout: Layout, name: str) -> Place | None:
+    for pattern, template, transform in layout.rules:
+        if found := re.fullmatch(pattern, name):
+            groups = found.groupdict()
+            fields = {k + "1": int(v) + 1 for k, v in groups.items() if v.isdigit()}
+            return Place(template.format(**groups, **fields), transform)
+    return None
+
+
+def _expected(layout: Layout, names: Tree, prefix: str = "", old: bool = False) -> Plan | None:
+    """Where every leaf is in a file, or None if the layout has no name for one of them."""
+    plan = {}
+    for name in names:
+        if (place := _place(layout, name)) is None:
+            return None
+        key = prefix + place.key
+        for new_end, old_end in layout.aliases if old else ():
+            if key.endswith(new_end):
+                key = key.removesuffix(new_end) + old_end
+        plan[name] = Place(key, place.transform)
+    if len({place.key for place in plan.values()}) != len(plan):
+        raise AssertionError(f"two leaves share a key: {plan}")
+    return plan
+
+
+def _plan(tensors: Tensors, layout: str, ours: Tree, path: Path) -> tuple[Plan, str]:
+    """The naming that shares most keys with the file, of `layout` or, if that is "", of all.
+
+    Beside it, the layout's regex of what is left out.
+    """
+    best, best_count = None, -1
+    for candidate in [_layout(layout)] if layout else LAYOUTS.values():
+        for prefix in candidate.prefixes:
+            for old in (False, True) if candidate.aliases else (False,):
+                if (plan := _expected(candidate, ours, prefix, old)) is None:
+                    continue
+                count = len(tensors.keys() & {place.key for place in plan.values()})
+                if count > best_count:
+                    best, best_count = (plan, candidate.left_out), count
+    if best is None:
+        raise UserError(f"weights: {path}: layout {layout or 'any'} does not fit this model")
+    return best
+
+
+def _counter(key: str) -> str:
+    """torch counts the batches that a BatchNorm has seen; we do not, and write 0."""
+    return key.removesuffix("running_var") + "num_batches_tracked"
+
+
+def _refuse_misfits(
+    path: Path, tensors: Tensors, ours: Tree, plan: Plan, allowed: set[str]
+) -> None:
+    keys = {place.key for place in plan.values()}
+    misshapen, mistyped = [], []
+    for name, (key, transform) in plan.items():
+        if key not in tensors:
+            continue
+        given, wanted = tensors[key].shape, tuple(ours[name].shape)
+        if len(given) != len(wanted) or transform.read(tensors[key]).shape != wanted:
+            misshapen.append(f"{key} {list(given)} for {name} {list(wanted)}")
+        if tensors[key].dtype.name not in ("float32", "float16", "bfloat16"):
+            mistyped.append(f"{key} {tensors[key].dtype}")
+    found = {
+        "missing": sorted(keys - tensors.keys()),
+        "extra": sorted(tensors.keys() - keys - allowed),
+        "misshapen": misshapen,
+        "neither float32, float16 nor bfloat16": mistyped,
+    }
+    parts = [
+        f"{len(odd)} {what}: {', '.join(odd[:4])}{' ...' if len(odd) > 4 else ''}"
+        for what, odd in found.items()
+        if odd
+    ]
+    if parts:
+        raise UserError(f"weights: {path}: does not fit the model: {'; '.join(parts)}")
+
+
+def _read(path: Path) -> Tensors:
+    """All tensors of a file, of a sharded file, or of a folder that has one of them."""
+    if path.is_dir():
+        path = _in_folder(path)
+    if not path.is_file():
+        raise UserError(f"weights: {path}: no such file or folder")
+    if not path.name.endswith(".index.json"):
+        return _read_file(path)
+    try:
+        parts: dict[str, str] = json.loads(path.read_text())["weight_map"]
+        names = sorted(set(parts.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"weights: {path}: not an index of safetensors shards") from error
+    tensors: Tensors = {}
+    for name in names:
+        shard = path.parent / name
+        if not shard.is_file():
+            raise UserError(f"weights: {shard}: named in {path.name} but not there")
+        found = _read_file(shard)
+        listed = {key for key, value in parts.items() if value == name}
+        if listed ^ found.keys():
+            odd = ", ".join(sorted(listed ^ found.keys())[:4])
+            raise UserError(f"weights: {shard}: {path.name} says otherwise about: {odd}")
+        tensors |= found
+    return tensors
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"weights: {folder}: holds {len(found)} .safetensors files, name one")
+    for pickle in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*")):
+        raise UserError(_is_pickle(pickle))
+    raise UserError(f"weights: {folder}: no .safetensors file in this folder")
+
+
+def _is_pickle(path: Path) -> str:
+    out = path.with_suffix(".safetensors")
+    return (
+        f"weights: {path}: a pickle, which could run code and is never loaded: "
+        f"convert it with `python scripts/to_safetensors.py {path} {out}` and give {out}"
+    )
+
+
+def _read_file(path: Path) -> Tensors:
+    try:
+        with safe_open(path, "np") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        with path.open("rb") as file:
+            head = file.read(2)
+        # torch writes a zip of pickles; older torch and others a bare pickle of protocol 2 or more.
+        pickled = head == b"PK" or (head[:1] == b"\x80" and 2 <= head[-1] <= 5)
+        if pickled or path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"):
+            raise UserError(_is_pickle(path)) from error
+        raise UserError(f"weights: {path}: not a whole safetensors file: {error}") from error
+    except OSError as error:
+        raise UserError(f"weights: {path}: cannot be read: {error}") from error

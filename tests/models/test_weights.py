@@ -1,0 +1,290 @@
+"""Weight files: what comes in goes out again, and whatever does not fit is refused by name."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from medsyn_jax.core import tree
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.models import weights
+from medsyn_jax.models.bert import Bert
+from medsyn_jax.models.layers import split
+from medsyn_jax.models.resnet import ResNet, resnet18, resnet34, resnet50
+
+RESNETS = ("torchvision", "timm", "hf_resnet")
+
+
+@functools.cache
+def small_resnet(block="bottleneck"):
+    return ResNet((1, 2, 1, 1), 4, block, rngs=nnx.Rngs(0))
+
+
+@functools.cache
+def small_bert(pooler=True):
+    return Bert(11, 8, 2, 2, 12, 6, pooler=pooler, rngs=nnx.Rngs(0))
+
+
+def filled(model, seed=0):
+    """The model's two trees with every leaf random, so that no two could be mistaken."""
+    _, params, stats = split(model)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.random(x.shape, np.float32), (params, stats))
+
+
+def blank(trees):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees)
+
+
+def assert_same(a, b):
+    a, b = tree.named(a), tree.named(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], name)
+        assert a[name].dtype == np.float32
+
+
+@pytest.fixture(params=["torchvision", "timm", "hf_resnet", "hf_bert"])
+def case(request):
+    """A layout, and trees for it."""
+    model = small_bert() if request.param == "hf_bert" else small_resnet()
+    return request.param, filled(model)
+
+
+@pytest.mark.parametrize("detect", [False, True])
+def test_round_trip_is_exact(case, detect, tmp_path):
+    layout, trees = case
+    path = tmp_path / "new" / "model.safetensors"
+    weights.save(path, layout, *trees)
+    found = weights.load(path, "" if detect else layout, *blank(trees))
+    assert_same(found, trees)
+    assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_basic_blocks_round_trip(tmp_path):
+    trees = filled(small_resnet("basic"))
+    for layout in RESNETS:
+        weights.save(tmp_path / "w.safetensors", layout, *trees)
+        assert_same(weights.load(tmp_path / "w.safetensors", "", *blank(trees)), trees)
+
+
+@pytest.mark.parametrize(("make", "count"), [(resnet18, 20), (resnet34, 36), (resnet50, 53)])
+def test_full_size_keys(make, count):
+    """conv + 4 of its norm + its counter, for every convolution of the published networks."""
+    params, stats = jax.eval_shape(lambda: split(make(rngs=nnx.Rngs(0)))[1:])
+    names = tree.named(params) | tree.named(stats)
+    for layout in ("torchvision", "hf_resnet"):
+        plan = weights._expected(weights.LAYOUTS[layout], names)
+        assert plan is not None
+        assert len(plan) == 5 * count
+
+
+def test_keys_and_axes_of_torchvision(tmp_path):
+    params, stats = filled(small_resnet())
+    weights.save(tmp_path / "w.safetensors", "torchvision", params, stats)
+    file = load_file(tmp_path / "w.safetensors")
+    kernel = params["stages"]["1"]["0"]["convs"]["1"]["conv"]["kernel"]
+    np.testing.assert_array_equal(file["layer2.0.conv2.weight"], kernel.transpose(3, 2, 0, 1))
+    var = stats["stages"]["3"]["0"]["shortcut"]["norm"]["var"]
+    np.testing.assert_array_equal(file["layer4.0.downsample.1.running_var"], var)
+    assert file["layer4.0.downsample.1.num_batches_tracked"].dtype == np.int64
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_files(case, dtype, tmp_path):
+    layout, trees = case
+    path = tmp_path / "w.safetensors"
+    weights.save(path, layout, *trees)
+    half = {k: v.astype(dtype) if v.dtype == np.float32 else v for k, v in load_file(path).items()}
+    save_file(half, path)
+    expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), trees)
+    assert_same(weights.load(path, layout, *trees), expected)
+
+
+def test_sharded_folder(case, tmp_path):
+    layout, trees = case
+    weights.save(tmp_path / "w.safetensors", layout, *trees)
+    tensors = load_file(tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").unlink()
+    shards = {"a.safetensors": {}, "b.safetensors": {}}
+    for i, (key, value) in enumerate(sorted(tensors.items())):
+        shards["ab"[i % 2] + ".safetensors"][key] = value
+    for name, part in shards.items():
+        save_file(part, tmp_path / name)
+    index = tmp_path / "model.safetensors.index.json"
+    where = {key: name for name, part in shards.items() for key in part}
+    index.write_text(json.dumps({"weight_map": where}))
+    assert_same(weights.load(tmp_path, "", *trees), trees)
+    assert_same(weights.load(index, layout, *trees), trees)
+
+    (tmp_path / "b.safetensors").rename(tmp_path / "c.safetensors")
+    with pytest.raises(
+        UserError, match=r"b\.safetensors: named in model\.safetensors\.index\.json"
+    ):
+        weights.load(tmp_path, "", *trees)
+    save_file(shards["b.safetensors"] | {"stray": np.zeros(1)}, tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match=r"b\.safetensors: .* stray"):
+        weights.load(tmp_path, "", *trees)
+    index.write_text("{")
+    with pytest.raises(UserError, match=r"index\.json: not an index"):
+        weights.load(tmp_path, "", *trees)
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+@pytest.mark.parametrize("old_names", [False, True])
+@pytest.mark.parametrize("extras", [False, True])
+def test_bert_dialects(prefix, old_names, extras, tmp_path, caplog):
+    """Bio_ClinicalBERT has the prefix and the heads of pre-training; old files gamma and beta."""
+    trees, path = filled(small_bert(pooler=False)), tmp_path / "w.safetensors"
+    weights.save(path, "hf_bert", *trees)
+    tensors = {}
+    for key, value in load_file(path).items():
+        if old_names:
+            key = key.replace("LayerNorm.weight", "LayerNorm.gamma")
+            key = key.replace("LayerNorm.bias", "LayerNorm.beta")
+        tensors[prefix + key] = value
+    if extras:
+        tensors[f"{prefix}embeddings.position_ids"] = np.arange(6)[None]
+        tensors[f"{prefix}pooler.dense.weight"] = np.zeros((8, 8), np.float32)
+        tensors["cls.predictions.bias"] = np.zeros(11, np.float32)
+        tensors["cls.seq_relationship.weight"] = np.zeros((2, 8), np.float32)
+    save_file(tensors, path)
+    with caplog.at_level("INFO"):
+        assert_same(weights.load(path, "", *trees), trees)
+    assert ("cls.predictions.bias, cls.seq_relationship.weight" in caplog.text) == extras
+
+
+def test_classifiers_are_left_out(tmp_path, caplog):
+    trees, path = filled(small_resnet()), tmp_path / "w.safetensors"
+    weights.save(path, "torchvision", *trees)
+    save_file(load_file(path) | {"fc.weight": np.zeros((2, 128), np.float32)}, path)
+    with caplog.at_level("INFO"):
+        assert_same(weights.load(path, "", *trees), trees)
+    assert "left out by name: fc.weight" in caplog.text
+    weights.save(path, "hf_resnet", *trees)
+    tensors = {f"resnet.{k}": v for k, v in load_file(path).items()}
+    save_file(tensors | {"classifier.1.bias": np.zeros(2, np.float32)}, path)
+    assert_same(weights.load(path, "", *trees), trees)
+
+
+def edited(path, layout, trees, edit):
+    weights.save(path, layout, *trees)
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda t: t.pop("layer1.0.bn1.bias"), "1 missing: layer1.0.bn1.bias"),
+        (lambda t: t.update(stray=np.zeros(3, np.float32)), "1 extra: stray"),
+        (lambda t: t.update({"stray.num_batches_tracked": np.array(1)}), "1 extra: stray"),
+        (
+            lambda t: t.update({"bn1.bias": np.zeros(5, np.float32)}),
+            r"1 misshapen: bn1.bias \[5\] for stem/norm/bias \[4\]",
+        ),
+        (
+            lambda t: t.update({"bn1.bias": np.zeros((4, 1), np.float32)}),
+            r"1 misshapen: bn1.bias \[4, 1\] for stem/norm/bias \[4\]",
+        ),
+        (lambda t: t.update({"conv1.weight": np.zeros((4,), np.float32)}), "1 misshapen: conv1"),
+        (lambda t: t.update({"bn1.bias": np.zeros(4, np.int32)}), "1 neither .* bn1.bias int32"),
+        (lambda t: t.clear(), r"\d+ missing: bn1.bias, bn1.running_mean, .* \.\.\."),
+    ],
+)
+def test_misfits_are_listed(edit, says, tmp_path):
+    trees = filled(small_resnet())
+    path = edited(tmp_path / "w.safetensors", "torchvision", trees, edit)
+    with pytest.raises(UserError, match=rf"^weights: {path}: does not fit the model: {says}") as e:
+        weights.load(path, "torchvision", *trees)
+    assert "\n" not in str(e.value)
+
+
+def test_missing_pooler_is_missing(tmp_path):
+    trees = filled(small_bert(pooler=False))
+    weights.save(tmp_path / "w.safetensors", "hf_bert", *trees)
+    with pytest.raises(UserError, match=r"2 missing: pooler\.dense\.bias, pooler\.dense\.weight"):
+        weights.load(tmp_path / "w.safetensors", "hf_bert", *filled(small_bert()))
+
+
+def test_another_model_and_unknown_layout(tmp_path):
+    path = tmp_path / "w.safetensors"
+    weights.save(path, "torchvision", *filled(small_resnet()))
+    with pytest.raises(UserError, match=r"does not fit the model: .* missing"):
+        weights.load(path, "", *filled(small_bert()))
+    with pytest.raises(UserError, match="layout hf_bert does not fit this model"):
+        weights.load(path, "hf_bert", *filled(small_resnet()))
+    with pytest.raises(UserError, match="choose one of torchvision, timm"):
+        weights.load(path, "keras", *filled(small_resnet()))
+    with pytest.raises(UserError, match="has no names for this model"):
+        weights.save(path, "hf_bert", *filled(small_resnet()))
+    with pytest.raises(UserError, match=r"must end in \.safetensors"):
+        weights.save(tmp_path / "w.pth", "torchvision", *filled(small_resnet()))
+
+
+@pytest.mark.parametrize("name", ["w.pth", "pytorch_model.bin", "w.pt", "sly.safetensors"])
+@pytest.mark.parametrize("head", [b"PK\x03\x04", b"\x80\x02}q\x00", b"\x80\x04\x95"])
+def test_pickles_are_refused(name, head, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(head + bytes(200))
+    out = path.with_suffix(".safetensors")
+    told = rf"^weights: {path}: a pickle.*to_safetensors\.py {path} {out}"
+    with pytest.raises(UserError, match=told):
+        weights.load(path, "", *filled(small_resnet()))
+    if name.endswith(".bin"):
+        with pytest.raises(UserError, match=told):
+            weights.load(tmp_path, "", *filled(small_resnet()))
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, -1])
+def test_cut_short(keep, tmp_path):
+    trees, path = filled(small_resnet()), tmp_path / "w.safetensors"
+    weights.save(path, "torchvision", *trees)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=rf"^weights: {path}: not a whole safetensors file"):
+        weights.load(path, "", *trees)
+
+
+def test_nothing_there(tmp_path):
+    trees = filled(small_resnet())
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        weights.load(tmp_path / "nowhere", "", *trees)
+    with pytest.raises(UserError, match=r"no \.safetensors file in this folder"):
+        weights.load(tmp_path, "", *trees)
+    for name in ("a", "b"):
+        weights.save(tmp_path / f"{name}.safetensors", "timm", *trees)
+    with pytest.raises(UserError, match=r"holds 2 \.safetensors files, name one"):
+        weights.load(tmp_path, "", *trees)
+
+
+def test_unwritable_leaves_what_was_there(tmp_path, monkeypatch):
+    trees, path = filled(small_resnet()), tmp_path / "w.safetensors"
+    weights.save(path, "timm", *trees)
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(UserError, match=rf"{path}: cannot be written: .*No space left"):
+        weights.save(path, "timm", *trees)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_loaded_weights_run(tmp_path):
+    """The trees that come back are what `nnx.merge` takes."""
+    structure, params, stats = split(small_resnet())
+    weights.save(tmp_path / "w.safetensors", "timm", params, stats)
+    again = weights.load(tmp_path / "w.safetensors", "timm", params, stats)
+    x = jnp.ones((1, 32, 32, 3))
+    run = jax.jit(lambda p, s: nnx.merge(structure, p, s, copy=True)(x, False).pooled)
+    np.testing.assert_array_equal(run(*again), run(params, stats))
