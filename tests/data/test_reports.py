@@ -1,0 +1,376 @@
+"""Sections, sentences and clean-up on the wordings that MIMIC-CXR uses."""
+
+import csv
+import random
+
+import pytest
+
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import reports
+
+CLASSIC = """\
+                                 FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+
+ INDICATION:  ___F with new onset ascites  // eval for infection
+
+ TECHNIQUE:  Chest PA and lateral
+
+ COMPARISON:  None.
+
+ FINDINGS:
+
+ There is no focal consolidation, pleural effusion or pneumothorax.  The
+ cardiomediastinal silhouette is normal. Clips project over the left lung,
+ potentially within the breast.
+
+ IMPRESSION:
+
+ No acute cardiopulmonary process.
+"""
+
+WET_READ = """\
+                                 WET READ: ___ ___ ___ 10:26 AM
+  Mild edema. Impression: discussed by phone.
+ ______________________________________________________________________________
+                                 FINAL REPORT
+ AP CHEST, 5:47 A.M., ___
+
+ HISTORY:  Chest pain.
+
+ IMPRESSION:  AP chest compared to ___:
+
+ Moderate pulmonary edema has worsened.  Dr. ___ was paged at 3:15 p.m.
+"""
+
+NO_HEADS = """\
+                                 FINAL REPORT
+ REASON FOR EXAMINATION:  Evaluation of the patient after surgery.
+
+ Portable AP radiograph of the chest was compared to ___.
+
+ The ET tube tip is 4.5 cm above the carina.  No pneumothorax.
+"""
+
+ADDENDUM = """\
+                                 FINAL ADDENDUM
+ ADDENDUM:  The nodule was discussed with Dr. ___ by telephone.
+ ______________________________________________________________________________
+                                 FINAL REPORT
+ INDICATION:  Cough.
+
+ FINDINGS:  A 6 mm nodule lies in the right upper lobe.
+
+ IMPRESSION:
+
+ 1.  Right upper lobe nodule.
+ 2.  No pneumonia.
+
+ RECOMMENDATION(S):  Chest CT in 3 months.
+
+ NOTIFICATION:  Telephoned to Dr. ___ at 2:30 pm.
+"""
+
+
+CLASSIC, WET_READ, NO_HEADS, ADDENDUM = (
+    text.replace("\n\n", "\n \n")  # a blank line of MIMIC-CXR holds one space
+    for text in (CLASSIC, WET_READ, NO_HEADS, ADDENDUM)
+)
+
+
+def found(text: str) -> dict[str, str]:
+    return {name: reports.clean(body) for name, body in reports.sections(text).items()}
+
+
+def test_classic_report():
+    assert found(CLASSIC) == {
+        "examination": "CHEST (PA AND LAT)",
+        "indication": "F with new onset ascites / eval for infection",
+        "technique": "Chest PA and lateral",
+        "comparison": "None.",
+        "findings": "There is no focal consolidation, pleural effusion or pneumothorax. The "
+        "cardiomediastinal silhouette is normal. Clips project over the left lung, potentially "
+        "within the breast.",
+        "impression": "No acute cardiopulmonary process.",
+    }
+
+
+def test_wet_read_ends_where_the_final_report_begins():
+    got = found(WET_READ)
+    assert got["impression"] == (
+        "AP chest compared to: Moderate pulmonary edema has worsened. Dr. was paged at 3:15 p.m."
+    )
+    assert got["history"] == "Chest pain."
+    assert "Mild edema" not in got["impression"]
+    assert "findings" not in got
+
+
+def test_addendum_recommendation_and_notification_are_no_impression():
+    got = found(ADDENDUM)
+    assert got["impression"] == "Right upper lobe nodule. No pneumonia."
+    assert got["findings"] == "A 6 mm nodule lies in the right upper lobe."
+    assert got["addendum"] == "The nodule was discussed with Dr. by telephone."
+    assert got["recommendations"] == "Chest CT in 3 months."
+    assert got["notification"] == "Telephoned to Dr. at 2:30 pm."
+
+
+def test_last_paragraphs_without_findings_and_impression():
+    got = found(NO_HEADS)
+    assert got["indication"] == "Evaluation of the patient after surgery."
+    assert got["last_paragraph"] == (
+        "Portable AP radiograph of the chest was compared to. "
+        "The ET tube tip is 4.5 cm above the carina. No pneumothorax."
+    )
+
+
+def test_title_only_report():
+    title = " FINAL REPORT\n CHEST RADIOGRAPH PERFORMED ON ___\n \n The lungs are clear.\n"
+    assert found(title)["last_paragraph"] == "The lungs are clear."
+    plain = " FINAL REPORT\n The lungs are clear.\n \n No effusion is seen.\n"
+    assert found(plain)["last_paragraph"] == "The lungs are clear. No effusion is seen."
+
+
+@pytest.mark.parametrize(
+    ("head", "section"),
+    [
+        ("FINDINGS:", "findings"),
+        ("FINDINGS :", "findings"),
+        ("FINDING:", "findings"),
+        ("FINDINGS (PRELIMINARY):", "findings"),
+        ("REFERENCE FINDINGS:", "findings"),
+        ("FINDGINGS:", "findings"),
+        ("Findings:", "findings"),
+        ("findings:", "findings"),
+        ("FINDINGS", "findings"),
+        ("Findings", "findings"),
+        ("FINDINGS -", "findings"),
+        ("FINDINGS;", "findings"),
+        ("CHEST, TWO VIEWS:", "findings"),
+        ("PA AND LATERAL VIEWS OF THE CHEST:", "findings"),
+        ("FRONTAL AND LATERAL CHEST RADIOGRAPHS:", "findings"),
+        ("PORTABLE AP CHEST RADIOGRAPH:", "findings"),
+        ("SINGLE FRONTAL VIEW OF THE CHEST:", "findings"),
+        ("REPORT:", "findings"),
+        ("Imaging Notes:", "findings"),
+        ("IMPRESSION:", "impression"),
+        ("IMPRESSION:1.", "impression"),
+        ("IMPRESSIONS:", "impression"),
+        ("IMPRSSION:", "impression"),
+        ("MPRESSION:", "impression"),
+        ("impression:", "impression"),
+        ("Impression", "impression"),
+        ("IMPRESSION (ADDENDUM):", "impression"),
+        ("FINAL IMPRESSION:", "impression"),
+        ("FINDINGS AND IMPRESSION:", "impression"),
+        ("Findings and impression:", "impression"),
+        ("FINDINGS/IMPRESSION:", "impression"),
+        ("FINDINGS/ IMPRESSION:", "impression"),
+        ("IMPRESSION AND RECOMMENDATION:", "impression"),
+        ("IMPRESSION AND RECOMMENDATION(S):", "impression"),
+        ("ADDENDUM TO IMPRESSION:", "impression"),
+        ("CONCLUSION:", "impression"),
+        ("CONCLUSIONS:", "impression"),
+        ("INDICATION:", "indication"),
+        ("IDICATION:", "indication"),
+        ("CLINICAL INDICATION:", "indication"),
+        ("REASON FOR EXAM:", "indication"),
+        ("Reason for examination:", "indication"),
+        ("REASON FOR THE EXAM:", "indication"),
+        ("HISTORY:", "history"),
+        ("CLINICAL HISTORY:", "history"),
+        ("PATIENT HISTORY:", "history"),
+        ("CLINICAL INFORMATION:", "history"),
+        ("COMPARISON:", "comparison"),
+        ("COMPARISONS:", "comparison"),
+        ("COMPARISON FILM:", "comparison"),
+        ("COMPARSION:", "comparison"),
+        ("REFERENCE EXAM:", "comparison"),
+        ("TECHNIQUE:", "technique"),
+        ("EXAMINATION:", "examination"),
+        ("EXAM:", "examination"),
+        ("TYPE OF EXAMINATION:", "examination"),
+        ("RECOMMENDATION:", "recommendations"),
+        ("RECOMMENDATION(S):", "recommendations"),
+        ("NOTIFICATION:", "notification"),
+        ("ADDENDUM:", "addendum"),
+        ("WET READ:", "wet_read"),
+        ("PFI:", "wet_read"),
+    ],
+)
+def test_head_lines(head, section):
+    text = f" FINAL REPORT\n TYPE OF EXAMINATION: Chest.\n\n {head}\n Some words here.\n"
+    assert "Some words here." in found(text)[section]
+    if not head.endswith("1.") and ":" in head:  # the head and its text on one line
+        text = f" FINAL REPORT\n TYPE OF EXAMINATION: Chest.\n {head}  Some words here.\n"
+        assert "Some words here." in found(text)[section]
+
+
+def test_heads_in_flattened_text():
+    flat = " ".join(CLASSIC.split())
+    assert found(flat) == found(CLASSIC)
+    mixed = "Comparison: None. Findings: The lungs are clear. Impression: No acute disease."
+    assert found(mixed) == {
+        "comparison": "None.",
+        "findings": "The lungs are clear.",
+        "impression": "No acute disease.",
+    }
+
+
+def test_organ_heads_belong_to_the_findings():
+    listed = (
+        "FINDINGS:\n LUNGS: Clear.\n HEART: Normal size.\n AP CHEST: fine.\n IMPRESSION: Normal."
+    )
+    assert found(listed)["findings"] == "LUNGS: Clear. HEART: Normal size. AP CHEST: fine."
+    bare = " INDICATION: Cough.\n LUNGS: Clear.\n HEART: Normal size.\n IMPRESSION: Normal."
+    assert found(bare)["findings"] == "LUNGS: Clear. HEART: Normal size."
+    assert found(bare)["indication"] == "Cough."
+
+
+def test_words_with_colons_are_no_heads():
+    text = "FINDINGS: As follows: no effusion. Note: apices are cut off.\n At 10:30 it was: fine."
+    assert list(found(text)) == ["findings"]
+    assert found(text)["findings"].endswith("At 10:30 it was: fine.")
+
+
+def test_repeated_and_empty_sections():
+    text = "IMPRESSION: Preliminary.\nIMPRESSION: Definite words.\nFINDINGS:\nFINDINGS: ___\n"
+    assert found(text) == {"impression": "Definite words."}
+    title = "CHEST, PA AND LATERAL: \n\n INDICATION: Cough.\n\n FINDINGS: Clear lungs."
+    assert found(title) == {"indication": "Cough.", "findings": "Clear lungs."}
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("", ""),
+        (" \n\t ", ""),
+        ("___", ""),
+        ("Compared to ___, the lungs are\n clear.", "Compared to, the lungs are clear."),
+        ("___-year-old woman with cough.", "year-old woman with cough."),
+        ("Seen on ___/___/___ and [**2101-1-1**].", "Seen on and."),
+        ("1. No effusion.\n 2. Clear lungs.", "No effusion. Clear lungs."),
+        ("1. No effusion\n2. Clear lungs", "No effusion. Clear lungs"),
+        ("1) No effusion. 2) Clear lungs.", "No effusion. Clear lungs."),
+        ("1. No effusion 2. Clear lungs", "No effusion. Clear lungs"),
+        ("1.No effusion.  2.Clear lungs.", "No effusion. Clear lungs."),
+        ("- No effusion\n- Clear lungs", "No effusion. Clear lungs"),
+        ("A 2.5 cm mass, was 3. Large.", "A 2.5 cm mass, was 3. Large."),
+        ("Tip\n 2.5 cm above the carina", "Tip 2.5 cm above the carina"),
+        ("Fracture of rib 2. Unchanged.", "Fracture of rib 2. Unchanged."),
+        ("Stable.. Notes: clear. . End", "Stable. Notes: clear. End"),
+        ("Pneumonia ??  Edema , or !", "Pneumonia? Edema, or!"),
+        ("Cough // fever -- chills", "Cough / fever - chills"),
+        ("TITLE ()\n\nThe  lungs\xa0are clear\ufffd .", "TITLE. The lungs are clear."),
+        ("Under .5 cm", "Under .5 cm"),
+        ("ﬁbrosis, 5 cm³", "fibrosis, 5 cm3"),
+        ("Bad \udce9 byte", "Bad byte"),
+        ("... // --", ""),
+    ],
+)
+def test_clean(raw, cleaned):
+    assert reports.clean(raw) == cleaned
+
+
+def test_clean_twice_is_clean_once():
+    draw = random.Random(0)
+    starts = ["", "1. ", "2) ", "- ", "___ ", "\n", "\n\n", " \n 3.  ", "\n(4) "]
+    bodies = ["No effusion", "A 2.5 cm mass // on ___", "Dr. ___, at 5 p.m", "tubes - ( ) , fine"]
+    ends = ["", ".", " .", "..", ":", "?", ". ."]
+    for _ in range(1000):
+        raw = "".join(
+            f" {draw.choice(starts)}{draw.choice(bodies)}{draw.choice(ends)}" for _ in "abc"
+        )
+        once = reports.clean(raw)
+        assert "__" not in once
+        assert reports.clean(once) == once, raw
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("No effusion. Clear lungs.", ["No effusion.", "Clear lungs."]),
+        ("Told to Dr. Smith at 3 p.m. today.", ["Told to Dr. Smith at 3 p.m. today."]),
+        ("Paged at 3 p.m. No answer.", ["Paged at 3 p.m.", "No answer."]),
+        ("Dr. J. Smith called. Fine.", ["Dr. J. Smith called.", "Fine."]),
+        ("A 2.5 cm mass. It grew.", ["A 2.5 cm mass.", "It grew."]),
+        ("1. No effusion.\n2. A mass of\n 2.5 cm.", ["No effusion.", "A mass of 2.5 cm."]),
+        ("1. No effusion\n2. Clear", ["No effusion", "Clear"]),
+        ("Clips at T4. Stable.", ["Clips at T4.", "Stable."]),
+        (
+            "Pneumonia? Probably. (Or edema.) Yes!",
+            ["Pneumonia?", "Probably.", "(Or edema.)", "Yes!"],
+        ),
+        ("heart is normal . no effusion .", ["heart is normal.", "no effusion."]),
+        ("Fluid vs. scar, e.g. from surgery.", ["Fluid vs. scar, e.g. from surgery."]),
+        ("Line, tube, etc. in place. Good.", ["Line, tube, etc. in place.", "Good."]),
+        ("Seen (Fig. 2). Clear.", ["Seen (Fig. 2).", "Clear."]),
+        ("No pneumonia.  . ___.", ["No pneumonia."]),
+        ("", []),
+    ],
+)
+def test_sentences(text, expected):
+    assert reports.sentences(text) == expected
+    ended = [part if part[-1] in ".?!)" else part + "." for part in expected[:-1]]
+    assert reports.sentences(reports.clean(text)) == ended + expected[-1:]
+
+
+def test_token_count():
+    assert [reports.token_count(text) for text in ("", ".", "Normal.", "No acute disease.")] == [
+        0,
+        0,
+        1,
+        3,
+    ]
+
+
+def test_select_text():
+    both = ("findings", "impression")
+    assert reports.select_text("A.", "B.", "raw", both) == "A. B."
+    assert reports.select_text("A.", "B.", "raw", ("impression", "findings")) == "B. A."
+    assert reports.select_text("A.", "B.", "raw", ("impression",)) == "B."
+    assert reports.select_text("A.", "", "raw", ("impression",)) == "A."
+    assert reports.select_text("", "B.", "raw", ("findings",)) == "B."
+    assert reports.select_text("A.", "B.", " all\n of it ", ("report",)) == "all of it"
+    assert reports.select_text("A.", "B.", CLASSIC, ("comparison", "impression")) == "None. B."
+    assert (
+        reports.select_text("", "", "One line.\n\nTwo ___ lines.", both) == "One line. Two lines."
+    )
+    assert reports.select_text("", "", NO_HEADS, both).startswith("Portable AP radiograph")
+    with pytest.raises(UserError, match="'finding' is not one of findings, impression"):
+        reports.select_text("A.", "B.", "", ("finding",))
+
+
+def test_body_of_a_report_without_findings():
+    both = ("findings", "impression")
+    written = "INDICATION: Cough.\nCOMPARISON: ___. The lungs are clear. No effusion."
+    assert reports.select_text("", "", written, both) == "The lungs are clear. No effusion."
+    loose = "PRESENTATION: Short of breath. There is patchy opacity in both lungs."
+    assert reports.select_text("", "", loose, both).endswith(
+        "There is patchy opacity in both lungs."
+    )
+    assert reports.select_text("", "", "INDICATION: Cough.\nCOMPARISON: None.", both) == ""
+
+
+def test_real_notes(shared_data):
+    with (shared_data / "covid_pairs" / "pairs.csv").open(encoding="utf-8") as stream:
+        notes = [row["report"] for row in csv.DictReader(stream)]
+    headed = 0
+    for note in notes:
+        cleaned = reports.clean(note)
+        assert reports.clean(cleaned) == cleaned
+        assert not any(mark in cleaned for mark in ("__", "..", " .", "  ", "\n"))
+        parts = reports.sentences(note)
+        assert " ".join(parts) == cleaned
+        assert all(len(part) < 700 for part in parts)
+        got = found(note)
+        text = reports.select_text(
+            got.get("findings", ""), got.get("impression", ""), note, ("findings", "impression")
+        )
+        assert reports.token_count(text) >= 3
+        headed += "findings" in got
+        if "Imaging Notes:" in note:
+            assert "findings" in got
+            assert "Presentation" not in got["findings"]
+        elif "findings" not in got:
+            assert text in cleaned
+    assert headed > 10
