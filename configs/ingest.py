@@ -1,0 +1,32 @@
+"""Ingestion: radiographs and reports from a source to a directory of shards (<workdir>/shards).
+
+demo: the embedded phantom corpus; smoke: a few of it.
+pairs: a CSV with an image and a report column:
+  --config.ingest.path=pairs.csv --config.ingest.pairs.image=path --config.ingest.pairs.report=text
+folder: class folders, <path>/[train|valid|test/]<class>/*.jpg: --config.ingest.path=DIR
+paper: MIMIC-CXR-JPG 2.0.0 at 256 pixels, --config.ingest.path=DIR with its `files` folder and the
+  csv.gz tables; --config.ingest.mimic_cxr.reports=DIR when the reports are elsewhere.
+Train on the result: --config configs/convirt.py --config.data.sources="('<workdir>/shards',)"
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+VARIANTS = (*common.VARIANTS, "pairs", "folder")
+
+
+def get_config(variant: str = "demo") -> ConfigDict:
+    common.check(variant, VARIANTS)
+    config = ConfigDict({"task": "ingest"})
+    config.ingest = common.phantom(size=96, subjects=2500)
+    config.ingest.mimic_cxr = {"reports": ""}
+    config.ingest.folder = {"subject": ""}
+    if variant == "smoke":
+        config.ingest.update({"size": 32, "records_per_shard": 16, "workers": 1})
+        config.ingest.phantom.subjects = 20
+    if variant == "paper":
+        config.ingest.update({"source": "mimic_cxr", "path": "data/mimic-cxr-jpg", "size": 256})
+    if variant in ("pairs", "folder"):
+        config.ingest.update({"source": variant, "size": 256})
+    return config

@@ -1,0 +1,321 @@
+"""Shards: TFDS data sets on ArrayRecord, written and read without TensorFlow.
+
+`tfds.builder_from_directory(directory).as_data_source(split)` reads what is written here without
+this package. `medsyn.json`, written last, tells what TFDS does not keep: label names, the sizes
+that prove the files whole, hashes of the split files, and what the set was made from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
+
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import splits
+
+FORMAT = 1
+INFO = "medsyn.json"
+TEXTS = ("key", "subject", "report", "findings", "impression", "view")
+IMAGES = ("image", "mask_lungs", "mask_pneumothorax", "mask_effusion")
+OPTIONAL = (*IMAGES[1:], "boxes")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What one finished shard file holds."""
+
+    name: str
+    split: str
+    keys: list[str]
+    rejects: list[tuple[str, str]]  # (key, reason)
+    optional: Sequence[str] | None  # the optional fields of its records; None when it has no record
+    payload: int  # bytes of the records
+    size: int  # bytes of the file
+
+
+def shard_name(dataset: str, split: str, index: int, count: int) -> str:
+    """The file name that TFDS expects."""
+    return f"{dataset}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def features(
+    label_names: Sequence[str], optional: Sequence[str] = ()
+) -> tfds.features.FeaturesDict:
+    """The TFDS features of the record schema, with the `optional` fields that this set has."""
+    t = tfds.features
+    grey = functools.partial(t.Image, shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
+    labels = f"1 positive, 0 negative, -1 uncertain, -2 unknown: {', '.join(label_names)}"
+    boxes = t.Sequence({"bbox": t.Tensor(shape=(4,), dtype=np.float32), "label": t.Text()})
+    return t.FeaturesDict(
+        {name: t.Text() for name in TEXTS}
+        | {"image": grey(doc="grey, high is bright as on a viewing screen")}
+        | {"labels": t.Tensor(shape=(len(label_names),), dtype=np.int8, doc=labels)}
+        | {name: boxes if name == "boxes" else grey() for name in sorted(optional)}
+    )
+
+
+def write_shard(
+    path: Path,
+    split: str,
+    examples: Iterable[Mapping[str, Any]],
+    label_names: Sequence[str],
+    rejects: Sequence[tuple[str, str]] = (),
+) -> Shard:
+    """Writes one shard under a temporary name, checks it, notes what it holds, and renames it.
+
+    Args:
+        path: the final name.
+        split: of the records.
+        examples: records of the schema, images as PNG bytes.
+        label_names: one for each entry of `labels`.
+        rejects: (key, reason) of the records left out, complete once `examples` has been consumed.
+
+    Returns:
+        What the shard holds; `finished(path)` gives it again later.
+
+    Raises:
+        OSError: with errno ENOSPC and the like when the disk is full; nothing is left at `path`.
+    """
+    temporary = temporary_name(path)
+    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+    try:
+        keys, optional, payload = _write_records(writer, examples, label_names)
+        writer.close()
+        _check_written(temporary, len(keys))
+        size = temporary.stat().st_size
+        shard = Shard(path.name, split, keys, list(rejects), optional, payload, size)
+        write_text(_note(path), json.dumps(dataclasses.asdict(shard)))
+        os.replace(temporary, path)
+    except RuntimeError as error:  # array_record tells of a full disk in words only, and at the end
+        for number in _DISK_FULL:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+    finally:
+        if writer.is_open():
+            _close_quietly(writer)
+        temporary.unlink(missing_ok=True)
+    return shard
+
+
+def finished(path: Path) -> Shard | None:
+    """What the shard at `path` holds; None when it is missing or not whole."""
+    try:
+        shard = Shard(**json.loads(_note(path).read_text()))
+        if path.stat().st_size != shard.size:
+            return None
+    except (OSError, ValueError, TypeError):
+        return None
+    return dataclasses.replace(shard, rejects=[(key, reason) for key, reason in shard.rejects])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that readers see the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where `path` is written until it is whole; `.*.tmp` is nobody's finished file."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def write_tfds_info(directory: Path, shards: Sequence[Shard], label_names: Sequence[str]) -> None:
+    """Writes `dataset_info.json` and `features.json` for all `shards`, given in file order."""
+    optional = {tuple(shard.optional) for shard in shards if shard.optional is not None}
+    if len(optional) > 1:
+        raise ValueError(f"{directory}: shards differ in their optional fields: {optional}")
+    infos = []
+    for split in dict.fromkeys(shard.split for shard in shards):
+        members = [shard for shard in shards if shard.split == split]
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[len(shard.keys) for shard in members],
+                num_bytes=sum(shard.payload for shard in members),
+            )
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=features(label_names, optional.pop() if optional else ()),
+        split_infos=infos,
+        check_data=False,  # that check reads through TensorFlow
+        description="Radiographs with reports, written by medsyn_jax",
+    )
+
+
+def describe(directory: Path | str) -> dict[str, Any]:
+    """Reads `medsyn.json` and checks that the files it lists are whole, by name and size.
+
+    Raises:
+        UserError: naming the directory when it is no finished data set, or the file that is
+            missing or cut short.
+    """
+    directory = Path(directory)
+    try:
+        info = json.loads((directory / INFO).read_text())
+    except OSError as error:
+        what = (
+            "holds no data set"
+            if not (directory / "dataset_info.json").exists()
+            else (f"has no {INFO}: its ingestion did not end, or another program wrote it")
+        )
+        raise UserError(f"data: {directory}: {what}: run the ingest command into it") from error
+    except ValueError as error:
+        raise UserError(f"data: {directory / INFO}: is not valid JSON: ingest again") from error
+    if info.get("format") != FORMAT:
+        raise UserError(
+            f"data: {directory}: has format {info.get('format')}, this version reads {FORMAT}: "
+            "ingest again into another directory"
+        )
+    for name, file in info["files"].items():
+        path = directory / name
+        if not path.exists():
+            raise UserError(f"data: {path}: is missing: restore it, or ingest again")
+        if path.stat().st_size != file["bytes"]:
+            raise UserError(
+                f"data: {path}: has {path.stat().st_size} bytes instead of {file['bytes']}, "
+                "it was cut short or changed: restore it, or delete it and ingest again"
+            )
+    return info
+
+
+def label_names(directory: Path | str) -> list[str]:
+    """The name of each entry of `labels`."""
+    return list(describe(directory)["label_names"])
+
+
+class Records:
+    """Random access to the records of one split of a shard directory.
+
+    `records[i]` is a dict: texts as str, images and masks as uint8[h, w], labels as int8[l],
+    boxes as a list of {"bbox": float32[4], "label": str}.
+
+    Raises:
+        UserError: for a directory that is not whole, or a split that it lacks.
+    """
+
+    def __init__(self, directory: Path | str, split: str):
+        self.directory, self.split = Path(directory), split
+        self.info = describe(directory)
+        if not self.info["splits"].get(split, {}).get("records"):
+            have = [name for name, s in self.info["splits"].items() if s["records"]]
+            raise UserError(f"data: {directory}: split {split} has no record, it has {have}")
+        self.source = tfds.builder_from_directory(directory).as_data_source(
+            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        self.label_names: list[str] = list(self.info["label_names"])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        features = self.features(index)
+        return {name: value(features, name) for name in (*TEXTS, "labels")} | {
+            name: value(features, name) for name in (*IMAGES, "boxes") if _present(features, name)
+        }
+
+    def features(self, index: int) -> Mapping[str, Any]:
+        """The stored fields of a record, to be decoded by `value` one by one."""
+        try:
+            data = self.source[index]
+        except RuntimeError as error:
+            raise UserError(
+                f"data: {self.directory}: record {index} of {self.split} cannot be read, its "
+                f"shard is damaged ({str(error)[:80]}): restore it, or ingest again"
+            ) from error
+        example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
+        return example.FromString(data).features.feature
+
+    @functools.cached_property
+    def keys(self) -> list[str]:
+        """The key of every record, in order, from the split file, whose hash is checked."""
+        sha256 = self.info["splits"][self.split]["sha256"]
+        return splits.read_keys(self.directory / "splits" / f"{self.split}.txt", sha256)
+
+
+def open_split(directory: Path | str, split: str) -> Records:
+    """Random access to the records of one split; see `Records`."""
+    return Records(directory, split)
+
+
+def value(features: Mapping[str, Any], name: str) -> Any:
+    """Decodes one field of a stored record; the type is as in `Records`."""
+    if name == "labels":
+        return np.array(features["labels"].int64_list.value, np.int8)
+    if name == "boxes":
+        corners = np.array(features["boxes/bbox"].float_list.value, np.float32).reshape(-1, 4)
+        names = features["boxes/label"].bytes_list.value
+        return [{"bbox": c, "label": n.decode()} for c, n in zip(corners, names, strict=True)]
+    data = features[name].bytes_list.value[0]
+    return decode_png(data) if name in IMAGES else data.decode()
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """PNG bytes to uint8[h, w]."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image if image.mode == "L" else image.convert("L"))
+
+
+def _present(features: Mapping[str, Any], name: str) -> bool:
+    return ("boxes/bbox" if name == "boxes" else name) in features
+
+
+def _note(path: Path) -> Path:
+    return path.parent / "parts" / f"{path.name}.json"
+
+
+def _write_records(
+    writer: Any, examples: Iterable[Mapping[str, Any]], label_names: Sequence[str]
+) -> tuple[list[str], Sequence[str] | None, int]:
+    keys: list[str] = []
+    optional: Sequence[str] | None = None
+    schema = features(label_names)
+    payload = 0
+    for example in examples:
+        present = sorted(set(OPTIONAL) & example.keys())
+        if optional is None:
+            optional, schema = present, features(label_names, present)
+        if present != optional:
+            raise ValueError(f"record {example['key']} has {present}, those before have {optional}")
+        data = schema.serialize_example(schema.encode_example(dict(example)))
+        writer.write(data)
+        keys.append(example["key"])
+        payload += len(data)
+    return keys, optional, payload
+
+
+def _check_written(path: Path, count: int) -> None:
+    """A shard that cannot be read back is found now, not in the middle of a training."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    reader = array_record_module.ArrayRecordReader(str(path))
+    found = reader.num_records()
+    reader.close()
+    if found != count:
+        raise OSError(errno.EIO, f"only {found} of {count} records can be read back", str(path))
+
+
+def _close_quietly(writer: array_record_module.ArrayRecordWriter) -> None:
+    with contextlib.suppress(RuntimeError):  # the error that brought us here is the one to tell
+        writer.close()

@@ -1,0 +1,180 @@
+"""Which record belongs to which split: by subject, never by record, and written down.
+
+A subject's split is a hash of (seed, subject), so that records added later never move anybody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medsyn_jax.core.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+
+_ALIASES = {
+    "training": "train",
+    "val": "valid",
+    "validate": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "testing": "test",
+}
+
+
+def assign(
+    records: Sequence[tuple[str, str, str | None]], shares: Sequence[float], seed: int
+) -> dict[str, str]:
+    """Gives every record its split.
+
+    Args:
+        records: (key, subject, split given by the source or None). Either all or none of the
+            records bring a split. Given splits are kept; when there is no valid one, it is drawn
+            from the subjects of train.
+        shares: of train, valid and test, adding up to 1. They count subjects, not records.
+        seed: of the draw.
+
+    Returns:
+        key -> 'train' | 'valid' | 'test'.
+
+    Raises:
+        UserError: for shares or split names that make no sense, for a set of which only a part
+            has a split, and for a subject in two splits.
+    """
+    shares = [float(share) for share in shares]
+    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise UserError(
+            f"split_shares: {tuple(shares)}: give train, valid and test, adding up to 1"
+        )
+    given = [(key, subject, _canonical(split, key)) for key, subject, split in records if split]
+    if given and len(given) < len(records):
+        key = next(key for key, _, split in records if not split)
+        raise UserError(
+            f"split: record {key} has none while {len(given)} others have one: "
+            "fill the column for every record, or for none"
+        )
+    if not given:
+        bounds = np.cumsum(shares)[:2]
+        names = {
+            s: SPLITS[int(np.searchsorted(bounds, unit(seed, s), "right"))] for _, s, _ in records
+        }
+        return {key: names[subject] for key, subject, _ in records}
+    check_leaks(given)
+    if not any(split == "valid" for _, _, split in given):
+        share = shares[1] / max(shares[0] + shares[1], 1e-9)
+        given = [
+            (key, s, "valid" if split == "train" and unit(seed, f"valid/{s}") < share else split)
+            for key, s, split in given
+        ]
+    return {key: split for key, _, split in given}
+
+
+def check_leaks(records: Iterable[tuple[str, str, str]]) -> None:
+    """Refuses a subject that is in two splits.
+
+    Args:
+        records: (key, subject, split).
+
+    Raises:
+        UserError: naming the subject and the two splits, with a record of each.
+    """
+    home: dict[str, tuple[str, str]] = {}
+    for key, subject, split in records:
+        before, first = home.setdefault(subject, (split, key))
+        if before != split:
+            raise UserError(
+                f"split: subject {subject} is in {before} (record {first}) and in {split} "
+                f"(record {key}): one subject belongs to one split, correct the source"
+            )
+
+
+def fraction(keys: Sequence[str], labels: np.ndarray | None, share: float, seed: int) -> list[str]:
+    """Draws a label fraction; for one seed the 1 % set lies within the 10 % set, and so on.
+
+    Args:
+        keys: of the records to draw from.
+        labels: int[n] classes or int[n, l] labels in the order of `keys`. Where every record has
+            exactly one positive label, each class is drawn in its own proportion, and at least
+            one record of it. None, or several positives a record: drawn without regard to labels.
+        share: in (0, 1].
+        seed: of the draw.
+
+    Returns:
+        The chosen keys, in the order of `keys`.
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"label fraction: {share}: must be above 0 and at most 1")
+    classes = _single_label(labels, len(keys))
+    order = sorted(range(len(keys)), key=lambda i: _digest(seed, f"fraction/{keys[i]}"))
+    chosen: set[int] = set()
+    for name in np.unique(classes):
+        members = [i for i in order if classes[i] == name]
+        chosen.update(members[: max(1, round(share * len(members)))])
+    return [key for i, key in enumerate(keys) if i in chosen]
+
+
+def write_keys(path: Path, keys: Sequence[str]) -> str:
+    """Writes one key a line, all or nothing, and returns the sha256 of the file."""
+    text = "".join(f"{key}\n" for key in keys).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return hashlib.sha256(text).hexdigest()
+
+
+def read_keys(path: Path, sha256: str | None = None) -> list[str]:
+    """Reads the keys of a split file.
+
+    Args:
+        path: written by `write_keys`.
+        sha256: what the file must hash to, if known.
+
+    Raises:
+        UserError: when the file is missing or has been changed.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"split file: {path}: cannot be read ({error.strerror})") from error
+    if sha256 is not None and hashlib.sha256(text).hexdigest() != sha256:
+        raise UserError(
+            f"split file: {path}: was changed after it was written (its hash differs from the "
+            "recorded one): restore it, or make the data set again"
+        )
+    return text.decode().splitlines()
+
+
+def unit(seed: int, name: str) -> float:
+    """A number in [0, 1) that depends on the seed and the name alone."""
+    return int.from_bytes(_digest(seed, name)[:7], "big") / 2.0**56
+
+
+def _digest(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+
+def _canonical(split: str, key: str) -> str:
+    name = split.strip().lower()
+    name = _ALIASES.get(name, name)
+    if name not in SPLITS:
+        raise UserError(f"split: {split!r} of record {key}: use train, valid or test")
+    return name
+
+
+def _single_label(labels: np.ndarray | None, count: int) -> np.ndarray:
+    if labels is None:
+        return np.zeros(count, int)
+    if labels.ndim == 1:
+        return labels
+    positive = labels == 1
+    if labels.shape[1] > 1 and np.all(positive.sum(axis=1) == 1):
+        return positive.argmax(axis=1)
+    return np.zeros(count, int)

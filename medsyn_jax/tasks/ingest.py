@@ -1,0 +1,29 @@
+"""The ingest command: a source becomes <workdir>/shards, with a summary in results.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medsyn_jax.core.log import console, write_config, write_results
+from medsyn_jax.data import ingestion, shards
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Ingests `config.ingest`; running it again completes what was begun.
+
+    Raises:
+        UserError: as `ingestion.ingest`.
+    """
+    directory = ingestion.ingest(config.ingest, workdir / "shards")
+    write_config(workdir, config, free=("ingest.workers", "ingest.max_reject_share", "ingest.path"))
+    info = shards.describe(directory)
+    counts = {split: part["records"] for split, part in info["splits"].items()}
+    metrics = {f"records/{split}": {"value": n, "n": n} for split, n in counts.items()}
+    metrics["rejects"] = {"value": info["rejects"], "n": sum(counts.values()) + info["rejects"]}
+    write_results(workdir, "ingest", metrics)
+    lines = [f"{split}: sha256 of its keys {p['sha256']}" for split, p in info["splits"].items()]
+    if info["rejects"]:
+        lines.append(f"rejected records and why: {directory / ingestion.REJECTS}")
+    for line in (*lines, f"fingerprint {info['fingerprint']}"):
+        console.print(line, soft_wrap=True)
