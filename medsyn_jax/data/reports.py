@@ -83,7 +83,7 @@ _HEAD_PATTERNS = (
     re.compile(rf"^[ \t]*(?=[A-Z])(?P<head>(?i:{_ALL})){_NOTE}[ \t]*[-–.;]?[ \t]*$", re.M),
     re.compile(rf"^[ \t]*(?P<head>{_UPPER}){_NOTE}(?:[;.]|[ \t]+[-–])[ \t]+(?=\S)", re.M),
     # Flattened text: capitals anywhere, other case only after the end of a sentence.
-    re.compile(rf"(?<![\w(/&-])(?P<head>{_UPPER_INLINE}){_NOTE}[ \t]*:"),
+    re.compile(rf"(?<![\w(/&-])(?=[A-Z]{{3}})(?P<head>{_UPPER_INLINE}){_NOTE}[ \t]*:"),
     re.compile(rf"(?:(?<=[.?!] )|(?<=[.?!]  ))(?=[A-Z])(?P<head>(?i:{_INLINE}))[ \t]*:"),
     # The end of a wet read or an addendum: a ruled line, or the title of the report proper.
     re.compile(r"_{10,}"),
@@ -149,8 +149,8 @@ def sections(text: str) -> dict[str, str]:
       When there are neither findings nor impression, `last_paragraph` holds what follows the first
       paragraph of the last section, or a report under a bare title.
     """
-    segments = [(name, body) for name, body in _segments(text) if clean(body)]
-    headed = len(_segments(text)) > 1
+    every = _segments(text)
+    segments = [(name, body) for name, body in every if clean(body)]
     result: dict[str, str] = {}
     loose = [body.strip() for name, body in segments if name in ("view", "anatomy")]
     for name, body in segments:
@@ -161,7 +161,7 @@ def sections(text: str) -> dict[str, str]:
             result[name] = "\n".join(filter(None, (result.get(name), body.strip())))
     if "findings" not in result and loose:
         result["findings"] = "\n".join(loose)
-    if headed and "findings" not in result and "impression" not in result:
+    if len(every) > 1 and "findings" not in result and "impression" not in result:
         _take_last_paragraph(result, segments)
     return result
 
