@@ -1,0 +1,81 @@
+"""Parts that several experiment configs share."""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("demo", "smoke", "paper")
+
+
+def check(variant: str, known: tuple[str, ...] = VARIANTS) -> None:
+    if variant not in known:
+        raise ValueError(f"variant {variant!r} is unknown: choose from {', '.join(known)}")
+
+
+def phantom(size: int, subjects: int) -> ConfigDict:
+    """How the embedded corpus, or a CSV of one's own pairs, becomes shards."""
+    return ConfigDict(
+        {
+            "source": "phantom",
+            "path": "",
+            "size": size,
+            "sections": ("findings", "impression"),
+            "min_tokens": 3,
+            "frontal_only": True,
+            "max_reject_share": 0.05,
+            "records_per_shard": 512,
+            "workers": 0,
+            "seed": 0,
+            "split_shares": (0.8, 0.1, 0.1),
+            "phantom": {"subjects": subjects, "studies_per_subject": 2},
+            "pairs": {
+                "image": "image",
+                "report": "report",
+                "subject": "",
+                "split": "",
+                "view": "",
+                "labels": (),
+            },
+        }
+    )
+
+
+def resnet(depths: tuple[int, ...], width: int, block: str, channels: int, stem: str) -> ConfigDict:
+    """An image encoder; `weights` names a safetensors file, empty for a random start."""
+    return ConfigDict(
+        {
+            "depths": depths,
+            "width": width,
+            "block": block,
+            "channels": channels,
+            "stem": stem,
+            "remat": False,
+            "weights": "",
+            "layout": "",
+            "mean": 0.5,
+            "std": 0.25,
+        }
+    )
+
+
+def resnet50() -> ConfigDict:
+    return resnet((3, 4, 6, 3), 64, "bottleneck", 3, "7x7")
+
+
+def bert(width: int, layers: int, heads: int, max_length: int, dropout: float) -> ConfigDict:
+    """A text encoder; `weights` names a safetensors file or Hugging Face folder."""
+    return ConfigDict(
+        {
+            "width": width,
+            "layers": layers,
+            "heads": heads,
+            "mlp_width": 4 * width,
+            "max_length": max_length,
+            "types": 2,
+            "pooler": False,
+            "dropout": dropout,
+            "eps": 1e-12,
+            "remat": False,
+            "pooling": "cls",
+            "weights": "",
+            "layout": "",
+        }
+    )

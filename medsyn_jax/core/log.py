@@ -1,0 +1,202 @@
+"""What a run leaves in its workdir besides checkpoints: config.json, metrics.jsonl, TensorBoard
+events and results.json. Only the first process writes; every file is replaced whole or appended to.
+"""
+
+import errno
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from medsyn_jax.core.errors import UserError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
+console = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line on the terminal (stderr), from the first process only."""
+    if jax.process_index() == 0:
+        console.print(text)
+
+
+@contextmanager
+def full_disk_is_user_error(where: Path | str) -> Iterator[None]:
+    """Turn "no space left" into one line; whatever was complete before stays as it is."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"disk full: {where}: free some space and run the same command again; "
+                "everything that was complete has been kept"
+            ) from e
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` so that readers see the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with full_disk_is_user_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(json.dumps(value, indent=2) + "\n")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_results(workdir: Path, task: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """results.json, and the same figures as lines on the terminal.
+
+    metrics: name -> {"value": v} plus "n" and "ci95" [low, high] where it is an estimate.
+    """
+    if jax.process_index():
+        return
+    write_json(workdir / "results.json", {"task": task, "metrics": dict(metrics)})
+    width = max((len(name) for name in metrics), default=0)
+    for name, m in metrics.items():
+        interval = "  [{:.4g}, {:.4g}]".format(*m["ci95"]) if m.get("ci95") else ""
+        count = f"  n={m['n']}" if "n" in m else ""
+        print(f"{name:<{width}}  {m['value']:.4g}{interval}{count}")
+    print(f"results: {workdir / 'results.json'}", flush=True)
+
+
+def _git_commit() -> str:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    return {
+        k: v
+        for key, sub in value.items()
+        for k, v in _flat(sub, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def write_config(workdir: Path, config: Any, free: tuple[str, ...] = ()) -> None:
+    """config.json: the effective config, versions and commit; or check it against the one there.
+
+    free: prefixes of fields that may differ between starts of one run (devices, threads).
+    Raises UserError if any other field differs from what the workdir was made with.
+    """
+    path = workdir / "config.json"
+    new = json.loads(config.to_json())
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())["config"]
+        except (ValueError, KeyError):
+            raise UserError(f"{path}: not a config written by medsyn_jax: move it away") from None
+        a, b = _flat(old), _flat(new)
+        changed = sorted(
+            k
+            for k in a.keys() | b.keys()
+            if a.get(k) != b.get(k) and not any(k.startswith(f) for f in free)
+        )
+        if changed:
+            shown = ", ".join(f"{k} {a.get(k)!r} -> {b.get(k)!r}" for k in changed[:3])
+            raise UserError(
+                f"{workdir} was made with another config ({shown}): "
+                "give another --workdir, or the same values to resume"
+            )
+    if jax.process_index() == 0:
+        versions = {name: metadata.version(name) for name in PACKAGES}
+        write_json(path, {"config": new, "versions": versions, "commit": _git_commit()})
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl and TensorBoard, and shows progress with rate and loss.
+
+    On a terminal that is a bar; elsewhere one plain line about every `every_s` seconds.
+    """
+
+    def __init__(self, workdir: Path, step: int, steps: int, records: int, every_s: float = 10.0):
+        """step: where the run (re)starts: later lines of an earlier attempt are dropped, since
+        they will be written again. records: how many records one step trains on."""
+        self.main = jax.process_index() == 0
+        self.steps, self.records, self.every_s = steps, records, every_s
+        self._shown_step, self._shown_at = step, time.monotonic()
+        if not self.main:
+            return
+        from tensorboardX import SummaryWriter
+
+        self._path = workdir / "metrics.jsonl"
+        self._forget_after(step)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("step {task.completed}/{task.total}  {task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("train", total=steps, completed=step, text="")
+        self._bar.start()
+
+    def _forget_after(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue  # the line that a kill cut short
+        temporary = self._path.with_suffix(".jsonl.tmp")
+        with full_disk_is_user_error(self._path):
+            temporary.write_text("".join(kept))
+            temporary.replace(self._path)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl and one TensorBoard point a metric."""
+        if not self.main:
+            return
+        with full_disk_is_user_error(self._path), self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def progress(self, step: int, loss: float) -> float | None:
+        """Show where the run is; returns images/s when it is time for a new reading."""
+        now = time.monotonic()
+        if not self.main or (now - self._shown_at < self.every_s and step < self.steps):
+            return None
+        rate = (step - self._shown_step) * self.records / max(now - self._shown_at, 1e-9)
+        self._shown_step, self._shown_at = step, now
+        text = f"loss {loss:.4f}  {rate:.1f} images/s"
+        self._bar.update(self._task, completed=step, text=text)
+        if not console.is_terminal:
+            console.print(f"step {step}/{self.steps}  {text}")
+        return rate
+
+    def pause(self) -> None:
+        """Leave time that was not spent on training (evaluation, saving) out of the next rate."""
+        self._paused_at = time.monotonic()
+
+    def resume(self) -> None:
+        self._shown_at += time.monotonic() - self._paused_at
+
+    def close(self) -> None:
+        if self.main:
+            self._bar.stop()
+            self._board.close()

@@ -1,0 +1,112 @@
+"""The device mesh (`data` x `fsdp`), where arrays live on it, and the processes that make it up."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from medsyn_jax.core import tree
+from medsyn_jax.core.errors import UserError
+
+# Rule values: "fsdp" shards the largest axis that the fsdp mesh axis divides, "" replicates.
+FSDP_RULES: tree.Rules = ((r".*", "fsdp"),)
+_MIN_SHARDED = 2**14  # smaller leaves cost more in messages than they save in memory
+
+
+def initialize(cpu_devices: int = 0) -> None:
+    """Join the other processes of this run, if the environment says that there are any.
+
+    TPU pods and Slurm are found by `jax.distributed` itself; any other launcher sets
+    MEDSYN_COORDINATOR=host:port, MEDSYN_PROCESSES and MEDSYN_PROCESS. Call before any computation.
+    """
+    coordinator = os.environ.get("MEDSYN_COORDINATOR")
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if coordinator:
+        try:
+            processes, process = (
+                int(os.environ[n]) for n in ("MEDSYN_PROCESSES", "MEDSYN_PROCESS")
+            )
+        except (KeyError, ValueError) as e:
+            raise UserError(
+                f"MEDSYN_COORDINATOR is set, so MEDSYN_PROCESSES and MEDSYN_PROCESS must be "
+                f"whole numbers: {e}"
+            ) from None
+        jax.distributed.initialize(coordinator, processes, process)
+    elif _is_tpu_pod() or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        jax.distributed.initialize()
+
+
+def _is_tpu_pod() -> bool:
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return len(hosts.split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """A `data` x `fsdp` mesh over all devices; one of the two may be -1, meaning "the rest"."""
+    count = jax.device_count()
+    shape = [data, fsdp]
+    if shape.count(-1) == 1:
+        known = -int(np.prod(shape))
+        shape[shape.index(-1)] = count // known if known > 0 else 0
+    if min(shape) < 1 or int(np.prod(shape)) != count:
+        raise UserError(
+            f"config.mesh: data={data} x fsdp={fsdp} does not fit the {count} devices of this run: "
+            f"their product must be {count} (-1 stands for the rest)"
+        )
+    return jax.make_mesh(tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 0 over all devices: FSDP shards parameters, never the work on a record."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def shardings(mesh: Mesh, shapes: Any, rules: tree.Rules = FSDP_RULES) -> Any:
+    """Where each leaf of `shapes` (arrays or ShapeDtypeStructs) lives, by rules over its name."""
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        value = tree.match(rules, tree.name_of(path))
+        fsdp = mesh.shape["fsdp"]
+        fits = [i for i, n in enumerate(leaf.shape) if n % fsdp == 0]
+        if value != "fsdp" or fsdp == 1 or not fits or leaf.size < _MIN_SHARDED:
+            return NamedSharding(mesh, P())
+        axis = max(fits, key=lambda i: leaf.shape[i])
+        return NamedSharding(mesh, P(*(None,) * axis, "fsdp"))
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def per_process(global_batch: int, mesh: Mesh, accumulate: int = 1) -> int:
+    """Records of one global batch that this process loads; UserError if they do not divide."""
+    parts = mesh.size * accumulate
+    if global_batch % parts:
+        by = f"{mesh.size} devices" + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
+        raise UserError(
+            f"config.data.batch_size: {global_batch} does not divide over {by}: "
+            f"use a multiple of {parts}"
+        )
+    return global_batch // jax.process_count()
+
+
+def to_devices(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Global arrays, sharded along axis 0, out of what each process holds of the batch."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in local.items()}
+
+
+def to_host(arrays: Any) -> Any:
+    """Whole arrays as NumPy on every process, wherever their pieces live."""
+    if jax.process_count() == 1:
+        return jax.device_get(arrays)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(arrays, tiled=True)

@@ -1,0 +1,107 @@
+"""Images from the loader's bytes to what an encoder sees, on the device, inside the jitted step.
+
+Crops, scalings and shifts are two matrix products a record (`jax.image.scale_and_translate`);
+only a rotation needs a gather. Every record has a key of its own: `split(key, b)`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, UInt8
+
+Range = tuple[float, float]
+
+
+def normalize(
+    images: UInt8[Array, "b h w"], *, mean: float = 0.5, std: float = 0.25, channels: int = 1
+) -> Float[Array, "b h w c"]:
+    """Bytes to (x / 255 - mean) / std in fp32, the grey repeated over `channels`."""
+    x = (images.astype(jnp.float32) / 255.0 - mean) / std
+    return jnp.broadcast_to(x[..., None], (*x.shape, channels))
+
+
+def center_crop(images: UInt8[Array, "b h w"], size: int) -> UInt8[Array, "b s s"]:
+    """The middle `size` x `size` pixels: what evaluation sees. size <= h, w."""
+    top, left = ((n - size) // 2 for n in images.shape[1:])
+    return images[:, top : top + size, left : left + size]
+
+
+def augment(
+    key: Key[Array, ""],
+    images: UInt8[Array, "b h w"],
+    *,
+    size: int,
+    area: Range = (1.0, 1.0),
+    aspect: Range = (1.0, 1.0),
+    flip: float = 0.0,
+    rotate: float = 0.0,
+    shift: float = 0.0,
+    zoom: Range = (1.0, 1.0),
+    jitter: Range = (1.0, 1.0),
+    blur: Range = (0.0, 0.0),
+    mean: float = 0.5,
+    std: float = 0.25,
+    channels: int = 1,
+) -> Float[Array, "b size size c"]:
+    """Random views of a batch, as ConVIRT (arXiv 2010.00747, 3.3) and its successors draw them.
+
+    area: share of the image that the crop covers; aspect: width / height of the crop (drawn in the
+    logarithm). flip: probability of a left-right flip. rotate: degrees to either side. shift: share
+    of the crop's side, to either side. zoom: scaling of the crop about its centre. jitter: range of
+    both the brightness and the contrast factor. blur: range of the Gaussian's sigma in pixels.
+    Outside the stored image is black. Returns fp32, normalised as by `normalize`.
+    """
+
+    def one(key: Array, image: Array) -> Array:
+        k = jax.random.split(key, 8)
+        h, w = (float(n) for n in image.shape)
+        side = jnp.sqrt(_uniform(k[0], area))
+        ratio = jnp.exp(
+            0.5 * jax.random.uniform(k[1], (), minval=jnp.log(aspect[0]), maxval=jnp.log(aspect[1]))
+        )
+        crop = jnp.minimum(jnp.stack([side / ratio, side * ratio]), 1.0) * jnp.array([h, w])
+        corner = jax.random.uniform(k[2], (2,)) * (jnp.array([h, w]) - crop)
+        centre = corner + crop / 2 + _uniform(k[3], (-shift, shift), (2,)) * crop
+        crop = crop / _uniform(k[4], zoom)
+        x = image.astype(jnp.float32) / 255.0
+        if rotate:
+            x = _rotated(x, centre, crop, jnp.deg2rad(_uniform(k[5], (-rotate, rotate))), size)
+        else:
+            scale = size / crop
+            x = jax.image.scale_and_translate(
+                x, (size, size), (0, 1), scale, size / 2 - centre * scale, "linear"
+            )
+        if flip:
+            x = jnp.where(jax.random.bernoulli(k[6], flip), x[:, ::-1], x)
+        return _toned(k[7], x, jitter, blur)
+
+    x = jax.vmap(one)(jax.random.split(key, images.shape[0]), images)
+    x = (x - mean) / std
+    return jnp.broadcast_to(x[..., None], (*x.shape, channels))
+
+
+def _uniform(key: Array, bounds: Range, shape: tuple[int, ...] = ()) -> Array:
+    return jax.random.uniform(key, shape, minval=bounds[0], maxval=bounds[1])
+
+
+def _rotated(x: Array, centre: Array, crop: Array, angle: Array, size: int) -> Array:
+    """Bilinear samples of `x` on a size x size grid that spans `crop` about `centre`, turned."""
+    grid = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size - 0.5
+    v, u = jnp.meshgrid(grid * crop[0], grid * crop[1], indexing="ij")
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    rows = centre[0] + cos * v - sin * u - 0.5
+    columns = centre[1] + sin * v + cos * u - 0.5
+    return jax.scipy.ndimage.map_coordinates(x, [rows, columns], order=1, mode="constant")
+
+
+def _toned(key: Array, x: Array, jitter: Range, blur: Range) -> Array:
+    bright, contrast, soft = jax.random.split(key, 3)
+    if jitter != (1.0, 1.0):
+        x = jnp.clip(x * _uniform(bright, jitter), 0.0, 1.0)
+        middle = x.mean()
+        x = jnp.clip(middle + (x - middle) * _uniform(contrast, jitter), 0.0, 1.0)
+    if blur != (0.0, 0.0):
+        i = jnp.arange(x.shape[0], dtype=jnp.float32)
+        sigma = jnp.maximum(_uniform(soft, blur), 1e-3)
+        kernel = jax.nn.softmax(-0.5 * jnp.square((i[:, None] - i[None]) / sigma), axis=-1)
+        x = kernel @ x @ kernel.T
+    return x

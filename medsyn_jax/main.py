@@ -1,0 +1,93 @@
+"""`python -m medsyn_jax.main --config configs/convirt.py[:VARIANT] [--workdir DIR]
+[--config.FIELD=VALUE ...]`: one task, one workdir."""
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from medsyn_jax.core.errors import UserError
+
+TASKS = ("ingest", "pretrain", "classify")  # each is tasks/<name>.py with run(config, workdir)
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment config, configs/NAME.py[:VARIANT].", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run is kept; default runs/<config>-<variant>."
+)
+
+
+def parse(argv: Sequence[str]) -> tuple[object, Path]:
+    """(config, workdir) out of the command line; UserError for whatever cannot be understood."""
+    _check_file(argv)
+    try:
+        rest = flags.FLAGS(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+        text = " ".join(str(e.args[0] if e.args else e).split())
+        raise UserError(f"command line: {text}") from None
+    if rest[1:]:
+        raise UserError(f"command line: {rest[1]!r} is no flag: use --flag=value")
+    config = _CONFIG.value
+    if config is None:
+        raise UserError("command line: --config is missing: give --config configs/convirt.py")
+    name, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    workdir = _WORKDIR.value or f"runs/{Path(name).stem}-{variant or 'demo'}"
+    return config, Path(workdir)
+
+
+def _check_file(argv: Sequence[str]) -> None:
+    """A config file that is not there, before absl turns it into a traceback."""
+    for i, argument in enumerate(argv):
+        if argument in ("--config", "-config"):
+            value = argv[i + 1] if i + 1 < len(argv) else ""
+        elif argument.startswith("--config="):
+            value = argument.removeprefix("--config=")
+        else:
+            continue
+        path = Path(value.partition(":")[0])
+        if not path.is_file():
+            there = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none here"
+            raise UserError(f"--config {value}: no such file: choose from {there}")
+
+
+def run(config, workdir: Path) -> None:
+    """Set JAX up and hand over to the task."""
+    if config.task not in TASKS:
+        raise UserError(f"config.task: {config.task!r} is unknown: choose from {', '.join(TASKS)}")
+    _prepare_jax(workdir)
+    importlib.import_module(f"medsyn_jax.tasks.{config.task}").run(config, workdir)
+
+
+def _prepare_jax(workdir: Path) -> None:
+    import jax
+
+    from medsyn_jax.core import mesh
+
+    cache = Path(
+        os.environ.get("JAX_COMPILATION_CACHE_DIR", workdir.absolute().parent / ".jax_cache")
+    )
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    mesh.initialize()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    warnings.filterwarnings("ignore", module="tensorflow_datasets|orbax")
+    try:
+        config, workdir = parse(sys.argv if argv is None else argv)
+        workdir.mkdir(parents=True, exist_ok=True)
+        run(config, workdir)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""Pre-training of an image and a text encoder on pairs, and how well they then find each other."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from medsyn_jax.core import log, metrics, optim
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import datasets, loader, shards, tokenizers, transforms
+from medsyn_jax.models import towers, weights
+from medsyn_jax.models.layers import statistics
+from medsyn_jax.objectives.contrastive import contrastive_loss, normalize
+from medsyn_jax.train import loop
+from medsyn_jax.train import state as states
+from medsyn_jax.train import step as steps
+from medsyn_jax.train.checkpoint import Checkpoints
+from medsyn_jax.train.state import State
+
+# What may differ between two starts of one run: where it computes, not what.
+FREE = ("mesh.", "data.threads", "ingest.workers", "train.log_every")
+
+# A method says how the outputs of its model become (loss, metrics).
+METHODS: dict[str, Callable[..., tuple]] = {"convirt": contrastive_loss}
+
+
+@dataclass
+class Data:
+    """What a run reads: `valid` and `test` are of the first source, never trained on."""
+
+    train: list[loader.Source]
+    valid: loader.Source
+    test: loader.Source
+    tokenizer: tokenizers.Tokenizer
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.train)
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Train, keep the checkpoint with the lowest validation loss, and write retrieval figures."""
+    if config.method not in METHODS:
+        raise UserError(f"config.method: {config.method!r} is unknown: choose from {list(METHODS)}")
+    _check_files(config)
+    log.write_config(workdir, config, FREE)
+    mesh = meshes.make_mesh(**config.mesh)
+    local = meshes.per_process(config.data.batch_size, mesh, config.optim.accumulate)
+    data = _data(config, workdir)
+    plan = _plan(config, len(data))
+
+    def make_model(rngs: nnx.Rngs) -> nnx.Module:
+        vocab, dtype = data.tokenizer.vocab_size, jnp.dtype(config.dtype)
+        parts = (config.image, config.text, config.heads)
+        return towers.PairEncoder(*parts, vocab, dtype=dtype, rngs=rngs)
+
+    structure, params, _ = states.shapes(make_model)
+    tx = _optimizer(config.optim, params, plan.steps)
+    key = jax.random.key(config.seed)
+    state = states.create(make_model, tx, mesh, meshes.FSDP_RULES, key)
+    state = _import_weights(config, state)
+    log.say(f"{len(data)} training records, {plan.steps} steps; {states.summary(state)}")
+    loss_fn = _loss_fn(config, structure)
+    embed = steps.compile_eval(_embed_fn(config, structure), state, mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    start = checkpoints.latest() or 0
+    trainer = loop.Trainer(
+        step=steps.compile_step(steps.make_step(loss_fn, tx, config.optim.accumulate), state, mesh),
+        batches=loader.train_loader(
+            data.train,
+            config.data.weights,
+            local,
+            config.seed,
+            jax.process_index(),
+            jax.process_count(),
+            config.data.threads,
+        ),
+        evaluate=lambda state: _validate(config, embed, state, data.valid, local, mesh),
+        checkpoints=checkpoints,
+        log=log.MetricsLog(workdir, start, plan.steps, config.data.batch_size),
+        mesh=mesh,
+        key=key,
+        plan=plan,
+        record_keys=lambda index: loader.record_keys(data.train, index),
+    )
+    try:
+        state = loop.fit(trainer, loop.resume(trainer, state))
+    finally:
+        trainer.log.close()
+    state = checkpoints.restore(checkpoints.best() or plan.steps, state)
+    checkpoints.close()
+    embedded = _embed_all(embed, state, data.test, local, mesh)
+    figures = metrics.retrieval(
+        embedded["image"] @ embedded["text"].T,
+        embedded["reports"],
+        embedded["subjects"],
+    )
+    log.write_results(workdir, "pretrain", {f"test/{k}": dict(v) for k, v in figures.items()})
+    _export(workdir, state)
+
+
+def _check_files(config: Any) -> None:
+    """Everything a config names but the disk lacks, in one message, before any work."""
+    named = {
+        "config.data.tokenizer": config.data.tokenizer,
+        "config.image.weights": config.image.weights,
+        "config.text.weights": config.text.weights,
+    }
+    named |= {
+        f"config.data.sources[{i}]": source
+        for i, source in enumerate(config.data.sources)
+        if source != "phantom"
+    }
+    missing = [f"{k} {v!r} (looked at {Path(v).absolute()})" for k, v in named.items() if v]
+    missing = [
+        text
+        for text, v in zip(missing, filter(None, named.values()), strict=True)
+        if not Path(v).exists()
+    ]
+    if missing:
+        raise UserError(
+            f"missing: {'; '.join(missing)}: see docs/data.md for where each comes from"
+        )
+
+
+def _data(config: Any, workdir: Path) -> Data:
+    """Ingest what is not ingested yet (on the first process), and open it."""
+    settings = config.data
+    if len(settings.sources) != len(settings.weights):
+        raise UserError(
+            f"config.data.weights: {len(settings.weights)} weights for {len(settings.sources)} "
+            "sources: give one for each"
+        )
+    root = workdir.parent / "data"
+    if jax.process_index() == 0:
+        for source in settings.sources:
+            datasets.prepare(source, config.ingest, root)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("ingested")
+    folders = [datasets.prepare(source, config.ingest, root) for source in settings.sources]
+    tokenizer = _tokenizer(config, workdir, folders[0])
+    if settings.tokens > config.text.max_length:
+        raise UserError(
+            f"config.data.tokens: {settings.tokens} is more than the text encoder's "
+            f"config.text.max_length {config.text.max_length}"
+        )
+
+    def source(folder: Path, split: str) -> loader.Source:
+        return loader.Source(
+            folder, split, settings.sections, tokenizer, settings.tokens, settings.size
+        )
+
+    train = [source(folder, "train") for folder in folders]
+    return Data(train, source(folders[0], "valid"), source(folders[0], "test"), tokenizer)
+
+
+def _tokenizer(config: Any, workdir: Path, folder: Path) -> tokenizers.Tokenizer:
+    """The configured one, or a WordPiece trained once on the training reports of `folder`."""
+    if config.data.tokenizer:
+        return tokenizers.load(config.data.tokenizer)
+    own = workdir / "tokenizer"
+    if jax.process_index() == 0 and not own.exists():
+        texts = shards.open_split(folder, "train").texts(config.data.sections)
+        tokenizers.train_wordpiece(texts, config.data.vocab_size, own)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tokenizer")
+    return tokenizers.load(own)
+
+
+def _plan(config: Any, records: int) -> loop.Plan:
+    train = config.train
+    per_epoch = records // config.data.batch_size
+    if not per_epoch:
+        raise UserError(
+            f"config.data.batch_size: {config.data.batch_size} is more than the {records} training "
+            "records: use a smaller one"
+        )
+    return loop.Plan(
+        steps=max(1, round(train.epochs * per_epoch)),
+        eval_every=max(1, round(per_epoch / train.evals_per_epoch)),
+        checkpoint_every=max(1, round(per_epoch / train.checkpoints_per_epoch)),
+        log_every=train.log_every,
+        patience=train.patience,
+        score="valid/loss",
+    )
+
+
+def _optimizer(c: Any, params: Any, total: int) -> Any:
+    schedule = optim.warmup_cosine(c.lr, total, round(c.warmup * total), c.end_lr)
+    return optim.adamw(
+        params,
+        schedule,
+        b1=c.b1,
+        b2=c.b2,
+        weight_decay=c.weight_decay,
+        clip=c.clip,
+        frozen=tuple(c.frozen),
+    )
+
+
+def _import_weights(config: Any, state: State) -> State:
+    """Put the weight files that the config names in the place of the random start."""
+    for part in ("image", "text"):
+        settings = config[part]
+        if not settings.weights:
+            continue
+        old = state["params"][part], state["stats"].get(part, {})
+        new = weights.load(settings.weights, settings.layout, *old)
+        params, stats = (states.replace(a, b) for a, b in zip(old, new, strict=True))
+        state["params"][part] = params
+        if stats:
+            state["stats"][part] = stats
+    return state
+
+
+def _loss_fn(config: Any, structure: Any) -> steps.LossFn:
+    method, settings = METHODS[config.method], dict(config.loss)
+    pixels = {k: config.image[k] for k in ("mean", "std", "channels")}
+
+    def loss_fn(params: Any, stats: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
+        for_view, for_dropout = jax.random.split(key)
+        model = nnx.merge(structure, params, stats, copy=True)
+        images = transforms.augment(for_view, batch["image"], **config.augment, **pixels)
+        outputs = model(images, batch["ids"], batch["mask"], train=True, key=for_dropout)
+        loss, extra = method(*outputs, **settings)
+        return loss, (statistics(model), extra)
+
+    return loss_fn
+
+
+def _embed_fn(config: Any, structure: Any) -> Callable:
+    """fn(params, stats, batch) -> (image, text) embeddings of unit norm, fp32, without dropout."""
+    pixels = {k: config.image[k] for k in ("mean", "std", "channels")}
+
+    def fn(params: Any, stats: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(structure, params, stats, copy=True)
+        images = transforms.center_crop(batch["image"], config.augment.size)
+        images = transforms.normalize(images, **pixels)
+        image, text = model(images, batch["ids"], batch["mask"], train=False)
+        return normalize(image), normalize(text)
+
+    return fn
+
+
+def _embed_all(
+    embed: Callable, state: State, source: loader.Source, local: int, mesh: Mesh
+) -> dict[str, np.ndarray]:
+    """Embeddings [n, d] of a whole split in its order, with its reports and subjects."""
+    parts: dict[str, list[np.ndarray]] = {"image": [], "text": []}
+    batches = loader.eval_loader(source, local, jax.process_index(), jax.process_count())
+    for batch in batches:
+        arrays = meshes.to_devices(mesh, batch)
+        image, text, real = jax.device_get(
+            (*embed(state["params"], state["stats"], arrays), _whole(arrays["weight"], mesh))
+        )
+        parts["image"].append(image[real > 0])
+        parts["text"].append(text[real > 0])
+    whole = {name: np.concatenate(rows) for name, rows in parts.items()}
+    return whole | {"reports": np.array(source.texts()), "subjects": np.array(source.subjects())}
+
+
+def _whole(x: jax.Array, mesh: Mesh) -> jax.Array:
+    return jax.device_put(x, meshes.replicated(mesh))
+
+
+def _validate(
+    config: Any, embed: Callable, state: State, source: loader.Source, local: int, mesh: Mesh
+) -> Mapping[str, float]:
+    """The objective over the whole validation split at once, and recall@1 both ways."""
+    e = _embed_all(embed, state, source, local, mesh)
+    loss, _ = METHODS[config.method](
+        jnp.asarray(e["image"]), jnp.asarray(e["text"]), **config.loss
+    )
+    found = metrics.retrieval(e["image"] @ e["text"].T, e["reports"], ks=(1,), resamples=1)
+    names = ("image_to_text/recall@1", "text_to_image/recall@1")
+    return {"valid/loss": float(loss)} | {
+        f"valid/{k}": float(found[k]["value"] or 0) for k in names
+    }
+
+
+def _export(workdir: Path, state: State) -> None:
+    """The encoders of the best checkpoint in the layouts that other programs read."""
+    for part, layout in (("image", "torchvision"), ("text", "hf_bert")):
+        params, stats = meshes.to_host((state["params"][part], state["stats"].get(part, {})))
+        if jax.process_index() == 0:
+            weights.save(workdir / "encoders" / f"{part}.safetensors", layout, params, stats)

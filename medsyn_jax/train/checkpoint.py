@@ -1,0 +1,175 @@
+"""Checkpoints: state and data iterator together, saved in the background, best and latest kept."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from orbax.checkpoint import checkpoint_managers as policies
+
+from medsyn_jax.core import tree
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.log import full_disk_is_user_error
+from medsyn_jax.train import state as states
+
+PARTS = ("params", "stats", "opt")
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `directory`/<step>/{params, stats, opt, meta}.
+
+    `meta` holds the step, the iterator's state and what early stopping knows. Kept are the latest
+    checkpoint and, among those saved with a score, the one with the lowest.
+    """
+
+    def __init__(self, directory: Path, read_only: bool = False):
+        if read_only and not directory.is_dir():
+            raise UserError(f"{directory}: no checkpoints there: train first")
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(1),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["score"],
+                    reverse=True,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        self.directory = directory
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep,
+                best_fn=lambda metrics: metrics["score"],
+                best_mode="min",
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                save_root_metadata=False,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """The step with the lowest score; the latest if none was saved with one."""
+        best = self._manager.best_step()
+        return self.latest() if best is None else best
+
+    def save(self, state: states.State, meta: dict, score: float | None = None) -> None:
+        """Copy the state off the devices now, write it in the background."""
+        step = int(state["step"])
+        # A part may be empty (a model without statistics); Orbax has no empty items.
+        parts: dict[str, Any] = {
+            p: ocp.args.StandardSave(tree.named(state[p])) for p in PARTS if _leaves(state, p)
+        }
+        parts["meta"] = ocp.args.JsonSave({"step": step, **meta})
+        with full_disk_is_user_error(self.directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(**parts),
+                metrics=None if score is None else {"score": score},
+                force=True,
+            )
+
+    def meta(self, step: int) -> dict:
+        return self._read(step, {"meta": ocp.args.JsonRestore()})["meta"]
+
+    def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """The parts of `like` as they were at `step`, placed as `like` is, whatever devices they
+        were saved from. like: "step" and any of PARTS, as arrays or ShapeDtypeStructs."""
+        flat = {p: tree.named(like[p]) for p in PARTS if _leaves(like, p)}
+        wanted = {
+            p: ocp.args.StandardRestore(states.abstract(leaves)) for p, leaves in flat.items()
+        }
+        read = self._read(step, wanted)
+        placed = states.replace(like["step"], step) if "step" in like else None
+        parts = {p: tree.unnamed(read[p], like[p]) for p in flat}
+        return {**like, **parts} | ({} if placed is None else {"step": placed})
+
+    def restore_all(self, step: int, parts: tuple[str, ...]) -> list[dict[str, jax.Array]]:
+        """Whole parts as flat dicts by name, on the first local device, in the shapes on disk."""
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        try:
+            metadata = self._manager.item_metadata(step)
+            like = {
+                part: {
+                    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+                    for name, leaf in metadata[part].items()
+                }
+                for part in parts
+                if part in set(metadata)
+            }
+        except Exception as e:
+            raise self._damaged(step, e) from e
+        read = self._read(step, {part: ocp.args.StandardRestore(v) for part, v in like.items()})
+        return [read.get(part, {}) for part in parts]
+
+    def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
+        except Exception as e:  # Orbax raises many kinds for a damaged folder
+            raise self._damaged(step, e) from e
+
+    def _damaged(self, step: int, e: Exception) -> UserError:
+        reason = " ".join((str(e) or type(e).__name__).split())[:200]
+        return UserError(
+            f"checkpoint {self.directory / str(step)} is incomplete or does not fit ({reason}): "
+            "move this folder away to go on from the one before it"
+        )
+
+    def wait(self) -> None:
+        """Until everything is on disk; an error of the background writer surfaces here."""
+        with full_disk_is_user_error(self.directory):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _leaves(state: dict[str, Any], part: str) -> bool:
+    return bool(jax.tree.leaves(state.get(part)))
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The effective config of a finished or running pre-training run."""
+    try:
+        return json.loads((workdir / "config.json").read_text())["config"]
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(
+            f"{workdir}: not the workdir of a pre-training run "
+            f"({type(e).__name__} reading config.json): run "
+            "`python -m medsyn_jax.main --config configs/convirt.py` first, or name another"
+        ) from None
+
+
+def restore_part(
+    workdir: Path, make_model: Callable[[nnx.Rngs], nnx.Module], prefix: str
+) -> tuple[Any, Any, Any, int]:
+    """(structure, params, stats, step) of one part of the best checkpoint of a run, on one device.
+
+    make_model: builds the part alone, say the image encoder, whose names are those that stand
+    below `prefix` ("image") in the checkpoint. Raises UserError if the two do not fit.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    step = checkpoints.best()
+    if step is None:
+        raise UserError(f"{workdir / 'checkpoints'}: holds no complete checkpoint: train first")
+    structure, *wanted = states.shapes(make_model)
+    saved = checkpoints.restore_all(step, ("params", "stats"))
+    parts = []
+    for like, flat in zip(wanted, saved, strict=True):
+        below = {
+            k.removeprefix(f"{prefix}/"): v for k, v in flat.items() if k.startswith(f"{prefix}/")
+        }
+        try:
+            parts.append(tree.unnamed(below, like))
+        except KeyError as e:
+            raise UserError(
+                f"{workdir}: its {prefix} encoder does not fit its config: {e}"
+            ) from None
+    return structure, parts[0], parts[1], step

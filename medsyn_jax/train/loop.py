@@ -1,0 +1,196 @@
+"""The training loop: batches in, steps out, and at every stop a state that can go on."""
+
+import math
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.log import MetricsLog, say
+from medsyn_jax.train.checkpoint import Checkpoints
+from medsyn_jax.train.state import State
+
+
+class Batches(Protocol):
+    """An endless iterator of host batches that can say where it is and go there."""
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+    def get_state(self) -> dict: ...
+    def set_state(self, state: dict) -> None: ...
+
+
+class Preempted(SystemExit):
+    """SIGTERM arrived and everything is saved; leaves with the status shells give to it."""
+
+    def __init__(self, step: int):
+        super().__init__(128 + signal.SIGTERM)
+        self.step = step
+
+
+@dataclass
+class Plan:
+    """When things happen, in steps. patience: evaluations without a better score, 0 for no limit.
+
+    score: the metric of `evaluate` that selects the best checkpoint (lowest wins).
+    """
+
+    steps: int
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+    patience: int
+    score: str
+
+
+@dataclass
+class Progress:
+    """What early stopping knows; travels in the checkpoint."""
+
+    best: float = math.inf
+    stale: int = 0
+    done: bool = False
+
+    def update(self, score: float, patience: int) -> None:
+        better = score < self.best
+        self.best = min(self.best, score)
+        self.stale = 0 if better else self.stale + 1
+        self.done = bool(patience) and self.stale >= patience
+
+
+@dataclass
+class Pending:
+    """Metrics of a step that the device may still be computing, and the records it trained on."""
+
+    step: int
+    metrics: Mapping[str, jax.Array]
+    records: np.ndarray
+
+
+@dataclass
+class Trainer:
+    """All that `fit` needs beside the state. Not a class to inherit from: a bundle of arguments."""
+
+    step: Callable[[State, dict, jax.Array], tuple[State, dict]]
+    batches: Batches
+    evaluate: Callable[[State], Mapping[str, float]]
+    checkpoints: Checkpoints
+    log: MetricsLog
+    mesh: Mesh
+    key: jax.Array
+    plan: Plan
+    record_keys: Callable[[np.ndarray], list[str]]
+    progress: Progress = field(default_factory=Progress)
+
+
+def resume(trainer: Trainer, state: State) -> State:
+    """Go to the latest checkpoint, if there is one: state, iterator and early stopping."""
+    step = trainer.checkpoints.latest()
+    if step is None:
+        return state
+    meta = trainer.checkpoints.meta(step)
+    trainer.batches.set_state(meta["batches"])
+    trainer.progress = Progress(**meta["progress"])
+    state = trainer.checkpoints.restore(step, state)
+    say(f"resumed at step {step}")
+    return state
+
+
+def fit(trainer: Trainer, state: State) -> State:
+    """Train to the end of the plan, or until early stopping, or SIGTERM (raises Preempted)."""
+    plan, step = trainer.plan, int(state["step"])
+    key = jax.device_put(trainer.key, meshes.replicated(trainer.mesh))
+    pending: Pending | None = None
+    with _Sigterm() as sigterm:
+        while step < plan.steps and not trainer.progress.done:
+            batch = next(trainer.batches)
+            arrays = meshes.to_devices(trainer.mesh, batch)
+            with jax.transfer_guard("disallow"):
+                state, metrics = trainer.step(state, arrays, key)
+            step += 1
+            if pending:
+                _read(trainer, pending)
+            pending = Pending(step, metrics, batch["index"])
+            stop = sigterm.reached(step)
+            evaluate = step % plan.eval_every == 0 or step == plan.steps
+            if evaluate or stop or step % plan.checkpoint_every == 0:
+                _read(trainer, pending)
+                pending = None
+                trainer.log.pause()
+                score = _evaluate(trainer, state, step) if evaluate else None
+                _save(trainer, state, score)
+                trainer.log.resume()
+            if stop:
+                trainer.checkpoints.wait()
+                say(f"SIGTERM: saved at step {step}; the same command resumes")
+                raise Preempted(step)
+    trainer.checkpoints.wait()
+    return state
+
+
+def _read(trainer: Trainer, pending: Pending) -> None:
+    """Bring a step's metrics to the host; one step late, so that the device never waits for it."""
+    metrics = {k: float(v) for k, v in jax.device_get(pending.metrics).items()}
+    loss = metrics["loss"]
+    if not math.isfinite(loss):
+        names = trainer.record_keys(pending.records)
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise UserError(
+            f"the loss is {loss} at step {pending.step}, trained on {shown}: look at these, "
+            "or lower config.optim.lr; the last checkpoint is from before it"
+        )
+    plan = trainer.plan
+    rate = trainer.log.progress(pending.step, loss)
+    if pending.step % plan.log_every == 0 or pending.step == plan.steps or rate is not None:
+        extra = {} if rate is None else {"images_per_second": rate}
+        trainer.log.write(pending.step, {f"train/{k}": v for k, v in metrics.items()} | extra)
+
+
+def _evaluate(trainer: Trainer, state: State, step: int) -> float:
+    metrics = trainer.evaluate(state)
+    trainer.log.write(step, metrics)
+    score = float(metrics[trainer.plan.score])
+    trainer.progress.update(score, trainer.plan.patience)
+    say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+    return score
+
+
+def _save(trainer: Trainer, state: State, score: float | None) -> None:
+    """State and iterator together, before the next batch is drawn."""
+    meta: dict[str, Any] = {
+        "batches": trainer.batches.get_state(),
+        "progress": vars(trainer.progress),
+    }
+    trainer.checkpoints.save(state, meta, score)
+
+
+class _Sigterm:
+    """Notes SIGTERM; `reached` says so at the next step, on every process at the same one."""
+
+    def __enter__(self) -> "_Sigterm":
+        self._seen = False
+        if jax.process_count() == 1:
+            self._old = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._seen = True
+
+    def reached(self, step: int) -> bool:
+        if (
+            jax.process_count() > 1
+        ):  # jax.distributed has a handler of its own, and agrees on a step
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._seen
+
+    def __exit__(self, *_: Any) -> None:
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._old)

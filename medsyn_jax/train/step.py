@@ -1,0 +1,73 @@
+"""The training step: pure, one screen long, and the only place where training is jitted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.train.state import State, placement
+
+# loss_fn(params, stats, batch, key) -> (loss, (stats, metrics))
+LossFn = Callable[[Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, tuple[Any, Any]]]
+
+
+def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, accumulate: int = 1) -> Callable:
+    """`step(state, batch, key) -> (state, metrics)`, still to be jitted.
+
+    accumulate: number of micro-batches whose gradients and metrics are averaged before the update,
+    one after another; a contrastive loss then sees the negatives of its own micro-batch only.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def gradients(params: Any, stats: Any, batch: Any, key: jax.Array) -> tuple:
+        if accumulate == 1:
+            (loss, (stats, metrics)), grads = grad_fn(params, stats, batch, key)
+            return grads, stats, {"loss": loss, **metrics}
+
+        def micro(stats: Any, inputs: tuple) -> tuple:
+            part, key = inputs
+            (loss, (stats, metrics)), grads = grad_fn(params, stats, part, key)
+            return stats, (grads, {"loss": loss, **metrics})
+
+        # Every micro-batch takes one record in `accumulate` from each device: nothing moves.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        stats, summed = jax.lax.scan(micro, stats, (parts, jax.random.split(key, accumulate)))
+        grads, metrics = jax.tree.map(lambda x: x.mean(0), summed)
+        return grads, stats, metrics
+
+    def step(state: State, batch: dict[str, jax.Array], key: jax.Array) -> tuple[State, dict]:
+        key = jax.random.fold_in(key, state["step"])
+        grads, stats, metrics = gradients(state["params"], state["stats"], batch, key)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with fp32
+            updates, opt = tx.update(grads, state["opt"], state["params"])
+            params = optax.apply_updates(state["params"], updates)
+            metrics |= {"grad_norm": optax.global_norm(grads)}
+        return {"step": state["step"] + 1, "params": params, "stats": stats, "opt": opt}, metrics
+
+    return step
+
+
+def compile_step(step: Callable, state: State, mesh: Mesh) -> Callable:
+    """The jitted step: state stays where it is and is donated, the batch comes sharded."""
+    where, everywhere = placement(state), meshes.replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(where, meshes.batch_sharding(mesh), everywhere),
+        out_shardings=(where, everywhere),
+        donate_argnums=0,
+    )
+
+
+def compile_eval(fn: Callable, state: State, mesh: Mesh) -> Callable:
+    """Jit `fn(params, stats, batch)`; its outputs come back whole on every device."""
+    where = placement(state)
+    return jax.jit(
+        fn,
+        in_shardings=(where["params"], where["stats"], meshes.batch_sharding(mesh)),
+        out_shardings=meshes.replicated(mesh),
+    )
