@@ -1,0 +1,116 @@
+"""A procedural chest radiograph with its report, labels, masks and boxes, from a seed.
+
+The pixels are line integrals through a simple thorax, attenuated by Beer-Lambert's law; the text is
+put together from the same plan of findings. Needs no download and no accelerator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from medsyn_jax.data import devices, film, findings, lesions, organs, phantom_report, thorax
+from medsyn_jax.data.findings import LABELS, Device, Finding
+from medsyn_jax.data.lesions import Box
+from medsyn_jax.data.thorax import Anatomy, Pose
+
+__all__ = ["LABELS", "Phantom", "Plan", "plan", "study"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a study but its pixels and words."""
+
+    anatomy: Anatomy
+    pose: Pose
+    findings: tuple[Finding, ...]
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One study.
+
+    Attributes:
+      key: unique name, 'p<seed>/s<subject>/<study>'.
+      subject: patient id, shared by the studies of one subject.
+      image: uint8 [size, size], bright where the beam is weak, as on a viewing screen.
+      labels: 1 present, 0 absent, -1 left open, for each of LABELS.
+      masks: 'lungs', 'pneumothorax', 'effusion', each bool [size, size].
+      boxes: (label, x0, y0, x1, y1) in pixels, for consolidation, lung lesion and foreign object.
+      report: the text with its section heads; left and right are the patient's.
+      view: 'PA' or 'AP'.
+    """
+
+    key: str
+    subject: str
+    image: np.ndarray
+    labels: dict[str, int]
+    masks: dict[str, np.ndarray]
+    boxes: list[Box]
+    report: str
+    view: str
+
+
+def _random(*parts: int) -> Random:
+    """A stream of its own for each tuple of numbers below 2**64."""
+    return Random(sum(part << (64 * i) for i, part in enumerate(parts)))
+
+
+def plan(seed: int, subject: int, study: int) -> Plan:
+    """What study number `study` of a subject shows. Subjects keep their anatomy and their heart."""
+    of_subject = _random(seed, subject, 0, 1)
+    heart, ratio = findings.draw_ratio(of_subject)
+    anatomy = thorax.draw_anatomy(of_subject, ratio)
+    of_study = _random(seed, subject, study + 1, 2)
+    pose = thorax.draw_pose(of_study, anatomy)
+    found = findings.draw_findings(of_study, heart, pose.view)
+    hardware = findings.draw_devices(of_study, anatomy, pose.view, found)
+    return Plan(anatomy, findings.displaced(pose, found), found, hardware)
+
+
+def study(seed: int, subject: int, study: int, size: int) -> Phantom:
+    """Makes one study, the same for the same arguments on any machine.
+
+    Args:
+      seed: of the corpus.
+      subject: number of the patient, >= 0.
+      study: number of the study of this patient, >= 0.
+      size: side of the image in pixels, 32..1024. Labels and report do not depend on it.
+
+    Raises:
+      ValueError: a number is out of its range.
+    """
+    if not 32 <= size <= 1024 or min(seed, subject, study) < 0:
+        raise ValueError(f"phantom: {seed=} {subject=} {study=} {size=}: out of range")
+    made = plan(seed, subject, study)
+    fields = np.random.Generator(np.random.PCG64([seed, subject, study, 3]))
+    sheet = film.Film(size, made.pose)
+    organs.draw(sheet, made.anatomy, fields)
+    lungs = sheet.field_mask
+    truth = lesions.draw(sheet, made.anatomy, made.findings, fields)
+    devices.draw(sheet, made.anatomy, made.devices)
+    boxes = truth.boxes + devices.draw_foreign(sheet, made.anatomy, made.findings)
+    sheet.draw_strokes()
+    noise = np.random.Generator(np.random.PCG64([seed, subject, study, 4, size]))
+    words = _random(seed, subject, study + 1, 5)
+    before = plan(seed, subject, study - 1) if study else None
+    return Phantom(
+        key=f"p{seed}/s{subject:06d}/{study}",
+        subject=f"p{seed}s{subject:06d}",
+        image=film.expose(sheet, noise),
+        labels=findings.labels(made.findings),
+        masks={"lungs": lungs, "pneumothorax": truth.pneumothorax, "effusion": truth.effusion},
+        boxes=boxes,
+        report=phantom_report.write(
+            words,
+            made.anatomy,
+            made.pose,
+            made.findings,
+            made.devices,
+            before.findings if before else None,
+        ),
+        view=made.pose.view,
+    )
