@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from medsyn_jax.models.layers import LayerNorm, Linear, attend, dropout, numbered
+from medsyn_jax.models.layers import LayerNorm, Linear, attend, dropout, in_order, numbered
 
 _init = jax.nn.initializers.normal(0.02)
 
@@ -122,7 +122,7 @@ class Bert(nnx.Module):
         count = len(self.layers) + 1
         rngs = [None] * count if key is None else list(jax.random.split(key, count))
         states = [dropout(self.embeddings(ids), self.rate, rngs[0])]
-        for layer, rng in zip(self.layers.values(), rngs[1:], strict=True):
+        for layer, rng in zip(in_order(self.layers), rngs[1:], strict=True):
             states.append(run(layer, states[-1], mask, rng))
         return states
 

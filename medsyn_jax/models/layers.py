@@ -36,6 +36,11 @@ def numbered(modules: list) -> Mapping[str, Any]:
     return nnx.Dict({str(index): module for index, module in enumerate(modules)})
 
 
+def in_order(modules: Mapping[str, Any]) -> list:
+    """The submodules of `numbered` by number. (A merged module iterates by name: 0, 1, 10, 2.)"""
+    return [modules[str(index)] for index in range(len(modules))]
+
+
 class Linear(nnx.Module):
     """y = x W + b, with `kernel` [inputs, outputs]; initialized as torch.nn.Linear by default."""
 

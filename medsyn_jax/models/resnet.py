@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from medsyn_jax.models.layers import BatchNorm, Conv, max_pool, numbered
+from medsyn_jax.models.layers import BatchNorm, Conv, in_order, max_pool, numbered
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["7x7", "3x3"]
@@ -72,7 +72,7 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "b p q o"]:
         y = x
-        for index, conv in enumerate(self.convs.values()):
+        for index, conv in enumerate(in_order(self.convs)):
             y = conv(jax.nn.relu(y) if index else y, train)
         return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, train)))
 
@@ -121,8 +121,8 @@ class ResNet(nnx.Module):
         x = jax.nn.relu(self.stem(images.astype(self.dtype), train))
         x = max_pool(x) if self.pool else x
         maps = []
-        for stage in self.stages.values():
-            for block in stage.values():
+        for stage in in_order(self.stages):
+            for block in in_order(stage):
                 x = run(block, x, train)
             maps.append(x)
         pooled = x.astype(jnp.float32).mean((1, 2)).astype(self.dtype)
