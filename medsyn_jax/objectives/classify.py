@@ -45,11 +45,11 @@ def multiclass_loss(
     return (losses * known).sum() / jnp.maximum(known.sum(), 1)
 
 
-def mean_auroc(logits: Float[Array, "n l"], labels: Int8[Array, "n l"]) -> Float[Array, ""]:
-    """Mean AUROC over the labels that have both classes, ties counting one half; NaN if none has.
+def mean_auroc(logits: Float[Array, "n l"], labels: Int[Array, "n l"]) -> Float[Array, ""]:
+    """Mean AUROC over the labels that have both classes, ties counting one half.
 
-    labels: 1, 0, or negative = left out. The device's counterpart of `core.metrics.auroc`, for
-    choosing the best epoch inside one jitted fit.
+    labels: 1, 0, or negative = left out. NaN if no label has both, or if a logit is not finite. The
+    device's counterpart of `core.metrics.auroc`, for choosing the best epoch inside one jitted fit.
     """
 
     def one(scores: Array, label: Array) -> Array:
@@ -61,11 +61,15 @@ def mean_auroc(logits: Float[Array, "n l"], labels: Int8[Array, "n l"]) -> Float
         pairs = positive.sum().astype(scores.dtype) * (label == 0).sum().astype(scores.dtype)
         return wins / pairs  # 0 / 0 = NaN without both classes
 
-    values = jax.vmap(one, in_axes=1)(logits, labels)
-    return jnp.nanmean(values)
+    value = jnp.nanmean(jax.vmap(one, in_axes=1)(logits, labels))
+    return jnp.where(jnp.isfinite(logits).all(), value, jnp.nan)
 
 
 def mean_accuracy(logits: Float[Array, "n c"], classes: Int[Array, " n"]) -> Float[Array, ""]:
-    """Share of the records of known class whose largest logit is that class; NaN if none is."""
-    right = (jnp.argmax(logits, axis=-1) == classes).sum().astype(logits.dtype)
-    return right / (classes >= 0).sum().astype(logits.dtype)
+    """Share of the records of known class (not negative) whose largest logit is that class.
+
+    NaN if no class is known, or if a logit is not finite.
+    """
+    right = (jnp.argmax(logits, axis=-1) == classes.astype(jnp.int32)).sum().astype(logits.dtype)
+    value = right / (classes >= 0).sum().astype(logits.dtype)
+    return jnp.where(jnp.isfinite(logits).all(), value, jnp.nan)

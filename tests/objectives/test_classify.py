@@ -93,3 +93,11 @@ def test_mean_auroc_is_sklearns_over_the_labels_that_have_both_classes(levels):
 def test_mean_accuracy_leaves_unknown_classes_out():
     logits = jnp.array([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [0.0, 9.0]])
     assert classify.mean_accuracy(logits, jnp.array([0, 1, 1, -2])) == pytest.approx(2 / 3)
+
+
+def test_scores_of_logits_that_are_not_finite_are_nan():
+    labels = jnp.array([[0], [1], [0]], jnp.int8)
+    for bad in (jnp.nan, jnp.inf):
+        logits = jnp.array([[0.0], [1.0], [bad]])
+        assert jnp.isnan(classify.mean_auroc(logits, labels))
+        assert jnp.isnan(classify.mean_accuracy(logits, labels[:, 0]))
