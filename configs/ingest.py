@@ -20,13 +20,13 @@ def get_config(variant: str = "demo") -> ConfigDict:
     common.check(variant, VARIANTS)
     config = ConfigDict({"task": "ingest"})
     config.ingest = common.phantom(size=96, subjects=2500)
-    config.ingest.mimic_cxr = {"reports": ""}
-    config.ingest.folder = {"subject": ""}
     if variant == "smoke":
-        config.ingest.update({"size": 32, "records_per_shard": 16, "workers": 1})
-        config.ingest.phantom.subjects = 20
+        config.ingest = common.phantom(size=32, subjects=20)
+        config.ingest.update({"records_per_shard": 16, "workers": 1})
     if variant == "paper":
         config.ingest.update({"source": "mimic_cxr", "path": "data/mimic-cxr-jpg", "size": 256})
     if variant in ("pairs", "folder"):
         config.ingest.update({"source": variant, "size": 256})
+    config.ingest.mimic_cxr = {"reports": ""}
+    config.ingest.folder = {"subject": ""}
     return config

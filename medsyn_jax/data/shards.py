@@ -221,9 +221,9 @@ class Records:
         if not self.info["splits"].get(split, {}).get("records"):
             have = [name for name, s in self.info["splits"].items() if s["records"]]
             raise UserError(f"data: {directory}: split {split} has no record, it has {have}")
-        self.source = tfds.builder_from_directory(directory).as_data_source(
-            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        builder = tfds.builder_from_directory(directory)
+        self.source = builder.as_data_source(split=split, deserialize_method=raw)  # pyright: ignore[reportCallIssue]
         self.label_names: list[str] = list(self.info["label_names"])
 
     def __len__(self) -> int:

@@ -1,0 +1,359 @@
+"""Batches for training and evaluation: Grain over the shards, one stream for any number of hosts.
+
+The record at position p of the training stream is a function of (seed, p) alone. The global batch
+of step s is the positions [s * B, (s + 1) * B), of which every process takes an equal, contiguous
+chunk; so the records of a step and their order do not depend on the number of processes, and a
+run goes on exactly where it stopped on any number of them.
+
+The host reads, decodes the PNG and tokenizes. Everything else happens on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import images, reports, shards
+from medsyn_jax.data.tokenizers import Tokenizer
+
+Batch = dict[str, np.ndarray]
+_AHEAD = 2  # batches made ahead of the one in use, for each thread
+
+
+class Source:
+    """One split of a shard directory as model inputs.
+
+    Args:
+        directory: of shards.
+        split: 'train', 'valid' or 'test'.
+        sections: whose text the model reads (`reports.select_text`).
+        tokenizer: for that text.
+        length: tokens a text.
+        size: side of the images in pixels; stored images of another size are resized.
+        cache_mib: keep the decoded records in memory if all fit into so many MiB (each is then
+            decoded once instead of once an epoch).
+
+    Raises:
+        UserError: for a directory that is not whole, or a split that it lacks.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        split: str,
+        *,
+        sections: Sequence[str],
+        tokenizer: Tokenizer,
+        length: int,
+        size: int,
+        cache_mib: int = 0,
+    ):
+        self.records = shards.open_split(directory, split)
+        self.sections, self.tokenizer = tuple(sections), tokenizer
+        self.length, self.size = length, size
+        self.label_names = self.records.label_names
+        self._cache: Batch | None = None
+        if len(self) * (size * size + 5 * length) <= cache_mib * 2**20:
+            self._cache = self._empty(len(self))
+            self._filled = np.zeros(len(self), bool)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """The records at `indices`, int[b], in that order.
+
+        Returns:
+            image uint8[b, size, size], ids int32[b, length], mask bool[b, length],
+            labels int8[b, l].
+        """
+        if self._cache is None:
+            batch = self._empty(len(indices))
+            self._read(indices, batch, np.arange(len(indices)))
+            return batch
+        missing = np.unique(indices[~self._filled[indices]])
+        if len(missing):
+            # Two threads may read the same record; both write the same bytes.
+            self._read(missing, self._cache, missing)
+            self._filled[missing] = True
+        return {name: array[indices] for name, array in self._cache.items()}
+
+    def text(self, index: int) -> str:
+        """What the model reads of a record, before it is tokenized."""
+        return self._text(self.records.features(index))
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this sequence of records from any other."""
+        return f"{self.records.info['fingerprint']}/{self.records.split}"
+
+    def _empty(self, count: int) -> Batch:
+        return {
+            "image": np.empty((count, self.size, self.size), np.uint8),
+            "ids": np.empty((count, self.length), np.int32),
+            "mask": np.empty((count, self.length), bool),
+            "labels": np.empty((count, len(self.label_names)), np.int8),
+        }
+
+    def _read(self, indices: np.ndarray, out: Batch, rows: np.ndarray) -> None:
+        """Decodes the records at `indices` into the `rows` of `out`."""
+        texts = []
+        for index, row in zip(indices.tolist(), rows.tolist(), strict=True):
+            stored = self.records.features(index)
+            image = shards.value(stored, "image")
+            if image.shape != (self.size, self.size):
+                image = images.square(image, self.size)
+            out["image"][row] = image
+            out["labels"][row] = shards.value(stored, "labels")
+            texts.append(self._text(stored))
+        out["ids"][rows], out["mask"][rows] = self.tokenizer.encode(texts, self.length)
+
+    def _text(self, stored: Any) -> str:
+        findings, impression, report = (
+            shards.value(stored, name) for name in ("findings", "impression", "report")
+        )
+        return reports.select_text(findings, impression, report, self.sections)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Several sources in a row, whose records are numbered from 0 through all of them."""
+
+    sources: tuple[Source, ...]
+
+    @functools.cached_property
+    def offsets(self) -> np.ndarray:
+        """The number of the first record of each source, and behind the last: int[k + 1]."""
+        return np.cumsum([0, *(len(source) for source in self.sources)])
+
+    @functools.cached_property
+    def labelled(self) -> bool:
+        """Whether `labels` mean the same in all sources."""
+        first = self.sources[0].label_names
+        return all(source.label_names == first for source in self.sources)
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """The records with these numbers, int[b], with their `index` int32[b]; see `Source`."""
+        owners = np.searchsorted(self.offsets, indices, "right") - 1
+        batch: Batch = {}
+        for number in np.unique(owners).tolist():
+            rows = np.flatnonzero(owners == number)
+            part = self.sources[number].take(indices[rows] - self.offsets[number])
+            if len(rows) == len(indices):
+                batch = part
+                break
+            for name, values in part.items():
+                if name not in batch:
+                    batch[name] = np.empty((len(indices), *values.shape[1:]), values.dtype)
+                if self.labelled or name != "labels":
+                    batch[name][rows] = values
+        if not self.labelled:
+            del batch["labels"]
+        return batch | {"index": indices.astype(np.int32)}
+
+    def keys(self, indices: Sequence[int] | np.ndarray) -> list[str]:
+        """The keys of the records with these numbers."""
+        found = []
+        for index in np.asarray(indices).ravel().tolist():
+            number = int(np.searchsorted(self.offsets, index, "right")) - 1
+            found.append(self.sources[number].records.keys[index - int(self.offsets[number])])
+        return found
+
+
+def train_batches(
+    sources: Sequence[Source],
+    weights: Sequence[float],
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+) -> TrainBatches:
+    """The endless stream of training batches of one process.
+
+    Every source is shuffled anew each epoch of its own; sources are interleaved so that any
+    stretch of the stream holds them in the proportion of their weights.
+
+    Args:
+        sources: to draw from; with one set of label names, batches have `labels`.
+        weights: positive; how often a record comes from each source.
+        batch_size: records a step over all processes.
+        seed: of the shuffles.
+        process_index: of this process, below `process_count`.
+        process_count: processes that share the stream.
+        threads: that read and decode; 0 does it in the calling thread.
+
+    Returns:
+        An iterator over batches of batch_size / process_count records: image uint8[b, h, w],
+        ids int32[b, t], mask bool[b, t], index int32[b], unique over the sources, and maybe
+        labels int8[b, l].
+
+    Raises:
+        UserError: for weights that do not fit the sources, or a batch that does not divide.
+    """
+    weights = [float(w) for w in weights]
+    if not sources or len(weights) != len(sources) or not all(0 < w < np.inf for w in weights):
+        raise UserError(
+            f"data.weights: {tuple(weights)}: give one positive number for each of the "
+            f"{len(sources)} sources"
+        )
+    local = _local_size(batch_size, process_count)
+    mixture = Mixture(tuple(sources))
+    streams = [
+        grain.MapDataset.range(first, last).shuffle(seed=_shuffle_seed(seed, number)).repeat()
+        for number, (first, last) in enumerate(pairwise(mixture.offsets.tolist()))
+    ]
+    stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
+    chunks = stream.batch(local, drop_remainder=True)[process_index::process_count]
+    order = json.dumps([seed, weights, [source.fingerprint for source in sources]])
+    return TrainBatches(mixture, chunks.map(mixture.take), _options(threads), batch_size, order)
+
+
+class TrainBatches(Iterator[Batch]):
+    """Iterator over training batches that can be put to any step; see `train_batches`."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        batches: grain.MapDataset[Batch],
+        options: grain.ReadOptions,
+        batch_size: int,
+        order: str,
+    ):
+        self.mixture, self.batch_size = mixture, batch_size
+        self.order = hashlib.sha256(order.encode()).hexdigest()[:16]
+        self._iterator = iter(batches.to_iter_dataset(options))
+
+    @property
+    def records_per_epoch(self) -> int:
+        """Records of all sources together."""
+        return int(self.mixture.offsets[-1])
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def step(self) -> int:
+        """How many batches have been drawn: the number of the next one."""
+        return int(self._iterator.get_state()["next_index"])
+
+    def seek(self, step: int) -> None:
+        """Makes the batch of `step` the next one, without reading those before it."""
+        self._iterator.set_state({"next_index": step})
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the stream is, as JSON; the same on every process."""
+        return {"records": self.step() * self.batch_size, "order": self.order}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `get_state` was called, on any number of processes.
+
+        Raises:
+            UserError: when the stream was another one (other data, weights or seed), or the
+                position does not fall between two batches of this size.
+        """
+        if state["order"] != self.order:
+            raise UserError(
+                "data: the checkpoint was made with other data, weights or seed: "
+                "use those, or another workdir"
+            )
+        step, rest = divmod(state["records"], self.batch_size)
+        if rest:
+            raise UserError(
+                f"data.batch_size: {self.batch_size}: does not divide the {state['records']} "
+                "records that the checkpoint has seen: use the batch size it was made with"
+            )
+        self.seek(step)
+
+    def record_keys(self, indices: Sequence[int] | np.ndarray) -> list[str]:
+        """The keys of records by their `index`, to name them in a message."""
+        return self.mixture.keys(indices)
+
+    def close(self) -> None:
+        """Stops the threads."""
+        self._iterator.close()
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+) -> EvalBatches:
+    """Every record of a source once, in order, in batches of one shape.
+
+    Args:
+        source: to go through.
+        batch_size: records a step over all processes.
+        process_index: of this process, below `process_count`.
+        process_count: processes that share the work; each takes a contiguous chunk of a batch.
+        threads: that read and decode; 0 does it in the calling thread.
+
+    Returns:
+        A sized, repeatable iterable of batches as in training, with labels int8[b, l] and
+        weight float32[b]: 1 for a record, 0 for the copies of the last one that fill up the last
+        batch.
+
+    Raises:
+        UserError: for a batch that does not divide over the processes.
+    """
+    local = _local_size(batch_size, process_count)
+    steps = -(-len(source) // batch_size)
+
+    def take(positions: np.ndarray) -> Batch:
+        # Filled up with a real record: a blank one, all its tokens masked, could give NaN.
+        real = np.minimum(positions, len(source) - 1)
+        weight = (positions < len(source)).astype(np.float32)
+        return source.take(real) | {"index": real.astype(np.int32), "weight": weight}
+
+    chunks = grain.MapDataset.range(steps * batch_size).batch(local)[process_index::process_count]
+    return EvalBatches(chunks.map(take), _options(threads))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalBatches:
+    """Repeatable iterable over evaluation batches; see `eval_batches`."""
+
+    batches: grain.MapDataset[Batch]
+    options: grain.ReadOptions
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        iterator = iter(self.batches.to_iter_dataset(self.options))
+        try:
+            yield from iterator
+        finally:
+            iterator.close()
+
+
+def _local_size(batch_size: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"data.batch_size: {batch_size}: must be a positive multiple of the "
+            f"{process_count} processes"
+        )
+    return batch_size // process_count
+
+
+def _options(threads: int) -> grain.ReadOptions:
+    # A thread makes whole batches, so the buffer counts batches, not records.
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_AHEAD * threads)
+
+
+def _shuffle_seed(seed: int, number: int) -> int:
+    # Grain adds the epoch to the seed: seeds that follow each other would share their epochs.
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])

@@ -1,0 +1,172 @@
+"""Text to word-piece ids, by any Hugging Face tokenizer folder or one trained on the corpus."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from medsyn_jax.core.errors import UserError
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Ids of texts at a fixed length; safe to use from several threads."""
+
+    backend: tokenizers.Tokenizer
+    pad_id: int
+    pad_token: str
+    folder: Path
+
+    @property
+    def vocab_size(self) -> int:
+        """The smallest embedding table that holds every id."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes texts as [CLS] pieces [SEP], cut or padded to `length`.
+
+        Args:
+            texts: b texts; '' gives the special tokens alone.
+            length: tokens a text, special tokens included.
+
+        Returns:
+            ids int32[b, length], and mask bool[b, length], True on real tokens. A text that is
+            too long keeps its start and its [SEP].
+        """
+        found = self._fixed(length).encode_batch_fast(list(texts))
+        ids = np.array([e.ids for e in found], np.int32).reshape(len(found), length)
+        mask = np.array([e.attention_mask for e in found], bool).reshape(len(found), length)
+        return ids, mask
+
+    def encode_one(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """`encode` for one text: ids int32[length] and mask bool[length]."""
+        found = self._fixed(length).encode(text)
+        return np.array(found.ids, np.int32), np.array(found.attention_mask, bool)
+
+    def _fixed(self, length: int) -> tokenizers.Tokenizer:
+        return _fixed(self.backend, self.pad_id, self.pad_token, length)
+
+
+@functools.lru_cache(maxsize=16)
+def _fixed(
+    backend: tokenizers.Tokenizer, pad_id: int, pad_token: str, length: int
+) -> tokenizers.Tokenizer:
+    # Length is a setting of the object, and setting it while another thread encodes fails.
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    copy.enable_truncation(length)
+    copy.enable_padding(length=length, pad_id=pad_id, pad_token=pad_token)
+    return copy
+
+
+def load(folder: Path | str) -> Tokenizer:
+    """Opens a tokenizer folder without any network.
+
+    Args:
+        folder: what `save_pretrained` wrote, or a model folder with its tokenizer; a folder with
+            `vocab.txt` alone (Bio_ClinicalBERT) is an uncased BERT tokenizer, as `transformers`
+            takes it to be and as the published encoders were trained.
+
+    Raises:
+        UserError: naming the folder when there is no tokenizer in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"tokenizer: {folder}: no such folder: give a Hugging Face tokenizer folder"
+        )
+    # Imported here: it takes seconds, more where torch is installed, and workers do without.
+    from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+
+    names = {file.name for file in folder.iterdir()}
+    plain = "vocab.txt" in names and not names & {"tokenizer.json", "tokenizer_config.json"}
+    try:
+        if plain and not _model_type(folder):
+            opened: PreTrainedTokenizerBase = BertTokenizer(vocab=str(folder / "vocab.txt"))
+        else:
+            opened = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"tokenizer: {folder}: holds no tokenizer that transformers can open ({reason}): it "
+            "needs tokenizer.json, or vocab.txt"
+        ) from error
+    backend = getattr(opened, "backend_tokenizer", None)
+    pad_id, pad_token = opened.pad_token_id, opened.pad_token
+    if backend is None or not isinstance(pad_id, int):
+        raise UserError(
+            f"tokenizer: {folder}: has no {'pad token' if backend else 'tokenizers backend'}: "
+            "use another one, or save it with tokenizer.json"
+        )
+    return Tokenizer(backend, pad_id, str(pad_token), folder)
+
+
+def _model_type(folder: Path) -> str:
+    try:
+        return json.loads((folder / "config.json").read_text()).get("model_type", "")
+    except (OSError, ValueError):
+        return ""
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path | str) -> Tokenizer:
+    """Learns an uncased BERT word-piece vocabulary and saves it as a Hugging Face folder.
+
+    The same texts give the same vocabulary in any order, on any number of threads.
+
+    Args:
+        texts: the corpus; use the training split only.
+        vocab_size: upper bound of the number of pieces, special tokens included.
+        folder: where `tokenizer.json`, `vocab.txt` and the like are written.
+
+    Raises:
+        UserError: when the corpus is empty or the vocabulary too small for its letters.
+    """
+    from transformers import BertTokenizer
+
+    texts = list(texts)
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers "##a", "##b", ... in the order of a hash map that differs from run to run,
+    # and settles ties by these numbers; given in advance, they are the same in every run.
+    letters = sorted({f"##{c}" for word in _words(tokenizer, texts) for c in word[1:]})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[*SPECIAL, *letters],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    pieces = tokenizer.get_vocab()
+    if not letters:
+        raise UserError("tokenizer: the corpus has no text to learn a vocabulary from")
+    if len(pieces) > vocab_size:
+        raise UserError(
+            f"tokenizer: vocab_size={vocab_size}: too small for the letters of the corpus, which "
+            f"are {len(pieces)} pieces by themselves: give more"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(pieces, key=pieces.__getitem__)
+    vocab = folder / "vocab.txt"
+    vocab.write_text("".join(f"{piece}\n" for piece in ordered), encoding="utf-8")
+    BertTokenizer(vocab=str(vocab), do_lower_case=True).save_pretrained(folder)
+    return load(folder)
+
+
+def _words(tokenizer: tokenizers.Tokenizer, texts: Iterable[str]) -> set[str]:
+    return {
+        word
+        for text in texts
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
+            tokenizer.normalizer.normalize_str(text)
+        )
+    }
