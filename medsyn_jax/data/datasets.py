@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import ingestion, shards
+from medsyn_jax.data import ingestion, plan, shards
 
 
 def prepare(source: str, ingest_config: Any, root: Path | str) -> Path:
@@ -41,5 +41,5 @@ def prepare(source: str, ingest_config: Any, root: Path | str) -> Path:
         name = re.sub(r"\W+", "_", path.name.split(".")[0]).strip("_") or "pairs"
     else:
         raise UserError(f"data: {source}: is neither a CSV nor a directory of shards")
-    plan = ingestion.make_plan(config)
-    return ingestion.ingest(config, Path(root) / f"{name}-{plan.fingerprint[:8]}", plan)
+    todo = plan.make_plan(config)
+    return ingestion.ingest(config, Path(root) / f"{name}-{todo.fingerprint[:8]}", todo)

@@ -1,16 +1,10 @@
-"""From a source to a shard directory: list, split, write in parallel, sum up; restartable.
-
-The plan (which record goes to which shard, in which order) depends on the listing and the settings
-alone, so a run that was cut off finds its complete shards again and writes only the others.
-"""
+"""From a source to a shard directory: plan, write in parallel, sum up; restartable."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import errno
 import fcntl
-import hashlib
 import io
 import json
 import multiprocessing
@@ -28,9 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.log import console, full_disk_is_user_error
-from medsyn_jax.data import records, shards, splits, workers
+from medsyn_jax.data import shards, splits, workers
+from medsyn_jax.data.plan import Part, Plan, make_plan
 
-PLAN = "plan.json"
+PLAN_FILE = "plan.json"
 REJECTS = "rejects.csv"
 _NOT_CONTENT = (
     "path",
@@ -39,23 +34,6 @@ _NOT_CONTENT = (
 )  # settings that do not change what is written
 _POLL_S = 0.2
 _LINE_EVERY_S = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is to be written."""
-
-    parts: list[workers.Part]
-    label_names: tuple[str, ...]
-    rejects: list[tuple[str, str]]  # those known from the listing
-    dropped: dict[str, int]
-    settings: dict[str, Any]
-    fingerprint: str
-
-    @property
-    def total(self) -> int:
-        """Records listed, good or bad."""
-        return sum(len(part.items) for part in self.parts) + len(self.rejects)
 
 
 def ingest(config: Any, directory: Path | str, plan: Plan | None = None) -> Path:
@@ -75,104 +53,21 @@ def ingest(config: Any, directory: Path | str, plan: Plan | None = None) -> Path
             disk, or a directory that holds something else. What was complete is kept.
     """
     directory = Path(directory)
+    plan = plan or make_plan(config)
+    if _is_complete(directory, plan):
+        return directory
     with full_disk_is_user_error(directory):
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(f"ingest: {directory}: is not a directory") from error
         with _only_writer(directory):
-            plan = plan or make_plan(config)
             _accept(directory, plan)
             if not _is_complete(directory, plan):
                 (directory / shards.INFO).unlink(missing_ok=True)
                 written = _write_parts(plan, config, directory)
                 _finish(directory, plan, written)
     return directory
-
-
-def make_plan(config: Any) -> Plan:
-    """Lists the source and decides where every record goes; no pixel is read."""
-    listing = _list(config)
-    seen: set[str] = set()
-    items, rejects = [], list(listing.rejects)
-    for item in listing.items:
-        if item.key in seen:
-            rejects.append((item.key, f"{item.image}: key {item.key} was listed before"))
-        else:
-            seen.add(item.key)
-            items.append(item)
-    if not items:
-        raise UserError(
-            f"ingest: {config.path or config.source}: no usable record "
-            f"({len(rejects)} rejected{', first: ' + rejects[0][1] if rejects else ''})"
-        )
-    homes = splits.assign(
-        [(item.key, item.subject or item.key, item.split) for item in items],
-        config.split_shares,
-        config.seed,
-    )
-    # In the order of a hash, so that any run of records is a fair sample of its split.
-    items.sort(key=lambda item: splits.unit(config.seed, f"order/{item.key}"))
-    parts = []
-    for split in splits.SPLITS:
-        members = [item for item in items if homes[item.key] == split]
-        count = -(-len(members) // config.records_per_shard)
-        for index in range(count):
-            name = shards.shard_name(config.source, split, index, count)
-            chunk = members[index * config.records_per_shard :][: config.records_per_shard]
-            parts.append(workers.Part(name, split, tuple(chunk)))
-    settings = _settings(config)
-    return Plan(
-        parts,
-        listing.label_names,
-        rejects,
-        listing.dropped,
-        settings,
-        _fingerprint(settings, items),
-    )
-
-
-def _list(config: Any) -> records.Listing:
-    if config.source not in records.SOURCES:
-        raise UserError(
-            f"ingest.source: {config.source!r}: unknown, use one of {', '.join(records.SOURCES)}"
-        )
-    if config.records_per_shard < 1 or config.size < 1:
-        raise UserError("ingest: size and records_per_shard must be at least 1")
-    return records.SOURCES[config.source](config)
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    """What of the config shapes the records: all but where they lie and how fast they are made."""
-    values = json.loads(config.to_json())
-    others = set(records.SOURCES) - {config.source}
-    return {k: v for k, v in sorted(values.items()) if k not in others and k not in _NOT_CONTENT}
-
-
-def _fingerprint(settings: dict[str, Any], items: Sequence[records.Item]) -> str:
-    """A hash of all that decides what the shards hold; the same after the source is moved."""
-    digest = hashlib.sha256(json.dumps([shards.FORMAT, settings], sort_keys=True).encode())
-    if settings["source"] == "phantom":
-        for file in sorted(Path(__file__).parent.glob("*.py")):
-            if file.stem.startswith(("phantom", "thorax")):  # their code is the source
-                digest.update(file.read_bytes())
-    with futures.ThreadPoolExecutor(32) as pool:  # the sizes may lie on a slow network disk
-        for item, sizes in zip(items, pool.map(_sizes, items), strict=True):
-            line = (item.key, item.subject, item.split, item.report, item.labels, item.view, sizes)
-            digest.update(json.dumps(line).encode())
-    return digest.hexdigest()
-
-
-def _sizes(item: records.Item) -> list[int]:
-    if not isinstance(item.image, str):
-        return list(item.image)
-    sizes = []
-    for path in (item.image, item.report_path):
-        try:
-            sizes.append(os.stat(path).st_size if path else 0)
-        except OSError:
-            sizes.append(-1)
-    return sizes
 
 
 @contextmanager
@@ -193,7 +88,7 @@ def _only_writer(directory: Path) -> Iterator[None]:
 
 def _accept(directory: Path, plan: Plan) -> None:
     """Refuses a directory made from something else; else notes the plan and clears leftovers."""
-    path = directory / PLAN
+    path = directory / PLAN_FILE
     if path.exists():
         try:
             before = json.loads(path.read_text())
@@ -261,7 +156,7 @@ def _write_parts(plan: Plan, config: Any, directory: Path) -> list[shards.Shard]
 
 
 def _results(
-    worker: workers.Worker, todo: list[workers.Part], processes: int, context: Any
+    worker: workers.Worker, todo: list[Part], processes: int, context: Any
 ) -> Iterator[tuple[shards.Shard | None, list] | None]:
     """Writes `todo`, yielding each result as it comes and None every now and then meanwhile."""
     if processes <= 1:

@@ -23,7 +23,7 @@ import grain
 import numpy as np
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import images, reports, shards
+from medsyn_jax.data import images, shards
 from medsyn_jax.data.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -40,8 +40,8 @@ class Source:
         tokenizer: for that text.
         length: tokens a text.
         size: side of the images in pixels; stored images of another size are resized.
-        cache_mib: keep the decoded records in memory if all fit into so many MiB (each is then
-            decoded once instead of once an epoch).
+        cache_mib: keep the decoded records in memory if all fit into so many MiB: each is then
+            decoded once, not once an epoch.
 
     Raises:
         UserError: for a directory that is not whole, or a split that it lacks.
@@ -51,12 +51,11 @@ class Source:
         self,
         directory: Path | str,
         split: str,
-        *,
         sections: Sequence[str],
         tokenizer: Tokenizer,
         length: int,
         size: int,
-        cache_mib: int = 0,
+        cache_mib: int = 512,
     ):
         self.records = shards.open_split(directory, split)
         self.sections, self.tokenizer = tuple(sections), tokenizer
@@ -88,9 +87,13 @@ class Source:
             self._filled[missing] = True
         return {name: array[indices] for name, array in self._cache.items()}
 
-    def text(self, index: int) -> str:
-        """What the model reads of a record, before it is tokenized."""
-        return self._text(self.records.features(index))
+    def texts(self) -> list[str]:
+        """What the model reads of every record, before it is tokenized."""
+        return self.records.texts(self.sections)
+
+    def subjects(self) -> list[str]:
+        """The subject of every record."""
+        return self.records.subjects()
 
     @property
     def fingerprint(self) -> str:
@@ -115,14 +118,8 @@ class Source:
                 image = images.square(image, self.size)
             out["image"][row] = image
             out["labels"][row] = shards.value(stored, "labels")
-            texts.append(self._text(stored))
+            texts.append(shards.text(stored, self.sections))
         out["ids"][rows], out["mask"][rows] = self.tokenizer.encode(texts, self.length)
-
-    def _text(self, stored: Any) -> str:
-        findings, impression, report = (
-            shards.value(stored, name) for name in ("findings", "impression", "report")
-        )
-        return reports.select_text(findings, impression, report, self.sections)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,10 +167,9 @@ class Mixture:
         return found
 
 
-def train_batches(
+def train_loader(
     sources: Sequence[Source],
     weights: Sequence[float],
-    *,
     batch_size: int,
     seed: int,
     process_index: int = 0,
@@ -188,19 +184,19 @@ def train_batches(
     Args:
         sources: to draw from; with one set of label names, batches have `labels`.
         weights: positive; how often a record comes from each source.
-        batch_size: records a step over all processes.
+        batch_size: records a step on this process; alike on all.
         seed: of the shuffles.
         process_index: of this process, below `process_count`.
         process_count: processes that share the stream.
         threads: that read and decode; 0 does it in the calling thread.
 
     Returns:
-        An iterator over batches of batch_size / process_count records: image uint8[b, h, w],
-        ids int32[b, t], mask bool[b, t], index int32[b], unique over the sources, and maybe
-        labels int8[b, l].
+        An iterator over batches: image uint8[b, h, w],
+        ids int32[b, t], mask bool[b, t], index int32[b], unique over the sources, and, if
+        all sources have the same label names, labels int8[b, l].
 
     Raises:
-        UserError: for weights that do not fit the sources, or a batch that does not divide.
+        UserError: for weights that do not fit the sources.
     """
     weights = [float(w) for w in weights]
     if not sources or len(weights) != len(sources) or not all(0 < w < np.inf for w in weights):
@@ -208,37 +204,31 @@ def train_batches(
             f"data.weights: {tuple(weights)}: give one positive number for each of the "
             f"{len(sources)} sources"
         )
-    local = _local_size(batch_size, process_count)
     mixture = Mixture(tuple(sources))
     streams = [
         grain.MapDataset.range(first, last).shuffle(seed=_shuffle_seed(seed, number)).repeat()
         for number, (first, last) in enumerate(pairwise(mixture.offsets.tolist()))
     ]
     stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
-    chunks = stream.batch(local, drop_remainder=True)[process_index::process_count]
+    chunks = stream.batch(batch_size, drop_remainder=True)[process_index::process_count]
     order = json.dumps([seed, weights, [source.fingerprint for source in sources]])
-    return TrainBatches(mixture, chunks.map(mixture.take), _options(threads), batch_size, order)
+    whole = batch_size * process_count
+    return TrainBatches(chunks.map(mixture.take), _options(threads), whole, order)
 
 
 class TrainBatches(Iterator[Batch]):
-    """Iterator over training batches that can be put to any step; see `train_batches`."""
+    """Iterator over training batches that can be put to any step; see `train_loader`."""
 
     def __init__(
         self,
-        mixture: Mixture,
         batches: grain.MapDataset[Batch],
         options: grain.ReadOptions,
-        batch_size: int,
+        whole: int,
         order: str,
     ):
-        self.mixture, self.batch_size = mixture, batch_size
+        self.batch_size = whole
         self.order = hashlib.sha256(order.encode()).hexdigest()[:16]
         self._iterator = iter(batches.to_iter_dataset(options))
-
-    @property
-    def records_per_epoch(self) -> int:
-        """Records of all sources together."""
-        return int(self.mixture.offsets[-1])
 
     def __next__(self) -> Batch:
         return next(self._iterator)
@@ -271,22 +261,17 @@ class TrainBatches(Iterator[Batch]):
         if rest:
             raise UserError(
                 f"data.batch_size: {self.batch_size}: does not divide the {state['records']} "
-                "records that the checkpoint has seen: use the batch size it was made with"
+                "records that the checkpoint has seen: use the one it was made with"
             )
         self.seek(step)
-
-    def record_keys(self, indices: Sequence[int] | np.ndarray) -> list[str]:
-        """The keys of records by their `index`, to name them in a message."""
-        return self.mixture.keys(indices)
 
     def close(self) -> None:
         """Stops the threads."""
         self._iterator.close()
 
 
-def eval_batches(
+def eval_loader(
     source: Source,
-    *,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -296,21 +281,18 @@ def eval_batches(
 
     Args:
         source: to go through.
-        batch_size: records a step over all processes.
+        batch_size: records a step on this process; alike on all.
         process_index: of this process, below `process_count`.
-        process_count: processes that share the work; each takes a contiguous chunk of a batch.
+        process_count: processes that share the work; each takes a contiguous chunk of a step.
         threads: that read and decode; 0 does it in the calling thread.
 
     Returns:
         A sized, repeatable iterable of batches as in training, with labels int8[b, l] and
         weight float32[b]: 1 for a record, 0 for the copies of the last one that fill up the last
-        batch.
-
-    Raises:
-        UserError: for a batch that does not divide over the processes.
+        step.
     """
-    local = _local_size(batch_size, process_count)
-    steps = -(-len(source) // batch_size)
+    whole = batch_size * process_count
+    steps = -(-len(source) // whole)
 
     def take(positions: np.ndarray) -> Batch:
         # Filled up with a real record: a blank one, all its tokens masked, could give NaN.
@@ -318,13 +300,14 @@ def eval_batches(
         weight = (positions < len(source)).astype(np.float32)
         return source.take(real) | {"index": real.astype(np.int32), "weight": weight}
 
-    chunks = grain.MapDataset.range(steps * batch_size).batch(local)[process_index::process_count]
+    positions = grain.MapDataset.range(steps * whole)
+    chunks = positions.batch(batch_size)[process_index::process_count]
     return EvalBatches(chunks.map(take), _options(threads))
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatches:
-    """Repeatable iterable over evaluation batches; see `eval_batches`."""
+    """Repeatable iterable over evaluation batches; see `eval_loader`."""
 
     batches: grain.MapDataset[Batch]
     options: grain.ReadOptions
@@ -340,13 +323,9 @@ class EvalBatches:
             iterator.close()
 
 
-def _local_size(batch_size: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"data.batch_size: {batch_size}: must be a positive multiple of the "
-            f"{process_count} processes"
-        )
-    return batch_size // process_count
+def record_keys(sources: Sequence[Source], indices: Sequence[int] | np.ndarray) -> list[str]:
+    """The keys of records by their `index` in batches from `sources`, for messages."""
+    return Mixture(tuple(sources)).keys(indices)
 
 
 def _options(threads: int) -> grain.ReadOptions:

@@ -25,7 +25,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import splits
+from medsyn_jax.data import reports, splits
 
 FORMAT = 1
 INFO = "medsyn.json"
@@ -247,11 +247,27 @@ class Records:
         example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
         return example.FromString(data).features.feature
 
+    def texts(self, sections: Sequence[str]) -> list[str]:
+        """What a model reads of every record, in order; see `text`."""
+        return [text(self.features(index), sections) for index in range(len(self))]
+
+    def subjects(self) -> list[str]:
+        """The subject of every record, in order."""
+        return [value(self.features(index), "subject") for index in range(len(self))]
+
     @functools.cached_property
     def keys(self) -> list[str]:
         """The key of every record, in order, from the split file, whose hash is checked."""
         sha256 = self.info["splits"][self.split]["sha256"]
         return splits.read_keys(self.directory / "splits" / f"{self.split}.txt", sha256)
+
+
+def text(features: Mapping[str, Any], sections: Sequence[str]) -> str:
+    """What a model reads of a stored record: its `sections`, or the whole report without them."""
+    findings, impression, report = (
+        value(features, n) for n in ("findings", "impression", "report")
+    )
+    return reports.select_text(findings, impression, report, tuple(sections))
 
 
 def open_split(directory: Path | str, split: str) -> Records:

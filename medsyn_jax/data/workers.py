@@ -13,19 +13,11 @@ from typing import Any
 
 from medsyn_jax.core.errors import RejectedRecord
 from medsyn_jax.data import records, shards
+from medsyn_jax.data.plan import Part
 
 
 class Stopped(Exception):
     """The part was left unfinished because the run is to stop."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """The records of one shard, before they are made."""
-
-    name: str
-    split: str
-    items: tuple[records.Item, ...]
 
 
 @dataclasses.dataclass(frozen=True)

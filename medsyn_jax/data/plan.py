@@ -1,0 +1,152 @@
+"""What an ingestion is to write: which record goes to which shard, in which order.
+
+The plan depends on the listing and the settings alone, so a run that was cut off finds its complete
+shards again and writes only the others.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import records, shards, splits
+
+_NOT_CONTENT = (
+    "path",
+    "workers",
+    "max_reject_share",
+)  # settings that do not change what is written
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The records of one shard, before they are made."""
+
+    name: str
+    split: str
+    items: tuple[records.Item, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be written."""
+
+    parts: list[Part]
+    label_names: tuple[str, ...]
+    rejects: list[tuple[str, str]]  # those known from the listing
+    dropped: dict[str, int]
+    settings: dict[str, Any]
+    fingerprint: str
+
+    @property
+    def total(self) -> int:
+        """Records listed, good or bad."""
+        return sum(len(part.items) for part in self.parts) + len(self.rejects)
+
+
+def make_plan(config: Any) -> Plan:
+    """Lists the source and decides where every record goes; no pixel is read."""
+    listing = _list(config)
+    seen: set[str] = set()
+    items, rejects = [], list(listing.rejects)
+    for item in listing.items:
+        if item.key in seen:
+            rejects.append((item.key, f"{item.image}: key {item.key} was listed before"))
+        else:
+            seen.add(item.key)
+            items.append(item)
+    if not items:
+        raise UserError(
+            f"ingest: {config.path or config.source}: no usable record "
+            f"({len(rejects)} rejected{', first: ' + rejects[0][1] if rejects else ''})"
+        )
+    homes = splits.assign(
+        [(item.key, item.subject or item.key, item.split) for item in items],
+        config.split_shares,
+        config.seed,
+    )
+    # In the order of a hash, so that any run of records is a fair sample of its split.
+    items.sort(key=lambda item: splits.unit(config.seed, f"order/{item.key}"))
+    parts = []
+    for split in splits.SPLITS:
+        members = [item for item in items if homes[item.key] == split]
+        count = -(-len(members) // config.records_per_shard)
+        for index in range(count):
+            name = shards.shard_name(config.source, split, index, count)
+            chunk = members[index * config.records_per_shard :][: config.records_per_shard]
+            parts.append(Part(name, split, tuple(chunk)))
+    settings = _settings(config)
+    return Plan(
+        parts,
+        listing.label_names,
+        rejects,
+        listing.dropped,
+        settings,
+        _fingerprint(settings, items),
+    )
+
+
+def _list(config: Any) -> records.Listing:
+    if config.source not in records.SOURCES:
+        raise UserError(
+            f"ingest.source: {config.source!r}: unknown, use one of {', '.join(records.SOURCES)}"
+        )
+    if config.records_per_shard < 1 or config.size < 1:
+        raise UserError("ingest: size and records_per_shard must be at least 1")
+    return records.SOURCES[config.source](config)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """What of the config shapes the records: all but where they lie and how fast they are made."""
+    values = json.loads(config.to_json())
+    others = set(records.SOURCES) - {config.source}
+    return {k: v for k, v in sorted(values.items()) if k not in others and k not in _NOT_CONTENT}
+
+
+def _fingerprint(settings: dict[str, Any], items: Sequence[records.Item]) -> str:
+    """A hash of all that decides what the shards hold; the same after the source is moved."""
+    digest = hashlib.sha256(json.dumps([shards.FORMAT, settings], sort_keys=True).encode())
+    if settings["source"] == "phantom":
+        for file in _code("phantom"):
+            digest.update(file.read_bytes())
+    with futures.ThreadPoolExecutor(32) as pool:  # the sizes may lie on a slow network disk
+        for item, sizes in zip(items, pool.map(_sizes, items), strict=True):
+            line = (item.key, item.subject, item.split, item.report, item.labels, item.view, sizes)
+            digest.update(json.dumps(line).encode())
+    return digest.hexdigest()
+
+
+def _code(module: str) -> list[Path]:
+    """The files of a module of this folder and of those that it imports from here."""
+    folder, todo, found = Path(__file__).parent, {module}, set()
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        for node in ast.walk(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == __package__:
+                todo |= {alias.name for alias in node.names} - found
+            elif isinstance(node, ast.ImportFrom) and f"{node.module}".startswith(
+                f"{__package__}."
+            ):
+                todo |= {f"{node.module}".removeprefix(f"{__package__}.")} - found
+    return [folder / f"{name}.py" for name in sorted(found)]
+
+
+def _sizes(item: records.Item) -> list[int]:
+    if not isinstance(item.image, str):
+        return list(item.image)
+    sizes = []
+    for path in (item.image, item.report_path):
+        try:
+            sizes.append(os.stat(path).st_size if path else 0)
+        except OSError:
+            sizes.append(-1)
+    return sizes
