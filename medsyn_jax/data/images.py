@@ -69,9 +69,15 @@ def _decode(content: bytes, suffix: str, at_least: int) -> Grey:
         if not content:
             raise RejectedRecord("the file is empty (0 bytes)")
         stream = io.BytesIO(content)
-        if content[128:132] == b"DICM" or suffix in (".dcm", ".dicom"):
+        if content[128:132] == b"DICM":
             return _dicom(stream)
-        return _picture(stream, at_least)
+        image = _opened(stream)
+        if image is not None:
+            with image:
+                return _picture(image, at_least)
+        if suffix in (".dcm", ".dicom"):  # old DICOM files have nothing that tells
+            return _dicom(stream)
+        raise RejectedRecord("not a PNG, JPEG, TIFF, BMP or DICOM file")
     except (RejectedRecord, MemoryError):
         raise
     except Exception as error:  # decoders meet broken files with exceptions of every kind
@@ -87,26 +93,28 @@ def _check_size(width: int, height: int) -> None:
         raise RejectedRecord(f"{width} x {height} pixels")
 
 
-def _picture(stream: BinaryIO, at_least: int) -> Grey:
+def _opened(stream: BinaryIO) -> Image.Image | None:
     try:
-        image = Image.open(stream, formats=_FORMATS)
+        return Image.open(stream, formats=_FORMATS)
     except Image.UnidentifiedImageError:
-        raise RejectedRecord("not a PNG, JPEG, TIFF, BMP or DICOM file") from None
+        return None
     except Image.DecompressionBombError:
         raise RejectedRecord(f"more than {MAX_PIXELS // 1_000_000} million pixels") from None
-    with image:
-        _check_size(*image.size)
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a camera's JPEG with previews behind it
-            raise RejectedRecord(f"{frames} frames where one image is needed")
-        if image.mode not in (*_PLAIN_MODES, *_DEEP_MODES):
-            raise RejectedRecord(f"pixels of mode {image.mode!r}, not 8 or 16 bit grey or colour")
-        if at_least and image.format == "JPEG":
-            image.draft(None, (at_least, at_least))
-        image.load()
-        if _turned(image):
-            ImageOps.exif_transpose(image, in_place=True)
-        return _deep(np.asarray(image)) if image.mode in _DEEP_MODES else _plain(image)
+
+
+def _picture(image: Image.Image, at_least: int) -> Grey:
+    _check_size(*image.size)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's JPEG with previews behind it
+        raise RejectedRecord(f"{frames} frames where one image is needed")
+    if image.mode not in (*_PLAIN_MODES, *_DEEP_MODES):
+        raise RejectedRecord(f"pixels of mode {image.mode!r}, not 8 or 16 bit grey or colour")
+    if at_least and image.format == "JPEG":
+        image.draft(None, (at_least, at_least))
+    image.load()
+    if _turned(image):
+        ImageOps.exif_transpose(image, in_place=True)
+    return _deep(np.asarray(image)) if image.mode in _DEEP_MODES else _plain(image)
 
 
 def _turned(image: Image.Image) -> bool:
@@ -141,11 +149,12 @@ def _to_bytes(values: np.ndarray, low: float, high: float) -> Grey:
 
 
 def _dicom(stream: BinaryIO) -> Grey:
+    stream.seek(0)
     try:
         data = pydicom.dcmread(stream)
     except InvalidDicomError:
         stream.seek(0)
-        data = pydicom.dcmread(stream, force=True)  # old files lack the preamble
+        data = pydicom.dcmread(stream, force=True)
         if "Rows" not in data:
             raise RejectedRecord("not a DICOM file") from None
     missing = [name for name in ("Rows", "Columns", "PixelData") if name not in data]

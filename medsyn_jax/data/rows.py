@@ -5,13 +5,12 @@ import gzip
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
-from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.errors import RejectedRecord, UserError
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Text lines; bytes that are not UTF-8 become lone surrogates, which `problem` finds again."""
+    """Text lines; bytes that are not UTF-8 become lone surrogates, which `check` finds again."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as stream:
@@ -22,7 +21,7 @@ def _lines(path: Path) -> Iterator[str]:
         raise UserError(f"unreadable table: {path}: {error}: check the file") from None
 
 
-def _decoded(stream: IO[bytes]) -> Iterator[str]:
+def _decoded(stream: Iterable[bytes]) -> Iterator[str]:
     for number, line in enumerate(stream):
         if number == 0:
             line = line.removeprefix(b"\xef\xbb\xbf")
@@ -33,13 +32,21 @@ def _garbled(text: str) -> bool:
     return any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
-def problem(row: list[str], width: int) -> str:
-    """Why a row cannot be used, '' when it can."""
-    if len(row) != width:
-        return f"has {len(row)} fields where the head line has {width}"
-    if not all(field.isascii() for field in row) and any(map(_garbled, row)):
-        return "is not UTF-8 text"
-    return ""
+def check(header: list[str], row: list[str]) -> None:
+    """Raises RejectedRecord for a row of the wrong length or of bytes that are not UTF-8."""
+    if len(row) != len(header):
+        raise RejectedRecord(f"has {len(row)} fields where the head line has {len(header)}")
+    if "".join(row).isascii():
+        return
+    for name, field in zip(header, row, strict=True):
+        if _garbled(field):
+            raise RejectedRecord(f"column {name!r} is not UTF-8 text")
+
+
+def fields(header: list[str], row: list[str]) -> dict[str, str]:
+    """A row by column name; raises RejectedRecord as `check` does."""
+    check(header, row)
+    return dict(zip(header, row, strict=True))
 
 
 def read(path: Path, wanted: Iterable[str]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
@@ -51,7 +58,7 @@ def read(path: Path, wanted: Iterable[str]) -> tuple[list[str], Iterator[tuple[i
 
     Returns:
       The column names, and an iterator over (row number, fields). The head line is row 1, blank
-      rows are passed over but counted. Rows may be of wrong length or encoding: ask `problem`.
+      rows are passed over but counted. Rows may be of wrong length or encoding: `check` them.
 
     Raises:
       UserError: the file is missing, unreadable, empty, not a table, or lacks a wanted column.

@@ -334,6 +334,8 @@ def test_dicom_known_by_its_content_or_its_name(tmp_path):
     bare = tmp_path / "old.dcm"
     bare.write_bytes(path.read_bytes()[132:])  # without the preamble
     assert np.array_equal(images.decode_grey(bare), expected)
+    saved(tmp_path / "a.png", GRADIENT).rename(tmp_path / "a.dcm")
+    assert np.array_equal(images.decode_grey(tmp_path / "a.dcm"), GRADIENT)
 
 
 def test_real_dicom(shared_data):
