@@ -121,7 +121,7 @@ def _segments(text: str) -> list[tuple[str, str]]:
         for match in pattern.finditer(text):
             head = match.groupdict().get("head")
             name = _section_of(head) if head else "preamble"
-            if name:
+            if name and not (head and head.islower() and _mid_sentence(text, match.start())):
                 found.append((match.start(), -match.end(), name))
     segments, start, current, position = [], 0, "preamble", 0
     for begin, end, name in sorted(found):
@@ -133,6 +133,13 @@ def _segments(text: str) -> list[tuple[str, str]]:
         start = begin if name == "anatomy" else position  # "HEART: normal" needs its heart
     segments.append((current, text[start:]))
     return segments
+
+
+def _mid_sentence(text: str, start: int) -> bool:
+    """Whether a line break before `start` only wraps a sentence: 'many\\nfindings: ...'."""
+    before = text[:start].rstrip(" \t\n")
+    apart = text.count("\n", len(before), start) > 1
+    return bool(before) and before[-1] not in ".:!?_" and not apart
 
 
 def sections(text: str) -> dict[str, str]:

@@ -232,6 +232,14 @@ def test_words_with_colons_are_no_heads():
     assert found(text)["findings"].endswith("At 10:30 it was: fine.")
 
 
+def test_a_wrapped_line_is_no_head():
+    text = (
+        "FINDINGS: There are several\n findings: a nodule and\n comparison: none.\n impression: x"
+    )
+    assert found(text)["findings"].endswith("several findings: a nodule and comparison: none.")
+    assert found(text)["impression"] == "x"
+
+
 def test_repeated_and_empty_sections():
     text = "IMPRESSION: Preliminary.\nIMPRESSION: Definite words.\nFINDINGS:\nFINDINGS: ___\n"
     assert found(text) == {"impression": "Definite words."}
