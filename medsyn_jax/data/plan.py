@@ -19,11 +19,8 @@ from typing import Any
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import records, shards, splits
 
-_NOT_CONTENT = (
-    "path",
-    "workers",
-    "max_reject_share",
-)  # settings that do not change what is written
+# Settings that do not change what is written.
+_NOT_CONTENT = ("path", "workers", "max_reject_share")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +128,13 @@ def _code(module: str) -> list[Path]:
         name = todo.pop()
         found.add(name)
         for node in ast.walk(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module == __package__:
+            if not isinstance(node, ast.ImportFrom) or node.module is None:
+                continue
+            package, _, inner = node.module.partition(f"{__package__}")
+            if not package and not inner:
                 todo |= {alias.name for alias in node.names} - found
-            elif isinstance(node, ast.ImportFrom) and f"{node.module}".startswith(
-                f"{__package__}."
-            ):
-                todo |= {f"{node.module}".removeprefix(f"{__package__}.")} - found
+            elif not package:
+                todo |= {inner.lstrip(".")} - found
     return [folder / f"{name}.py" for name in sorted(found)]
 
 

@@ -14,7 +14,7 @@ import functools
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from PIL import Image
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from medsyn_jax.core.errors import UserError
@@ -306,19 +307,31 @@ def _write_records(
 ) -> tuple[list[str], Sequence[str] | None, int]:
     keys: list[str] = []
     optional: Sequence[str] | None = None
-    schema = features(label_names)
+    encode = _encoder(label_names, ())
     payload = 0
     for example in examples:
         present = sorted(set(OPTIONAL) & example.keys())
         if optional is None:
-            optional, schema = present, features(label_names, present)
+            optional, encode = present, _encoder(label_names, present)
         if present != optional:
             raise ValueError(f"record {example['key']} has {present}, those before have {optional}")
-        data = schema.serialize_example(schema.encode_example(dict(example)))
+        data = encode(example)
         writer.write(data)
         keys.append(example["key"])
         payload += len(data)
     return keys, optional, payload
+
+
+def _encoder(label_names: Sequence[str], optional: Sequence[str]) -> Callable[[Mapping], bytes]:
+    schema = features(label_names, optional)
+    serializer = ExampleSerializer(schema.get_serialized_info())  # pyright: ignore[reportArgumentType]
+
+    def encode(example: Mapping[str, Any]) -> bytes:
+        stored = serializer.get_tf_example(schema.encode_example(dict(example)))
+        # Without it, the order of the fields, and so every byte of a shard, is by chance.
+        return stored.SerializeToString(deterministic=True)
+
+    return encode
 
 
 def _check_written(path: Path, count: int) -> None:

