@@ -159,7 +159,7 @@ def _dicom(stream: BinaryIO) -> Grey:
             raise RejectedRecord("not a DICOM file") from None
     missing = [name for name in ("Rows", "Columns", "PixelData") if name not in data]
     if missing:
-        raise RejectedRecord(f"a DICOM file without {missing[0]}")
+        raise RejectedRecord(f"broken or truncated: a DICOM file without {missing[0]}")
     _check_size(data.Columns, data.Rows)
     frames, kind = data.get("NumberOfFrames") or 1, data.get("PhotometricInterpretation", "")
     if int(frames) > 1:

@@ -318,13 +318,13 @@ def test_dicom_without_pixels_truncated_or_constant(tmp_path):
     path = dicom(tmp_path / "a.dcm", RAMP, 12)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    assert rejected(path).startswith(("broken or truncated: ", "a DICOM file without PixelData"))
+    assert rejected(path).startswith("broken or truncated: ")
     path.write_bytes(content[:140])
     assert rejected(path)
     data = pydicom.dcmread(dicom(path, RAMP, 12))
     del data.PixelData
     data.save_as(path)
-    assert rejected(path) == "a DICOM file without PixelData"
+    assert rejected(path) == "broken or truncated: a DICOM file without PixelData"
     assert rejected(dicom(path, np.full((8, 8), 5, np.uint16), 12)) == "every pixel has the value 0"
 
 
