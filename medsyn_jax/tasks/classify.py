@@ -1,0 +1,317 @@
+"""Linear classification: what a linear layer reads off a frozen encoder, by label fraction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from medsyn_jax.core import log, metrics
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import datasets, ingestion, shards, splits
+from medsyn_jax.objectives import classify
+from medsyn_jax.train import encoders, features, probe
+
+FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
+
+
+@dataclass(frozen=True)
+class Task:
+    """The labels of a data set as the probe is taught them."""
+
+    kind: probe.Kind
+    names: tuple[str, ...]
+    columns: np.ndarray  # int [c] in the labels of the data set
+    uncertain: np.ndarray  # int8 [c]: what -1 counts as in training and validation
+    unmentioned: np.ndarray  # int8 [c]: what -2 counts as, everywhere
+
+    def targets(self, labels: np.ndarray, test: bool = False) -> np.ndarray:
+        """int8 [n, c] (1, 0, -2 left out), or int32 [n] classes (-2 left out), of int8 [n, l].
+
+        In a test split "uncertain" is left out whatever the policy: nobody knows the answer.
+        """
+        chosen = jnp.asarray(labels[:, self.columns])
+        uncertain = np.full_like(self.uncertain, classify.UNMENTIONED) if test else self.uncertain
+        known = np.asarray(
+            classify.apply_policy(chosen, jnp.asarray(uncertain), jnp.asarray(self.unmentioned))
+        )
+        if self.kind == "multilabel":
+            return known
+        one = (known == 1).sum(axis=1) == 1
+        return np.where(one, (known == 1).argmax(axis=1), classify.UNMENTIONED).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of merit by seed: `values` [s] and bootstrap `draws` [r, s], over n records."""
+
+    values: np.ndarray
+    draws: np.ndarray
+    n: int
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Probe the pre-trained, the untrained and, if given, the ImageNet encoder alike.
+
+    Writes results.json with `<encoder>/test/<fraction>/auroc/<label>`, `.../auroc/mean` and, for
+    classes, `.../accuracy`; and `pretrained-random/...`, the difference of the last two.
+    Raises UserError for an encoder, a data set or labels that do not fit the config.
+    """
+    _check_files(config)
+    found = _encoders(config)
+    log.write_config(workdir, config, FREE)
+    mesh = meshes.make_mesh(**config.mesh)
+    directory = _prepare(config, workdir)
+    parts = {split: shards.open_split(directory, split) for split in splits.SPLITS}
+    task = _task(config.labels, parts["train"].label_names)
+    figures: dict[str, dict[str, Figure]] = {}
+    for encoder in found:
+        tables = {
+            split: features.table(
+                encoder,
+                records,
+                mesh,
+                workdir / "features",
+                batch_size=config.data.batch_size,
+                threads=config.data.threads,
+            )
+            for split, records in parts.items()
+        }
+        figures[encoder.name] = probe_features(
+            config, workdir, encoder.name, task, tables, parts["train"].keys
+        )
+    results = {
+        f"{name}/test/{key}": metrics.estimate_over_seeds(f.values, f.draws, f.n)
+        for name, by_key in figures.items()
+        for key, f in by_key.items()
+    }
+    for key, f in figures["pretrained"].items():
+        if not key.endswith(("mean", "accuracy")):
+            continue  # label by label they can be had from the two
+        base = figures["random"][key]
+        gain = metrics.estimate_over_seeds(f.values - base.values, f.draws - base.draws, f.n)
+        results[f"pretrained-random/test/{key}"] = gain
+    log.write_results(workdir, "classify", {k: dict(v) for k, v in results.items()})
+
+
+def _check_files(config: Any) -> None:
+    """Every file that the config names but the disk lacks, in one message, before any work."""
+    if not config.data.source:
+        raise UserError(
+            "config.data.source: is empty: give the folder of class folders, a CSV of pairs or an "
+            "ingested data set, by --config.data.source=PATH"
+        )
+    named = {"data.source": config.data.source, "encoder.weights": config.encoder.weights}
+    missing = [
+        f"config.{field} {value!r} (looked at {Path(value).absolute()})"
+        for field, value in named.items()
+        if value and value != "phantom" and not Path(value).exists()
+    ]
+    if missing:
+        raise UserError(f"missing: {'; '.join(missing)}: see docs/data.md for where it comes from")
+
+
+def _encoders(config: Any) -> list[encoders.Encoder]:
+    settings, workdir = config.encoder, Path(config.encoder.workdir)
+    found = [encoders.pretrained(workdir), encoders.untrained(workdir, config.seed)]
+    if settings.weights:
+        given = (settings.weights, settings.layout, settings.mean, settings.std)
+        found.append(encoders.imported(workdir, *given))
+    return found
+
+
+def _prepare(config: Any, workdir: Path) -> Path:
+    """The data set as shards, ingested by the first process if need be."""
+    root = workdir.parent / "data"
+
+    def prepare() -> Path:
+        source = Path(config.data.source)
+        if config.ingest.source != "folder" or (source / shards.INFO).exists():
+            return datasets.prepare(config.data.source, config.ingest, root)
+        settings = ConfigDict(config.ingest.to_dict())
+        settings.path = str(source)
+        plan = ingestion.make_plan(settings)
+        return ingestion.ingest(settings, root / f"{source.name}-{plan.fingerprint[:8]}", plan)
+
+    if jax.process_count() > 1:
+        if jax.process_index() == 0:
+            prepare()
+        multihost_utils.sync_global_devices("ingested")
+    return prepare()
+
+
+def _task(settings: Any, available: Sequence[str]) -> Task:
+    names = tuple(settings.names) or tuple(available)
+    for field in ("names", "uncertain_ones", "uncertain_zeros"):
+        unknown = [name for name in settings[field] if name not in available]
+        if unknown:
+            raise UserError(
+                f"config.labels.{field}: {', '.join(unknown)}: not among the labels of the data "
+                f"set, which are {', '.join(available) or 'none'}"
+            )
+    fewest = {"multilabel": 1, "multiclass": 2}
+    if settings.kind not in fewest:
+        raise UserError(f"config.labels.kind: {settings.kind!r}: use {' or '.join(fewest)}")
+    if len(names) < fewest[settings.kind]:
+        raise UserError(f"config.labels.names: {names}: too few labels for {settings.kind}")
+
+    def policy(name: str) -> int:
+        if name in settings.uncertain_ones:
+            return 1
+        return 0 if name in settings.uncertain_zeros else classify.UNMENTIONED
+
+    unmentioned = 0 if settings.unmentioned_zero else classify.UNMENTIONED
+    return Task(
+        settings.kind,
+        names,
+        np.array([list(available).index(name) for name in names]),
+        np.array([policy(name) for name in names], np.int8),
+        np.full(len(names), unmentioned, np.int8),
+    )
+
+
+def probe_features(
+    config: Any,
+    workdir: Path,
+    name: str,
+    task: Task,
+    tables: dict[str, features.Table],
+    keys: list[str],
+) -> dict[str, Figure]:
+    """Figures on the test split, `<fraction>/<figure>` -> Figure, of one encoder's features."""
+    train, valid = (task.targets(tables[split].labels) for split in ("train", "valid"))
+    test = task.targets(tables["test"].labels, test=True)
+    _check_labels(task, train, valid)
+    settings = probe.ProbeSettings(kind=task.kind, **config.probe)
+    seeds = [jax.random.fold_in(jax.random.key(config.seed), i) for i in range(config.seeds)]
+    arrays = [tables["train"].features, train, tables["valid"].features, valid]
+    train_x, train_y, valid_x, valid_y = map(jnp.asarray, arrays)
+    figures = {}
+    for share in config.fractions:
+        fraction = f"{100 * share:g}%"
+        subsets = _subsets(config, workdir, share, keys, train if train.ndim == 1 else None)
+        fitted = probe.fit(
+            train_x,
+            train_y,
+            jnp.asarray(subsets),
+            valid_x,
+            valid_y,
+            jnp.stack(seeds),
+            classes=len(task.names),
+            settings=settings,
+        )
+        scores = np.asarray(fitted.score)
+        if not np.isfinite(scores).all():
+            raise UserError(
+                f"config.probe.learning_rate: {settings.learning_rate}: the fit at {fraction} of "
+                f"the labels diverged on {name} features: use a smaller one"
+            )
+        log.say(
+            f"{name}, {fraction} of the labels ({subsets.shape[1]} records): best validation "
+            f"{', '.join(f'{x:.3f}' for x in scores)} at epoch "
+            f"{', '.join(map(str, fitted.best_epoch.tolist()))} of {config.probe.epochs}"
+        )
+        outputs = np.asarray(probe.logits(fitted, jnp.asarray(tables["test"].features)))
+        judged = _judge(task, outputs, test, tables["test"].subjects)
+        figures |= {f"{fraction}/{key}": figure for key, figure in judged.items()}
+    return figures
+
+
+def _check_labels(task: Task, train: np.ndarray, valid: np.ndarray) -> None:
+    """Refuse labels from which nothing can be learnt or no epoch chosen."""
+    for split, targets in (("train", train), ("valid", valid)):
+        if targets.ndim == 1:
+            usable = len(np.unique(targets[targets >= 0])) > 1
+        else:
+            usable = bool(((targets == 1).any(axis=0) & (targets == 0).any(axis=0)).any())
+        if not usable:
+            raise UserError(
+                f"config.labels: no label of {', '.join(task.names)} has both a positive and a "
+                f"negative record in the {split} split: name others, or use more data"
+            )
+
+
+def _subsets(
+    config: Any, workdir: Path, share: float, keys: list[str], classes: np.ndarray | None
+) -> np.ndarray:
+    """Rows int32 [s, k], padded with -1, of the training records that each seed learns from.
+
+    They are a function of the keys, the share and the seed alone; fractions/ has them written down,
+    each with its hash beside it (as `sha256sum -c` reads it).
+    """
+    place = {key: row for row, key in enumerate(keys)}
+    chosen = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        drawn = splits.fraction(keys, classes, share, seed)
+        chosen.append([place[key] for key in drawn])
+        if jax.process_index() == 0:
+            path = workdir / "fractions" / f"{100 * share:g}%-seed{seed}.txt"
+            with log.full_disk_is_user_error(path):
+                digest = splits.write_keys(path, drawn)
+                path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
+    padded = np.full((len(chosen), max(map(len, chosen))), -1, np.int32)
+    for row, rows in zip(padded, chosen, strict=True):
+        row[: len(rows)] = rows
+    return padded
+
+
+def _judge(
+    task: Task, outputs: np.ndarray, test: np.ndarray, subjects: np.ndarray
+) -> dict[str, Figure]:
+    """AUROC of each label and their mean (two classes: of the second), accuracy of classes.
+
+    outputs: logits [s, n, c]; test: targets [n, c] or classes [n]. A label that has one class only
+    in the test split has no AUROC and is left out, with a line that says so.
+    """
+    figures = {}
+    if test.ndim == 1:
+        predicted = outputs.argmax(axis=-1)
+
+        def accuracies(w: np.ndarray) -> np.ndarray:
+            return np.stack([metrics.accuracy(p, test, w) for p in predicted], axis=1)
+
+        figures["accuracy"] = _figure(accuracies, test >= 0, subjects)
+        if len(task.names) > 2:
+            return figures
+        names, test = task.names[1:], test[:, None]
+        outputs = outputs[..., 1:] - outputs[..., :1]
+    else:
+        names = task.names
+    defined = [i for i in range(len(names)) if {0, 1} <= set(test[:, i].tolist())]
+    left_out = [name for i, name in enumerate(names) if i not in defined]
+    if left_out:
+        log.say(f"no AUROC of {', '.join(left_out)}: one class only in the test split")
+
+    def aurocs(w: np.ndarray) -> np.ndarray:
+        return np.stack(
+            [[metrics.auroc(x[:, i], test[:, i], w) for i in defined] for x in outputs]
+        ).transpose(2, 0, 1)
+
+    whole = _figure(aurocs, np.ones(len(test), bool), subjects)
+    for at, i in enumerate(defined):
+        known = int((test[:, i] >= 0).sum())
+        figures[f"auroc/{names[i]}"] = Figure(whole.values[:, at], whole.draws[..., at], known)
+    mean_values, mean_draws = (_mean_of_defined(x) for x in (whole.values, whole.draws))
+    figures["auroc/mean"] = Figure(mean_values, mean_draws, whole.n)
+    return figures
+
+
+def _figure(statistic: Any, counted: np.ndarray, subjects: np.ndarray) -> Figure:
+    """`statistic` of weights [r, n] -> [r, s, ...] on the test split and on its resamples."""
+    values = statistic(np.ones((1, len(counted)), np.float32))[0]
+    draws = metrics.bootstrap(statistic, len(counted), subjects)
+    return Figure(values, draws, int(counted.sum()))
+
+
+def _mean_of_defined(x: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is not NaN; a resample can lack a class of a rare label."""
+    known = np.isfinite(x)
+    count = known.sum(axis=-1)
+    total = np.where(known, x, 0).sum(axis=-1)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
