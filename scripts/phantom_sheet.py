@@ -1,4 +1,4 @@
-"""Makes docs/phantom.png, a contact sheet of the phantom corpus, or measures the speed (--bench)."""
+"""Makes docs/phantom.png, a contact sheet of the phantom corpus; --bench measures the speed."""
 
 from __future__ import annotations
 

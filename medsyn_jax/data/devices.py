@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medsyn_jax.data.film import Array, Film, add_ellipsoid
+from medsyn_jax.data.film import METAL, Array, Box, Film, add_ellipsoid
 from medsyn_jax.data.findings import FOREIGN, Device, Finding
-from medsyn_jax.data.lesions import Box
 from medsyn_jax.data.thorax import SIGN, Anatomy, dome_level, lung_point
 
 
-def curve(knots: Sequence[tuple[float, float]], points: int = 160) -> Array:
+def curve(knots: Sequence[tuple[float, float]], points: int = 320) -> Array:
     """A smooth path [points, 2] through the knots (Catmull-Rom)."""
     k = np.asarray(knots, float)
     k = np.concatenate((2 * k[:1] - k[1:2], k, 2 * k[-1:] - k[-2:-1]))
@@ -123,7 +122,7 @@ def _chest_tube(film: Film, anatomy: Anatomy, device: Device, sign: float) -> No
     ]
     path = curve(knots)
     for edge in (-0.012, 0.012):
-        film.stroke("metal", 0, path + [edge, 0], 0.008)
+        film.stroke("metal", 0, path + np.array([edge, 0.0]), 0.008)
 
 
 DRAWS = {
@@ -149,9 +148,7 @@ def draw_foreign(film: Film, anatomy: Anatomy, findings: Sequence[Finding]) -> l
         else:
             x, y = lung_point(anatomy, film.pose, f.side, *f.place)
             path = OBJECTS[f.kind](film, (x, y), f.extent[0], f.angle)
-        column, row = film.pixels(path[:, 0], path[:, 1])
-        edges = [column.min(), row.min(), column.max() + 1, row.max() + 1]
-        boxes.append((FOREIGN, *(float(np.clip(v, 0, film.size)) for v in edges)))
+        boxes.append(film.frame(FOREIGN, path))
     return boxes
 
 
@@ -160,27 +157,26 @@ def _turned(points: Array, centre: tuple[float, float], angle: float) -> Array:
     return points @ np.array([[cos, sin], [-sin, cos]]) + centre
 
 
-def _ring(centre: tuple[float, float], radius: float) -> Array:
-    turn = np.linspace(0, 2 * np.pi, 48)
+def _disc(film: Film, centre: tuple[float, float], radius: float, depth: float) -> Array:
+    """A metal disc of even depth, and its outline."""
+    chord = np.zeros_like(film.dense)
+    add_ellipsoid(film, chord, centre, (radius, radius, 1.0))
+    film.dense += (METAL * depth) * np.minimum(2 * chord, 1.0)
+    turn = np.linspace(0, 2 * np.pi, 80)
     return np.column_stack((np.cos(turn), np.sin(turn))) * radius + centre
 
 
 def _coin(film: Film, centre: tuple[float, float], size: float, angle: float) -> Array:
-    disc = np.zeros_like(film.metal)
-    add_ellipsoid(film, disc, centre, (size, size, 0.5))
-    film.metal += 0.03 * np.minimum(4 * disc, 1.0)
-    return _ring(centre, size)
+    return _disc(film, centre, size, 0.03)
 
 
 def _button(film: Film, centre: tuple[float, float], size: float, angle: float) -> Array:
-    disc = np.zeros_like(film.metal)
-    add_ellipsoid(film, disc, centre, (size, size, 0.5))
-    film.metal += 0.009 * np.minimum(4 * disc, 1.0)
+    outline = _disc(film, centre, size, 0.009)
     holes = _turned(np.array([[1, 0], [-1, 0], [0, 1], [0, -1]]) * 0.32 * size, centre, angle)
     for hole in holes:
-        film.ellipsoid("metal", (hole[0], hole[1]), (0.2 * size, 0.2 * size, 0.004), 0.0, -1.0)
-    film.stroke("metal", 0, _ring(centre, 0.93 * size), 0.006)
-    return _ring(centre, size)
+        film.ellipsoid("metal", (hole[0], hole[1]), (0.2 * size, 0.2 * size, -0.004))
+    film.stroke("metal", 0, 0.93 * (outline - centre) + centre, 0.006)
+    return outline
 
 
 def _pin(film: Film, centre: tuple[float, float], size: float, angle: float) -> Array:
@@ -206,7 +202,8 @@ def _bullet(film: Film, centre: tuple[float, float], size: float, angle: float) 
 
 
 def _key(film: Film, centre: tuple[float, float], size: float, angle: float) -> Array:
-    head = _turned(_ring((-0.65, 0.0), 0.33) * size, centre, angle)
+    ring = np.column_stack((0.33 * np.cos(_T) - 0.65, 0.33 * np.sin(_T)))
+    head = _turned(ring * size, centre, angle)
     shaft = [(-0.32, 0.0), (0.3, 0.0), (0.9, 0.0)]
     teeth = [(0.9, 0.0), (0.9, 0.22), (0.72, 0.22), (0.72, 0.0), (0.6, 0.22), (0.5, 0.0)]
     film.stroke("metal", 1, head, 0.03)
@@ -225,8 +222,8 @@ def _necklace(film: Film, anatomy: Anatomy, f: Finding) -> Array:
     film.stroke("metal", 0, path, beads)
     low = path[120]
     film.ellipsoid("metal", (low[0], low[1] + 0.02), (0.022, 0.034, 0.012))
-    return np.concatenate((path, [low + [0, 0.054]]))
+    return np.concatenate((path, [low + np.array([0.0, 0.054])]))
 
 
-_T = np.linspace(0, 2 * np.pi, 48)
+_T = np.linspace(0, 2 * np.pi, 80)
 OBJECTS = {"coin": _coin, "button": _button, "pin": _pin, "bullet": _bullet, "key": _key}

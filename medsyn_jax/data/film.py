@@ -8,38 +8,40 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
 from medsyn_jax.data.thorax import SIGN, Pose
 
 Array = np.ndarray
+Number = TypeVar("Number", float, np.ndarray)
+Box = tuple[str, float, float, float, float]  # label, x0, y0, x1, y1 in pixels
 WIDTHS = (0.0045, 0.010, 0.019)  # Gaussian widths of the strokes: fine, medium, broad
-SOFT, BONE, METAL = 3.4, 5.0, 40.0  # attenuation per unit length: soft tissue, bone's excess, metal
+# attenuation per unit length: soft tissue, what bone adds to it, plastic or thin metal, lead
+SOFT, BONE, METAL = 3.4, 5.0, 40.0
+MATERIALS = {"soft": SOFT, "bone": BONE, "metal": METAL}
 SCATTER = 0.25  # scattered over primary radiation behind the grid
-EQUALIZE = 0.35  # share of the wide changes that the display takes away
+EQUALIZE = 0.30  # share of the wide changes that the display takes away
 
 
 @dataclass
 class Film:
-    """The maps of one exposure, all float32 [size, size]: path lengths, unless said otherwise."""
+    """The maps of one exposure, float32 [size, size] unless said otherwise."""
 
     size: int
     pose: Pose
     x: Array = field(init=False)  # body coordinates
     y: Array = field(init=False)  # [size, 1]
-    body: Array = field(init=False)
-    lung: Array = field(init=False)
-    air: Array = field(init=False)  # share of air in the lung, 0..1
-    vessels: Array = field(init=False)
-    soft: Array = field(init=False)
-    bone: Array = field(init=False)
-    metal: Array = field(init=False)
+    body: Array = field(init=False)  # length in the body, lungs included
+    lung: Array = field(init=False)  # length in the lungs
+    air: Array = field(init=False)  # share of air in the lungs, 0..1
+    vessels: Array = field(init=False)  # length in vessels of the lungs
+    dense: Array = field(init=False)  # attenuation by all that is put on top
     field_mask: Array = field(init=False)  # bool: the lungs as a reader would outline them
     shade: Array | None = None  # 0 where no vessel can be, 1 elsewhere; None: 1 all over
     engorged: float = 1.0  # how much thicker than normal the vessels are
-    strokes: list[tuple[str, int, Array]] = field(default_factory=list)
+    strokes: dict[tuple[bool, int], list[Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         step = np.arange(self.size, dtype=np.float32) * np.float32(2 / self.size)
@@ -47,10 +49,15 @@ class Film:
         v = centre[:, None]
         self.y = self.pose.zoom * v - self.pose.shift[1]
         self.x = self.pose.zoom * (centre[None, :] - self.pose.tilt * v) - self.pose.shift[0]
-        for name in ("lung", "vessels", "soft", "bone", "metal"):
+        for name in ("lung", "vessels", "dense"):
             setattr(self, name, np.zeros((self.size, self.size), np.float32))
 
-    def pixels(self, x: Array | float, y: Array | float) -> tuple[Array | float, Array | float]:
+    @property
+    def scale(self) -> float:
+        """Pixels to a unit of body length."""
+        return self.size / 2 / self.pose.zoom
+
+    def pixels(self, x: Number, y: Number) -> tuple[Number, Number]:
         """Body coordinates to (column, row), pixel centres at whole numbers."""
         v = (y + self.pose.shift[1]) / self.pose.zoom
         u = (x + self.pose.shift[0]) / self.pose.zoom + self.pose.tilt * v
@@ -75,66 +82,78 @@ class Film:
 
     def ellipsoid(
         self,
-        name: str,
+        material: str,
         centre: tuple[float, float],
         axes: tuple[float, float, float],
         angle: float = 0.0,
-        weight: float = 1.0,
     ) -> None:
-        """Adds `weight` times the chord of an ellipsoid, turned in the plane of the film."""
-        add_ellipsoid(self, getattr(self, name), centre, axes, angle, weight)
+        """Puts an ellipsoid of 'soft', 'bone' or 'metal' on top; a negative depth takes away."""
+        add_ellipsoid(self, self.dense, centre, axes, angle, MATERIALS[material])
 
-    def stroke(self, name: str, width: int, path: Array, amount: Array | float) -> None:
-        """Queues a line: path [n, 2] in body coordinates, `amount` the length along the beam.
+    def stroke(self, material: str, width: int, path: Array, amount: Array | float) -> None:
+        """Queues a line on top: path [n, 2], `amount` its length along the beam.
 
-        The points may lie 0.01 apart at the most.
+        The points of the path may lie 1.5 of its `WIDTHS` apart at the most.
         """
         gaps = np.hypot(*np.diff(path, axis=0, append=path[-2:-1]).T)
-        mass = amount * gaps * WIDTHS[width] * math.sqrt(2 * math.pi) * (self.size / 2) ** 2
-        self.queue(name, width, path, mass / self.pose.zoom**2)
+        volume = gaps * WIDTHS[width] * (math.sqrt(2 * math.pi) * MATERIALS[material]) * amount
+        self.queue(False, width, path, volume)
 
-    def queue(self, name: str, width: int, path: Array, mass: Array) -> None:
-        """Queues points [n, 2] of the given mass (length along the beam times pixels)."""
-        self.strokes.append((name, width, np.column_stack((path, mass))))
+    def queue(self, vessel: bool, width: int, path: Array, volume: Array) -> None:
+        """Queues points [n, 2], each with its volume: in `vessels`, or in `dense` if not vessel."""
+        points = np.column_stack((path, volume * self.scale**2)).astype(np.float32)
+        self.strokes.setdefault((vessel, width), []).append(points)
+
+    def frame(self, label: str, path: Array) -> Box:
+        """The box, cut at the edge of the film, around body coordinates [n, 2]."""
+        column, row = self.pixels(path[:, 0], path[:, 1])
+        edges = (column.min(), row.min(), column.max() + 1, row.max() + 1)
+        x0, y0, x1, y1 = (float(np.clip(v, 0, self.size)) for v in edges)
+        return label, x0, y0, x1, y1
 
     def draw_strokes(self) -> None:
-        """Adds the queued lines to their maps, one blur for each map and width."""
-        for name in ("vessels", "soft", "bone", "metal"):
-            for width, spread in enumerate(WIDTHS):
-                points = [p for n, w, p in self.strokes if n == name and w == width]
-                if points:
-                    target = getattr(self, name)
-                    target += self._splat(np.concatenate(points), spread)
+        """Adds the queued lines to `vessels` and `dense`, with one blur for each and width."""
+        for (vessel, width), batches in self.strokes.items():
+            image = self._splat(np.concatenate(batches))
+            # a splatted point is spread over its pixel and the next already
+            sigma = math.sqrt(max(0.0, (WIDTHS[width] * self.scale) ** 2 - 0.15))
+            if sigma > 0.3:
+                image = _blur(_blur(image, sigma).T, sigma).T
+            target = self.vessels if vessel else self.dense
+            target += image
         self.strokes.clear()
 
-    def _splat(self, points: Array, spread: float) -> Array:
-        column, row = self.pixels(points[:, 0], points[:, 1])
+    def _splat(self, points: Array) -> Array:
+        """Shares each point [x, y, volume] among its four pixels: [size, size]."""
         size = self.size + 2  # a margin catches what falls off the film
-        column = np.clip(column + 1, 0, size - 1.001)
-        row = np.clip(row + 1, 0, size - 1.001)
-        left, top = column.astype(np.int32), row.astype(np.int32)
-        right_share, low_share = column - left, row - top
-        place = top * size + left
-        mass = points[:, 2]
-        weights = np.concatenate(
-            (
-                mass * (1 - right_share) * (1 - low_share),
-                mass * right_share * (1 - low_share),
-                mass * (1 - right_share) * low_share,
-                mass * right_share * low_share,
-            )
-        )
-        places = np.concatenate((place, place + 1, place + size, place + size + 1))
-        total = np.bincount(places, weights, size * size + size + 2)[: size * size]
-        image = total.reshape(size, size).astype(np.float32)
-        # a point that fell off the film lies on the margin; its neighbours must not see it
-        image[[0, -1], :] = 0.0
-        image[:, [0, -1]] = 0.0
-        sigma = math.sqrt(max(0.0, (spread * self.size / 2 / self.pose.zoom) ** 2 - 0.15))
-        if sigma > 0.3:
-            for axis in (0, 1):
-                image = gaussian_filter1d(image, sigma, axis, mode="constant", truncate=2.6)
+        column, row = self.pixels(points[:, 0], points[:, 1])
+        column = np.minimum(np.maximum(column + 1, 0), size - 1.001)
+        row = np.minimum(np.maximum(row + 1, 0), size - 1.001)
+        left, top = column.astype(np.int64), row.astype(np.int64)
+        column -= left
+        row -= top
+        low = points[:, 2] * row
+        high = points[:, 2] - low
+        image = np.zeros((size, size), np.float32)
+        pixels, place = image.ravel(), top * size + left
+        for mass, corner in ((high, place), (low, place + size)):
+            right = mass * column
+            np.add.at(pixels, corner, mass - right)
+            np.add.at(pixels, corner + 1, right)
         return image[1:-1, 1:-1]
+
+
+def _blur(image: Array, sigma: float) -> Array:
+    """Gaussian blur down the rows by shifted sums: for short kernels faster than scipy's."""
+    reach = math.ceil(2.6 * sigma)
+    kernel = np.exp(-0.5 * (np.arange(reach + 1, dtype=np.float32) / np.float32(sigma)) ** 2)
+    kernel /= 2 * kernel.sum() - 1
+    out = image * kernel[0]
+    for shift in range(1, reach + 1):
+        part = image * kernel[shift]
+        out[shift:] += part[:-shift]
+        out[:-shift] += part[shift:]
+    return out
 
 
 def add_ellipsoid(
@@ -180,15 +199,30 @@ def _spline(size: int, cells: int) -> Array:
     return weights
 
 
+def product(a: Array, b: Array) -> Array:
+    """a @ b in strips so narrow that BLAS starts no threads, which a pool of workers must not."""
+    width = max(2, 2**18 // a.size)
+    out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    for start in range(0, b.shape[1], width):
+        np.matmul(a, b[:, start : start + width], out=out[:, start : start + width])
+    return out
+
+
 def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> Array:
     """Smooth noise [size, size] of about unit spread, the same at each size."""
     coarse = rng.standard_normal((cells, cells), np.float32)
     weights = _spline(size, cells)
-    return (weights @ coarse @ weights.T) * 2.1
+    return product(weights, 2.1 * (coarse @ weights.T))
+
+
+def _wide(image: Array) -> Array:
+    """The image, blurred widely by way of 16 x 16 cells."""
+    down, up = _wide_weights(len(image))
+    return product(up, (product(down, image) @ down.T) @ up.T)
 
 
 @lru_cache(maxsize=8)
-def _scatter_weights(size: int) -> tuple[Array, Array]:
+def _wide_weights(size: int) -> tuple[Array, Array]:
     """Matrices [16, size] and [size, 16] that blur an image widely by way of 16 x 16 cells."""
     fine = (np.arange(size) + 0.5) / size
     coarse = (np.arange(16) + 0.5) / 16
@@ -201,35 +235,38 @@ def _scatter_weights(size: int) -> tuple[Array, Array]:
 
 
 def expose(film: Film, rng: np.random.Generator) -> Array:
-    """Beer-Lambert attenuation, scatter, quantum noise and the display curve: uint8 [size, size]."""
+    """Beer-Lambert attenuation, scatter, quantum noise, display curve: uint8 [size, size]."""
     pose, size = film.pose, film.size
-    tissue = film.body + film.soft - film.lung * film.air
-    np.maximum(tissue, 0.0, out=tissue)
     # a vessel is seen where air surrounds it
     vessels = film.vessels * film.air * np.minimum(film.lung * 6, 1.0)
     if film.shade is not None:
         vessels *= film.shade
-    tissue += vessels * (1.3 * film.engorged)
-    depth = SOFT * tissue + BONE * film.bone + METAL * film.metal
+    tissue = film.body - film.lung * film.air
+    np.maximum(tissue, 0.0, out=tissue)
+    tissue += vessels * film.engorged
+    depth = SOFT * tissue + film.dense
+    np.maximum(depth, 0.0, out=depth)
     beam = np.exp(-depth)
-    down, up = _scatter_weights(size)
-    beam += SCATTER * (up @ (down @ beam @ down.T) @ up.T)
+    beam += SCATTER * _wide(beam)
     grain = rng.standard_normal((size, size), np.float32)
     # the same dose spread over fewer pixels is less noisy: the grain is that of a 256-pixel film
     beam += grain * np.sqrt(beam) * (0.0030 * pose.noise * min(1.0, size / 256) ** 0.5)
     np.maximum(beam, 1e-5, out=beam)
     value = -np.log(beam)
     # the equalization of a digital film: less of the wide changes, more of the fine detail
-    value -= EQUALIZE * (up @ (down @ value @ down.T) @ up.T)
-    step = max(1, size // 64)
-    centre = np.sort(value[size // 8 : -size // 8 : step, size // 8 : -size // 8 : step], axis=None)
-    dark, pale = centre[int(0.06 * centre.size)], centre[int(0.95 * centre.size)]
+    value -= EQUALIZE * _wide(value)
+    middle, step = slice(size // 8, size - size // 8), max(1, size // 48)
+    sample = value[middle, middle][::step, ::step].ravel()
+    low, high = int(0.06 * sample.size), int(0.95 * sample.size)
+    dark, pale = np.partition(sample, (low, high))[[low, high]]
     span = max(0.9, float(pale - dark)) / pose.contrast
     level = 0.16 - 0.07 * pose.exposure
     grey = (value - dark) * np.float32(0.74 / span) + np.float32(level)
     np.maximum(grey, 0.0, out=grey)
     # a shoulder instead of a hard stop: what is whiter than white is only a little whiter
-    grey = np.where(grey > 0.8, 0.8 + 0.2 * np.tanh((grey - 0.8) * 3.0), grey)
+    over = np.maximum(grey - 0.8, 0.0)
+    grey -= over
+    grey += over / (1.0 + 4.0 * over)
     _collimate(grey, pose)
     _stamp(grey, pose)
     return np.clip(grey * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What a phantom study shows: findings with side, zone and grade, and the hardware, before any pixel."""
+"""What a phantom study shows: findings with side, zone and grade, and the hardware."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENLARGED = 0.19  # share of subjects with an enlarged heart
 HEALTHY = 0.36  # share of studies without findings among the others
 # chance of each further finding in a study that is not healthy
 CHANCES = {
-    EFFUSION: 0.30, PNEUMOTHORAX: 0.17, CONSOLIDATION: 0.27, EDEMA: 0.20, ATELECTASIS: 0.27,
+    EFFUSION: 0.30, PNEUMOTHORAX: 0.20, CONSOLIDATION: 0.27, EDEMA: 0.20, ATELECTASIS: 0.27,
     LESION: 0.20, FOREIGN: 0.19,
 }  # fmt: skip
 UNCERTAIN = 0.08  # share of findings that are faint and that the reader leaves open
@@ -30,7 +30,7 @@ UNCERTAIN = 0.08  # share of findings that are faint and that the reader leaves 
 
 @dataclass(frozen=True)
 class Finding:
-    """One focus. `grade` 0 slight, 1 moderate, 2 severe; `places` are (across, down) in the lung."""
+    """One focus. `grade` 0 slight, 1 moderate, 2 severe; `place` is (across, down) in the lung."""
 
     label: str
     grade: int
@@ -45,7 +45,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Device:
-    """Medical hardware: 'ett', 'ngt', 'jugular', 'picc', 'port', 'chest tube', 'pacemaker', 'wires'."""
+    """Hardware: 'ett', 'ngt', 'jugular', 'picc', 'port', 'chest tube', 'pacemaker' or 'wires'."""
 
     kind: str
     side: str = ""
@@ -64,7 +64,7 @@ def draw_findings(rng: Random, heart: int | None, view: str) -> tuple[Finding, .
         return ()
     chances = dict(CHANCES)
     if heart is not None:
-        chances |= {EDEMA: 0.36, EFFUSION: 0.36, LESION: 0.10, FOREIGN: 0.13, PNEUMOTHORAX: 0.08}
+        chances |= {EDEMA: 0.36, EFFUSION: 0.36, LESION: 0.10, FOREIGN: 0.13, PNEUMOTHORAX: 0.10}
     present = [name for name in CHANCES if rng.random() < chances[name]]
     if heart is None and not present:
         names = list(CHANCES)
@@ -73,12 +73,10 @@ def draw_findings(rng: Random, heart: int | None, view: str) -> tuple[Finding, .
     if heart is not None:
         found.append(Finding(CARDIOMEGALY, heart, certain=heart > 0 or rng.random() > 0.2))
     for name in present:
-        certain = rng.random() > UNCERTAIN
-        found += (
-            DRAWS[name](rng, found, view)
-            if certain
-            else [replace(f, grade=0, certain=False) for f in DRAWS[name](rng, found, view)[:1]]
-        )
+        foci = DRAWS[name](rng, found, view)
+        if foci and name != FOREIGN and rng.random() < UNCERTAIN:
+            foci = [replace(foci[0], grade=0, certain=False)]
+        found += foci
     return tuple(found)
 
 
@@ -86,9 +84,9 @@ def _grade(rng: Random) -> int:
     return rng.choices((0, 1, 2), (0.36, 0.38, 0.26))[0]
 
 
-def _filled(found: list[Finding], side: str) -> bool:
-    """Whether fluid already hides the lower part of this side."""
-    return any(f.label == EFFUSION and f.side == side and f.grade > 0 for f in found)
+def _filled(found: list[Finding], side: str) -> int:
+    """Grade of the fluid on this side: from 1 it hides the lower zone, at 2 the middle one too."""
+    return max((f.grade for f in found if f.label == EFFUSION and f.side == side), default=0)
 
 
 def _effusion(rng: Random, found: list[Finding], view: str) -> list[Finding]:
@@ -112,31 +110,35 @@ def _pneumothorax(rng: Random, found: list[Finding], view: str) -> list[Finding]
     return [Finding(PNEUMOTHORAX, grade, side, zone, kind, extent=(rng.random(), 0))]
 
 
-def _site(rng: Random, found: list[Finding], taken: set[tuple[str, str]]) -> tuple[str, str]:
-    """A side and zone that no fluid and no earlier focus holds."""
+def _sites(rng: Random, found: list[Finding], count: int) -> list[tuple[str, str]]:
+    """Sides and zones, all different, that neither fluid nor a collapsed lung hides."""
+    collapsed = {f.side for f in found if f.label == PNEUMOTHORAX and f.grade > 0}
     free = [
         (side, zone)
         for side in SIDES
         for zone in ZONES
-        if (side, zone) not in taken
-        and not (zone == "lower" and _filled(found, side))
-        and not any(f.label == PNEUMOTHORAX and f.side == side and f.grade > 0 for f in found)
+        if side not in collapsed
+        and not (zone == "lower" and _filled(found, side) > 0)
+        and not (zone == "mid" and _filled(found, side) > 1)
     ]
-    return rng.choice(free)
+    return rng.sample(free, min(count, len(free)))
 
 
-def _down(rng: Random, zone: str) -> float:
-    return rng.uniform(0.06, 0.24) + {"upper": 0.08, "mid": 0.38, "lower": 0.68}[zone]
+def _place(rng: Random, found: list[Finding], side: str, zone: str) -> tuple[float, float]:
+    """A place in a zone, clear of the hilum and of a large heart."""
+    covered = side == "left" and zone != "upper" and any(f.label == CARDIOMEGALY for f in found)
+    across = rng.uniform(0.62, 0.80) if covered else rng.uniform(0.32, 0.72)
+    return across, rng.uniform(0.06, 0.24) + {"upper": 0.08, "mid": 0.38, "lower": 0.68}[zone]
 
 
 def _consolidation(rng: Random, found: list[Finding], view: str) -> list[Finding]:
     made: list[Finding] = []
-    for _ in range(rng.choices((1, 2, 3), (0.6, 0.3, 0.1))[0]):
-        side, zone = _site(rng, found, {(f.side, f.zone) for f in made})
+    count = rng.choices((1, 2, 3), (0.6, 0.3, 0.1))[0]
+    for side, zone in _sites(rng, found, count):
         kind = "lobar" if (side, zone) == ("right", "upper") and rng.random() < 0.6 else "patchy"
         grade = _grade(rng)
         wide = rng.uniform(0.14, 0.20) + 0.035 * grade
-        place = (rng.uniform(0.32, 0.68), _down(rng, zone))
+        place = _place(rng, found, side, zone)
         extent = (wide, wide * rng.uniform(0.75, 1.15))
         made.append(Finding(
             CONSOLIDATION, grade, side, zone, kind, True, place, extent, rng.uniform(-0.5, 0.5)
@@ -151,12 +153,12 @@ def _edema(rng: Random, found: list[Finding], view: str) -> list[Finding]:
 def _atelectasis(rng: Random, found: list[Finding], view: str) -> list[Finding]:
     made = []
     for side in rng.choice((("right",), ("left",), ("right", "left"))):
-        kind = "linear" if rng.random() < 0.55 or _filled(found, side) else "basal"
-        zone = (
-            "mid" if _filled(found, side) or (kind == "linear" and rng.random() < 0.2) else "lower"
-        )
-        place = (rng.uniform(0.35, 0.65), _down(rng, zone) + (0.04 if zone == "lower" else 0))
-        angle = rng.uniform(-0.35, 0.35)
+        filled = _filled(found, side)
+        if filled > 1:
+            continue
+        kind = "linear" if filled or rng.random() < 0.55 else "basal"
+        zone = "mid" if filled or (kind == "linear" and rng.random() < 0.2) else "lower"
+        place, angle = _place(rng, found, side, zone), rng.uniform(-0.35, 0.35)
         extent = (rng.uniform(0.13, 0.24), 0)
         made.append(Finding(ATELECTASIS, _grade(rng), side, zone, kind, True, place, extent, angle))
     return made
@@ -164,13 +166,13 @@ def _atelectasis(rng: Random, found: list[Finding], view: str) -> list[Finding]:
 
 def _lesion(rng: Random, found: list[Finding], view: str) -> list[Finding]:
     made: list[Finding] = []
-    for _ in range(rng.choices((1, 2, 3), (0.72, 0.18, 0.10))[0]):
-        side, zone = _site(rng, found, {(f.side, f.zone) for f in made})
+    count = rng.choices((1, 2, 3), (0.72, 0.18, 0.10))[0]
+    for side, zone in _sites(rng, found, count):
         grade = _grade(rng)
         radius = (rng.uniform(0.034, 0.046), rng.uniform(0.048, 0.072), rng.uniform(0.08, 0.13))[
             grade
         ]
-        place = (rng.uniform(0.3, 0.75), _down(rng, zone))
+        place = _place(rng, found, side, zone)
         kind = "mass" if grade == 2 else "nodule"
         extent = (radius, radius * rng.uniform(0.85, 1.15))
         made.append(
@@ -187,7 +189,7 @@ def _foreign(rng: Random, found: list[Finding], view: str) -> list[Finding]:
             made.append(Finding(FOREIGN, 2, kind=kind, extent=(rng.uniform(0.15, 0.3), 0)))
             continue
         side, zone = rng.choice(SIDES), rng.choice(ZONES)
-        place = (rng.uniform(0.1, 0.9), _down(rng, zone))
+        place = (rng.uniform(0.1, 0.9), _place(rng, found, side, zone)[1])
         size = {"coin": 0.06, "button": 0.05, "pin": 0.10, "bullet": 0.035, "key": 0.10}[kind]
         size *= rng.uniform(0.8, 1.25)
         made.append(Finding(
@@ -236,7 +238,7 @@ def draw_devices(
 
 def labels(findings: tuple[Finding, ...]) -> dict[str, int]:
     """1 present, -1 left open, 0 absent; 'No Finding' is 1 when nothing is present or left open."""
-    state = dict.fromkeys(LABELS, 0)
+    state: dict[str, int] = dict.fromkeys(LABELS, 0)
     for f in findings:
         state[f.label] = 1 if f.certain or state[f.label] == 1 else -1
     state["No Finding"] = int(not findings)

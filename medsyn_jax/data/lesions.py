@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from medsyn_jax.data.film import Array, Film, smooth_noise
+from medsyn_jax.data.film import Array, Box, Film, smooth_noise
 from medsyn_jax.data.findings import (
     ATELECTASIS,
     CONSOLIDATION,
@@ -18,8 +18,6 @@ from medsyn_jax.data.findings import (
     Finding,
 )
 from medsyn_jax.data.thorax import SIGN, WIDEST, Anatomy, dome_level, lung_point, walls
-
-Box = tuple[str, float, float, float, float]
 
 
 @dataclass
@@ -37,7 +35,7 @@ def draw(
     """Draws all findings but the foreign objects, those last that cover the others."""
     empty = np.zeros((film.size, film.size), bool)
     truth = Truth(empty, empty.copy())
-    texture = smooth_noise(rng, film.size, 20)
+    texture = 0.85 * smooth_noise(rng, film.size, 18) + 0.25 * smooth_noise(rng, film.size, 44)
     order = (EDEMA, CONSOLIDATION, ATELECTASIS, LESION, PNEUMOTHORAX, EFFUSION)
     for f in sorted((f for f in findings if f.label in order), key=lambda f: order.index(f.label)):
         DRAWS[f.label](film, anatomy, f, truth, texture)
@@ -55,14 +53,15 @@ def box_of(film: Film, label: str, inside: Array, rows: slice, columns: slice) -
 def _consolidation(film: Film, anatomy: Anatomy, f: Finding, truth: Truth, texture: Array) -> None:
     x, y = lung_point(anatomy, film.pose, f.side, *f.place)
     a, b = f.extent
-    rows, columns = film.window(x, y, 1.4 * a, 1.4 * b)
+    rows, columns = film.window(x, y, 1.5 * a, 1.5 * b)
     dx, dy = film.x[rows, columns] - x, film.y[rows] - y
     dx = dx + f.angle * dy
-    fill = 1.15 - (dx / a) ** 2 - (dy / b) ** 2 + 0.42 * texture[rows, columns]
+    rough = texture[rows, columns]
+    fill = 0.95 - (dx / a) ** 2 - (dy / b) ** 2 + 0.40 * rough
     if f.kind == "lobar":  # a straight lower border, the minor fissure
         fill = np.minimum(fill + 0.3, (0.55 * b - dy + 0.15 * dx) * 22)
-    fill = np.clip(1.3 * fill, 0.0, 1.0)
-    fill *= (0.34, 0.58, 0.86)[f.grade] * (0.8 if not f.certain else 1.0)
+    fill = np.clip(fill, 0.0, 1.0) * np.clip(0.9 + 0.2 * rough, 0.5, 1.1)
+    fill *= (0.40, 0.62, 0.88)[f.grade] * (1.0 if f.certain else 0.8)
     film.air[rows, columns] *= 1.0 - fill
     seen = fill * film.lung[rows, columns]
     truth.boxes.append(box_of(film, CONSOLIDATION, seen >= 0.3 * seen.max(), rows, columns))
@@ -72,20 +71,19 @@ def _lesion(film: Film, anatomy: Anatomy, f: Finding, truth: Truth, texture: Arr
     x, y = lung_point(anatomy, film.pose, f.side, *f.place)
     a, b = f.extent
     depth = 0.5 * (a + b) * (0.9 if f.certain else 0.6)
-    film.ellipsoid("soft", (x, y), (a, b, depth), f.angle, 0.95)
-    low, high = film.pixels(x - a, y - b), film.pixels(x + a, y + b)
-    truth.boxes.append((LESION, *(float(np.clip(v + 0.5, 0, film.size)) for v in (*low, *high))))
+    film.ellipsoid("soft", (x, y), (a, b, 0.95 * depth), f.angle)
+    truth.boxes.append(film.frame(LESION, np.array([[x - a, y - b], [x + a, y + b]])))
 
 
 def _edema(film: Film, anatomy: Anatomy, f: Finding, truth: Truth, texture: Array) -> None:
-    amount = (0.10, 0.26, 0.50)[f.grade] * (0.7 if not f.certain else 1.0)
+    amount = (0.20, 0.38, 0.62)[f.grade] * (0.7 if not f.certain else 1.0)
     away = (np.abs(film.x) - 0.22) / 0.30
     low = (film.y - 0.02) / 0.40
     wing = np.exp(-away * away - low * low)
     if f.kind == "alveolar":
-        wing *= np.clip(0.85 + 0.5 * texture, 0.1, 1.5)
+        wing *= np.clip(0.85 + 0.45 * texture, 0.1, 1.5)
     else:
-        wing += 0.25
+        wing += 0.25 + 0.12 * texture
     film.air *= 1.0 - np.clip(amount * wing, 0.0, 0.8)
     film.engorged = 1.5 + 0.45 * f.grade
     t = np.linspace(0, 1, 10)

@@ -1,10 +1,10 @@
-"""Puts the healthy chest on the film: trunk, lungs, heart and vessels, diaphragm, airways, skeleton."""
+"""Puts the healthy chest on the film: trunk, lungs, heart, vessels, diaphragm, airways, bones."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from medsyn_jax.data.film import Array, Film, add_ellipsoid, smooth_noise
+from medsyn_jax.data.film import BONE, Array, Film, add_ellipsoid, smooth_noise
 from medsyn_jax.data.thorax import SIGN, Anatomy, Pose, dome_level, walls
 
 TISSUE = 0.22  # share of a normal lung that is not air
@@ -12,22 +12,22 @@ TISSUE = 0.22  # share of a normal lung that is not air
 
 def draw(film: Film, anatomy: Anatomy, rng: np.random.Generator) -> None:
     """Fills the maps of `film` with a chest without findings. `rng` is drawn alike at each size."""
-    texture = smooth_noise(rng, film.size, 24)
     _trunk(film, anatomy)
     _lungs(film, anatomy)
-    film.air = 1.0 - TISSUE * (1.0 + 0.22 * texture)
-    film.air += 0.05 * (0.25 - film.y)  # blood sinks, so the bases are denser
-    turn = film.pose.rotation * 0.05
-    film.air += np.clip(-film.x * (2 * turn), -0.03, 0.03)
+    film.air = smooth_noise(rng, film.size, 24) * (-0.13 * TISSUE)
+    # blood sinks, so the bases are denser; the side turned away from the tube is darker
+    film.air += (1.0 - TISSUE) + 0.05 * (0.25 - film.y)
+    film.air -= film.x * (0.10 * film.pose.rotation)
     np.clip(film.air, 0.4, 0.95, out=film.air)
     _vessels(film, anatomy)
+    _airways(film, anatomy)
     _spine(film, anatomy)
     _ribs(film, anatomy)
     _shoulder(film, anatomy)
 
 
 def _trunk(film: Film, anatomy: Anatomy) -> None:
-    """Chest wall, neck, shoulders, arms, breasts: everything soft, before the lungs are taken out."""
+    """Chest wall, neck, shoulders, arms, breasts: everything soft, with the lungs still filled."""
     x, y, fat = np.abs(film.x), film.y, anatomy.habitus
     side = anatomy.width + 0.12 + 0.16 * fat
     half = side + (1.7 - side) * np.clip((-0.30 - y) / 0.34, 0.0, 1.0) ** 2
@@ -45,15 +45,24 @@ def _trunk(film: Film, anatomy: Anatomy) -> None:
     # belly and shoulders are thicker than the ribs' middle
     film.body = np.maximum(trunk * (depth + 0.10 * np.clip(y, 0, 1)), pillar)
     if anatomy.sex == "F":
-        size = 0.75 + 0.5 * fat
-        for sign in (-1, 1):
-            film.ellipsoid(
-                "body", (sign * 0.40, 0.20 + 0.12 * fat), (0.30 * size, 0.30 * size, 0.085 * size)
-            )
+        _breasts(film, 0.75 + 0.5 * fat, 0.20 + 0.12 * fat)
     if film.pose.arms_down:
         for sign in (-1, 1):
-            film.ellipsoid("body", (sign * (side + 0.17), 0.3), (0.16 + 0.05 * fat, 1.1, 0.16))
-            film.ellipsoid("bone", (sign * (side + 0.18), 0.3), (0.05, 1.1, 0.03))
+            arm = (sign * (side + 0.17), 0.3)
+            add_ellipsoid(film, film.body, arm, (0.16 + 0.05 * fat, 1.1, 0.16))
+            film.ellipsoid("bone", arm, (0.05, 1.1, 0.03))
+
+
+def _breasts(film: Film, size: float, level: float) -> None:
+    """Pendent: a sharp lower fold, and no upper edge."""
+    for sign in (-1, 1):
+        rows, columns = film.window(sign * 0.39, level, 0.30 * size, 0.30 * size)
+        across = (film.x[rows, columns] - sign * 0.39) / (0.30 * size)
+        down = (film.y[rows] - level) / (0.30 * size)
+        chord = np.maximum(1.0 - across * across - down * down, 0.0)
+        np.sqrt(chord, out=chord)
+        chord *= 0.17 * size * np.clip(0.62 + 0.6 * down, 0.0, 1.0) ** 2
+        film.body[rows, columns] += chord
 
 
 def _lungs(film: Film, anatomy: Anatomy) -> None:
@@ -90,9 +99,8 @@ def _lungs(film: Film, anatomy: Anatomy) -> None:
     film.lung -= abdomen
     np.maximum(film.lung, 0.0, out=film.lung)
     level = dome_level(anatomy, pose, "left")
-    film.ellipsoid("body", (0.33, level + 0.14), (0.13, 0.075, 0.10), 0.15, -1.0)
-    film.ellipsoid("body", (0.12, level + 0.40), (0.12, 0.06, 0.06), -0.4, -1.0)
-    _airways(film, anatomy)
+    film.ellipsoid("soft", (0.33, level + 0.14), (0.13, 0.075, -0.10), 0.15)  # the stomach's gas
+    film.ellipsoid("soft", (0.12, level + 0.40), (0.12, 0.06, -0.06), -0.4)
 
 
 Ellipsoid = tuple[tuple[float, float], tuple[float, float, float], float]
@@ -127,8 +135,8 @@ def _airways(film: Film, anatomy: Anatomy) -> None:
     lean = 0.03 * pose.rotation + 0.9 * pose.push
     t = np.linspace(0, 1, 70)
     trachea = np.column_stack((0.012 + lean * t - 0.02 * t**3 * anatomy.aorta, -1.05 + 0.78 * t))
-    film.stroke("soft", 2, trachea + [0.014, 0], -0.085)
-    film.stroke("soft", 2, trachea - [0.014, 0], -0.085)
+    film.stroke("soft", 2, trachea + np.array([0.014, 0.0]), -0.085)
+    film.stroke("soft", 2, trachea - np.array([0.014, 0.0]), -0.085)
     t = np.linspace(0, 1, 24)
     for sign, steep in ((-1, 0.16), (1, 0.11)):
         path = np.column_stack(
@@ -138,58 +146,63 @@ def _airways(film: Film, anatomy: Anatomy) -> None:
 
 
 def _vessels(film: Film, anatomy: Anatomy) -> None:
-    """Pulmonary vessels as a tree of curved paths from each hilum, splatted as points."""
+    """Pulmonary vessels: curved branches from each hilum, and twigs from those."""
     rng = np.random.Generator(np.random.PCG64(anatomy.tree))
-    trunks, twigs, steps = 11, 3, 60
-    t = np.linspace(0, 1, steps)
-    for side, sign in SIGN.items():
-        hilum = (0.15 + 0.3 * sign * film.pose.push, -0.10 if side == "right" else -0.13)
-        film.ellipsoid("vessels", (sign * hilum[0], hilum[1]), (0.05, 0.09, 0.035), -0.3 * sign)
-        angle = np.linspace(-1.45, 1.40, trunks) + rng.normal(0, 0.10, trunks)
-        length = rng.uniform(0.42, 0.72, trunks)
-        bend = rng.normal(0, 0.35, trunks) + 0.25 * np.sign(angle)
-        heading = angle[:, None] + bend[:, None] * t
-        stride = (length / steps)[:, None]
-        px = hilum[0] + np.cumsum(np.cos(heading) * stride, 1)
-        py = hilum[1] + np.cumsum(np.sin(heading) * stride, 1)
-        bore = 0.030 * (1 - 0.8 * t) * rng.uniform(0.7, 1.2, trunks)[:, None]
-        _branch(film, sign, px, py, stride, bore)
-        starts = rng.integers(8, 46, (trunks, twigs))
-        fork = rng.uniform(0.35, 0.85, (trunks, twigs)) * rng.choice((-1, 1), (trunks, twigs))
-        rows = np.arange(trunks)[:, None]
-        first = heading[rows, starts] + fork
-        turn = first[..., None] - 0.5 * fork[..., None] * t
-        stride = (rng.uniform(0.16, 0.36, (trunks, twigs)) / steps)[..., None]
-        tx = px[rows, starts][..., None] + np.cumsum(np.cos(turn) * stride, 2)
-        ty = py[rows, starts][..., None] + np.cumsum(np.sin(turn) * stride, 2)
-        bore = 0.55 * bore[rows, starts][..., None] * (1 - 0.8 * t)
-        _branch(film, sign, tx, ty, stride, bore)
+    trunks, twigs, steps = 13, 3, 36
+    t = np.linspace(0, 1, steps, dtype=np.float32)
+    sign = np.array([-1.0, 1.0]).reshape(2, 1, 1)
+    start_x = 0.145 + 0.3 * sign * film.pose.push
+    start_y = np.array([-0.10, -0.13]).reshape(2, 1, 1)
+    for k in (0, 1):
+        add_ellipsoid(
+            film, film.vessels, (sign.flat[k] * start_x.flat[k], start_y.flat[k]),
+            (0.045, 0.10, 0.022), -0.3 * sign.flat[k],
+        )  # fmt: skip
+    angle = np.linspace(-1.45, 1.40, trunks) + rng.normal(0, 0.10, (2, trunks))
+    bend = rng.normal(0, 0.35, (2, trunks)) + 0.25 * np.sign(angle)
+    heading = (angle[..., None] + bend[..., None] * t).astype(np.float32)
+    stride = rng.uniform(0.45, 0.75, (2, trunks, 1)) / steps
+    x = start_x + np.cumsum(np.cos(heading) * stride, 2)
+    y = start_y + np.cumsum(np.sin(heading) * stride, 2)
+    bore = rng.uniform(0.022, 0.036, (2, trunks, 1)) * (1 - 0.8 * t)
+    _branches(film, sign * x, y, stride, bore, 1)
+    # each twig leaves its branch at a step of its own, bends back, and ends in the periphery
+    leave = rng.integers(5, 28, (2, trunks, twigs))
+    fork = rng.uniform(0.35, 0.85, leave.shape) * rng.choice((-1, 1), leave.shape)
+    first = np.take_along_axis(heading, leave, 2) + fork
+    heading = (first[..., None] - 0.5 * fork[..., None] * t).astype(np.float32)
+    stride = rng.uniform(0.16, 0.36, leave.shape)[..., None] / steps
+    x = np.take_along_axis(x, leave, 2)[..., None] + np.cumsum(np.cos(heading) * stride, 3)
+    y = np.take_along_axis(y, leave, 2)[..., None] + np.cumsum(np.sin(heading) * stride, 3)
+    bore = 0.6 * np.take_along_axis(bore, leave, 2)[..., None] * (1 - 0.8 * t)
+    _branches(film, sign[..., None] * x, y, stride, bore, 0)
 
 
-def _branch(film: Film, sign: float, x: Array, y: Array, stride: Array, bore: Array) -> None:
-    """Queues the points of a set of branches; each goes to the stroke width nearest to its bore."""
-    mass = (np.pi / 4 * bore * bore * stride * (film.size / 2 / film.pose.zoom) ** 2).ravel()
-    width = np.digitize(bore.ravel(), (0.011, 0.021))
-    points = np.column_stack((sign * x.ravel(), y.ravel()))
-    for step in range(3):
+def _branches(film: Film, x: Array, y: Array, stride: Array, bore: Array, finest: int) -> None:
+    """Queues the points of branches; each goes to the stroke width nearest to its bore."""
+    volume = (4.2 * np.pi / 4 * bore * bore * stride).ravel()
+    points = np.column_stack((x.ravel(), y.ravel()))
+    width = np.maximum(finest, np.searchsorted((0.011, 0.021), bore.ravel()))
+    for step in range(finest, 3):
         chosen = width == step
-        film.queue("vessels", step, points[chosen], 3.6 * mass[chosen])
+        film.queue(True, step, points[chosen], volume[chosen])
 
 
 def _spine(film: Film, anatomy: Anatomy) -> None:
     """Vertebral bodies with paler discs, pedicles and spinous processes."""
-    y = film.y
-    middle = spine_line(anatomy, film.pose, y)
-    across = (film.x - middle) / (0.088 + 0.014 * (y + 1))
+    middle = spine_line(anatomy, film.pose, film.y)
+    rows, columns = slice(None), film.window(0.0, 0.0, 0.30, 1.0)[1]
+    x, y = film.x[rows, columns] - middle, film.y
+    across = x / (0.088 + 0.014 * (y + 1))
     across *= across
-    profile = np.clip(1.0 - across * across * across, 0.0, 1.0)
-    phase = (y + 0.3 * anatomy.ribs[0]) / anatomy.ribs[1] * 1.02
-    body = 0.075 + 0.022 * np.tanh(3.0 * np.cos(2 * np.pi * phase) + 1.2)
-    film.bone += profile * body
-    knots = np.abs(across - 0.42) < 0.16
-    film.bone += 0.018 * (knots & (np.cos(2 * np.pi * phase + 0.9) > 0.55))
-    process = np.abs(film.x - middle - 0.012 * film.pose.rotation) < 0.016
-    film.bone += 0.018 * (process & (np.cos(2 * np.pi * phase - 1.6) > 0.45))
+    phase = 2 * np.pi * ((y + 0.3 * anatomy.ribs[0]) / anatomy.ribs[1] * 1.02)
+    bone = np.maximum(1.0 - across * across * across, 0.0)
+    bone *= 0.075 + 0.022 * np.tanh(3.0 * np.cos(phase) + 1.2)
+    pedicle = (np.cos(phase + 0.9) > 0.55) * np.float32(0.018)
+    bone += (np.abs(across - 0.42) < 0.16) * pedicle
+    process = (np.cos(phase - 1.6) > 0.45) * np.float32(0.018)
+    bone += (np.abs(x - 0.012 * film.pose.rotation) < 0.016) * process
+    film.dense[rows, columns] += BONE * bone
 
 
 def spine_line(anatomy: Anatomy, pose: Pose, y: Array | float) -> Array | float:
@@ -200,30 +213,32 @@ def spine_line(anatomy: Anatomy, pose: Pose, y: Array | float) -> Array | float:
 def _ribs(film: Film, anatomy: Anatomy) -> None:
     """All ribs at once: a periodic function of the level that each pixel has along a rib."""
     offset, spacing, drop = anatomy.ribs
-    breath = film.pose.breath
     borders = walls(anatomy, film.y)
-    outer = np.maximum(borders.outer + 0.015, 1e-3)
-    u = np.abs(film.x - 0.35 * spine_line(anatomy, film.pose, film.y)) / outer
-    reach = (u < 1.0) & (borders.depth > 0.02)
-    u = np.minimum(u, 1.0)
+    u = film.x - 0.35 * spine_line(anatomy, film.pose, film.y)
+    np.abs(u, out=u)
+    u *= 1.0 / np.maximum(borders.outer + 0.015, 1e-3)
+    cage = (u < 1.0).astype(np.float32)
+    below = np.clip((film.y - dome_level(anatomy, film.pose, "right")) * 3, 0.0, 0.5)
+    cage *= (borders.depth > 0.02) * (1.0 - below)
     u2 = u * u
-    tangent = 1.0 / np.sqrt(1.06 - u2 * u2)  # the beam runs along the rib where it turns the corner
-    fall = drop + 0.05 * (1 - breath)
-    back = film.y - (fall * u2 * u2 + 0.5 * fall * u2 - 0.12 * u)
-    z = np.mod(back / spacing + offset, 1.0) - 0.5
-    film.bone += _tube(z * (spacing / 0.030)) * np.minimum(tangent, 2.4) * reach * 0.030
-    steep = 0.42
-    front = film.y + steep * u2 - 0.1 * u
-    z = np.mod(front / (1.12 * spacing) + offset + 0.37, 1.0) - 0.5
-    fade = np.clip((u - 0.42) * 5.0, 0.0, 1.0) * reach
-    film.bone += _tube(z * (1.12 * spacing / 0.034)) * np.minimum(tangent, 2.0) * fade * 0.021
+    u4 = u2 * u2
+    cage *= 1.0 + 1.6 * u4 * u2  # the beam runs along the rib where it turns the corner
+    fall = (drop + 0.05 * (1 - film.pose.breath)) / spacing
+    back = film.y / spacing + offset - fall * (u4 + 0.5 * u2) + (0.12 / spacing) * u
+    bone = _tube(back, spacing / 0.030)
+    spacing *= 1.12
+    front = film.y / spacing + offset + 0.37 + (0.42 / spacing) * u2 - (0.10 / spacing) * u
+    bone += _tube(front, spacing / 0.034) * np.clip((u - 0.42) * 3.5, 0.0, 0.7)
+    bone *= cage
+    film.dense += (BONE * 0.035) * bone
 
 
-def _tube(z: Array) -> Array:
-    """Chord of a hollow rod across its width, z = -1..1: two bright edges and a paler core."""
-    z2 = z * z
-    shell = np.sqrt(np.clip(1.0 - z2, 0.0, 1.0))
-    return shell - 0.55 * np.sqrt(np.clip(1.0 - 1.7 * z2, 0.0, 1.0)) + 0.25 * (z2 < 1)
+def _tube(phase: Array, width: float) -> Array:
+    """Chord of a hollow rod at each whole phase: two bright edges and a paler core."""
+    phase -= np.rint(phase)
+    phase *= width
+    phase *= phase
+    return np.maximum(1.0 - phase, 0.0) * (0.42 + 1.9 * phase)
 
 
 def _shoulder(film: Film, anatomy: Anatomy) -> None:
@@ -236,9 +251,9 @@ def _shoulder(film: Film, anatomy: Anatomy) -> None:
         x = start + (0.76 - start) * t
         y = anatomy.apex + 0.20 + lift - 0.17 * t + 0.035 * np.sin(2 * np.pi * t)
         path = np.column_stack((sign * x, y))
-        film.stroke("bone", 2, path, 0.030)
-        for edge in (-0.020, 0.020):
-            film.stroke("bone", 0, path + [0, edge * 1.05], 0.016)
+        film.stroke("bone", 2, path, 0.050)
+        for edge in (-0.021, 0.021):
+            film.stroke("bone", 0, path + np.array([0.0, edge]), 0.028)
         out = 0.0 if pose.view == "AP" else 0.10  # the arms rolled forward clear the lungs
         blade = np.array(
             [
@@ -254,8 +269,8 @@ def _shoulder(film: Film, anatomy: Anatomy) -> None:
         edge = np.column_stack(
             [np.interp(np.linspace(0, 6, 110), np.arange(7), blade[:, k]) for k in (0, 1)]
         )
-        film.stroke("bone", 1, edge * [sign, 1.0], 0.014)
-        film.ellipsoid("bone", (sign * (0.69 + out), -0.33), (0.08, 0.28, 0.008), -0.28 * sign)
+        film.stroke("bone", 1, edge * [sign, 1.0], 0.022)
+        film.ellipsoid("bone", (sign * (0.69 + out), -0.33), (0.08, 0.28, 0.012), -0.28 * sign)
         head = (sign * (0.93 + 0.5 * out), anatomy.apex + 0.23)
         film.ellipsoid("bone", head, (0.115, 0.125, 0.035))
         if not pose.arms_down:

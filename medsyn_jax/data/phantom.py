@@ -12,11 +12,13 @@ from random import Random
 import numpy as np
 
 from medsyn_jax.data import devices, film, findings, lesions, organs, phantom_report, thorax
+from medsyn_jax.data.film import Box
 from medsyn_jax.data.findings import LABELS, Device, Finding
-from medsyn_jax.data.lesions import Box
 from medsyn_jax.data.thorax import Anatomy, Pose
 
-__all__ = ["LABELS", "Phantom", "Plan", "plan", "study"]
+__all__ = ["LABELS", "Phantom", "Plan", "plan", "render", "study"]
+
+Masks = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Phantom:
     subject: str
     image: np.ndarray
     labels: dict[str, int]
-    masks: dict[str, np.ndarray]
+    masks: Masks
     boxes: list[Box]
     report: str
     view: str
@@ -71,6 +73,24 @@ def plan(seed: int, subject: int, study: int) -> Plan:
     return Plan(anatomy, findings.displaced(pose, found), found, hardware)
 
 
+def render(made: Plan, size: int, seeds: tuple[int, ...]) -> tuple[np.ndarray, Masks, list[Box]]:
+    """Image, masks and boxes of a plan; `seeds` chooses its noise."""
+    fields = np.random.Generator(np.random.PCG64([*seeds, 3]))
+    sheet = film.Film(size, made.pose)
+    organs.draw(sheet, made.anatomy, fields)
+    truth = lesions.draw(sheet, made.anatomy, made.findings, fields)
+    devices.draw(sheet, made.anatomy, made.devices)
+    boxes = truth.boxes + devices.draw_foreign(sheet, made.anatomy, made.findings)
+    sheet.draw_strokes()
+    masks = {
+        "lungs": sheet.field_mask,
+        "pneumothorax": truth.pneumothorax,
+        "effusion": truth.effusion,
+    }
+    grain = np.random.Generator(np.random.PCG64([*seeds, 4, size]))
+    return film.expose(sheet, grain), masks, boxes
+
+
 def study(seed: int, subject: int, study: int, size: int) -> Phantom:
     """Makes one study, the same for the same arguments on any machine.
 
@@ -86,31 +106,19 @@ def study(seed: int, subject: int, study: int, size: int) -> Phantom:
     if not 32 <= size <= 1024 or min(seed, subject, study) < 0:
         raise ValueError(f"phantom: {seed=} {subject=} {study=} {size=}: out of range")
     made = plan(seed, subject, study)
-    fields = np.random.Generator(np.random.PCG64([seed, subject, study, 3]))
-    sheet = film.Film(size, made.pose)
-    organs.draw(sheet, made.anatomy, fields)
-    lungs = sheet.field_mask
-    truth = lesions.draw(sheet, made.anatomy, made.findings, fields)
-    devices.draw(sheet, made.anatomy, made.devices)
-    boxes = truth.boxes + devices.draw_foreign(sheet, made.anatomy, made.findings)
-    sheet.draw_strokes()
-    noise = np.random.Generator(np.random.PCG64([seed, subject, study, 4, size]))
+    before = plan(seed, subject, study - 1).findings if study else None
+    image, masks, boxes = render(made, size, (seed, subject, study))
     words = _random(seed, subject, study + 1, 5)
-    before = plan(seed, subject, study - 1) if study else None
+    report = phantom_report.write(
+        words, made.anatomy, made.pose, made.findings, made.devices, before
+    )
     return Phantom(
         key=f"p{seed}/s{subject:06d}/{study}",
         subject=f"p{seed}s{subject:06d}",
-        image=film.expose(sheet, noise),
+        image=image,
         labels=findings.labels(made.findings),
-        masks={"lungs": lungs, "pneumothorax": truth.pneumothorax, "effusion": truth.effusion},
+        masks=masks,
         boxes=boxes,
-        report=phantom_report.write(
-            words,
-            made.anatomy,
-            made.pose,
-            made.findings,
-            made.devices,
-            before.findings if before else None,
-        ),
+        report=report,
         view=made.pose.view,
     )

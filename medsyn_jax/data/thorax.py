@@ -1,8 +1,8 @@
-"""The subject and the pose: every size, level and angle of the phantom thorax, and none of its pixels.
+"""The subject and the pose: every size, level and angle of the phantom thorax, but no pixel.
 
-Lengths are in half film widths (about 20 cm), both across the film and along the beam. Film and body
-coordinates run right (towards the patient's left) and down. Every random draw is made before, and
-without knowledge of, the size of the film, so one study looks the same at each size.
+Lengths are in half film widths (about 20 cm), across the film and along the beam alike. Film and
+body coordinates run right (towards the patient's left) and down. Every random draw is made before
+the size of the film is known, so one study looks the same at each size.
 """
 
 from __future__ import annotations
@@ -91,9 +91,10 @@ def draw_pose(rng: Random, anatomy: Anatomy) -> Pose:
     else:
         breath = rng.uniform(0.05, 0.85) if bedside else rng.uniform(0.45, 0.95)
     rotation = min(1.0, max(-1.0, rng.gauss(0, 0.40 if bedside else 0.22)))
-    margins = (0.0, 0.0, 0.0, 0.0)
-    if rng.random() < 0.3:
-        margins = tuple(rng.uniform(0.0, 0.09) * (rng.random() < 0.6) for _ in range(4))
+    closed = rng.random() < 0.3
+    margins = [
+        rng.uniform(0.0, m) * (closed and rng.random() < 0.6) for m in (0.05, 0.05, 0.05, 0.1)
+    ]
     return Pose(
         view="AP" if bedside else "PA",
         breath=breath,
@@ -104,7 +105,7 @@ def draw_pose(rng: Random, anatomy: Anatomy) -> Pose:
         exposure=min(1.0, max(-1.0, rng.gauss(0, 0.4))),
         contrast=rng.uniform(0.85, 1.15) * (0.92 if bedside else 1.0),
         noise=rng.uniform(0.6, 1.6) * (1.4 if bedside else 1.0),
-        collimation=margins,
+        collimation=(margins[0], margins[1], margins[2], margins[3]),
         marker=rng.choice(("L", "R", "L", "")),
         arms_down=bedside and rng.random() < 0.7,
     )
@@ -119,7 +120,7 @@ class Walls(NamedTuple):
 
 
 def walls(anatomy: Anatomy, y: Array | float, drop: float = 0.0, shrink: float = 0.0) -> Walls:
-    """Borders of a lung at the levels y; a collapsed lung has its apex lower and its side nearer."""
+    """Borders of a lung at the levels y; a collapsed one has its apex lower, its side nearer."""
     top, side = anatomy.apex + drop, anatomy.width - shrink
     peak = 0.42 * anatomy.width - 0.5 * shrink
     up = np.clip((WIDEST - y) / (WIDEST - top), 0.0, 1.0)
@@ -144,7 +145,7 @@ def dome_level(anatomy: Anatomy, pose: Pose, side: str) -> float:
 def lung_point(
     anatomy: Anatomy, pose: Pose, side: str, across: float, down: float
 ) -> tuple[float, float]:
-    """Body coordinates of a place in a lung: 0..1 from the mediastinum out, 0..1 from apex to dome."""
+    """Body coordinates of a place in a lung, 0..1 from its inner border out and its apex down."""
     y = anatomy.apex + down * (dome_level(anatomy, pose, side) - anatomy.apex)
     borders = walls(anatomy, y)
     x = float(borders.inner + across * (borders.outer - borders.inner))
