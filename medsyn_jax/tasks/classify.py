@@ -69,7 +69,7 @@ def run(config: Any, workdir: Path) -> None:
     mesh = meshes.make_mesh(**config.mesh)
     directory = _prepare(config, workdir)
     parts = {split: shards.open_split(directory, split) for split in splits.SPLITS}
-    task = _task(config.labels, parts["train"].label_names)
+    task = make_task(config.labels, parts["train"].label_names)
     figures: dict[str, dict[str, Figure]] = {}
     for encoder in found:
         tables = {
@@ -146,7 +146,7 @@ def _prepare(config: Any, workdir: Path) -> Path:
     return prepare()
 
 
-def _task(settings: Any, available: Sequence[str]) -> Task:
+def make_task(settings: Any, available: Sequence[str]) -> Task:
     names = tuple(settings.names) or tuple(available)
     for field in ("names", "uncertain_ones", "uncertain_zeros"):
         unknown = [name for name in settings[field] if name not in available]
@@ -218,7 +218,7 @@ def probe_features(
             f"{', '.join(map(str, fitted.best_epoch.tolist()))} of {config.probe.epochs}"
         )
         outputs = np.asarray(probe.logits(fitted, jnp.asarray(tables["test"].features)))
-        judged = _judge(task, outputs, test, tables["test"].subjects)
+        judged = judge(task, outputs, test, tables["test"].subjects)
         figures |= {f"{fraction}/{key}": figure for key, figure in judged.items()}
     return figures
 
@@ -261,7 +261,7 @@ def _subsets(
     return padded
 
 
-def _judge(
+def judge(
     task: Task, outputs: np.ndarray, test: np.ndarray, subjects: np.ndarray
 ) -> dict[str, Figure]:
     """AUROC of each label and their mean (two classes: of the second), accuracy of classes.

@@ -1,0 +1,186 @@
+"""The classify task from a workdir to results.json, and its figures against sklearn."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from configs.classify import get_config
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.tasks import classify
+from medsyn_jax.train import features
+from tests.train.runs import ingest_config, write_pairs, write_run
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with a pre-training run in `run` and pairs in `pairs`."""
+    folder = tmp_path_factory.mktemp("world")
+    write_run(folder / "run")
+    write_pairs(folder / "pairs", count=200)
+    return folder
+
+
+def config_of(world: Path):
+    config = get_config("smoke")
+    config.encoder.workdir = str(world / "run")
+    config.data.source = str(world / "pairs" / "pairs.csv")
+    config.ingest = ingest_config()
+    config.ingest.update({"folder": {"subject": ""}})
+    config.labels.names = ("bright", "left", "rare")
+    config.labels.uncertain_ones = ("bright",)
+    config.probe.update({"epochs": 20, "learning_rate": 0.02})
+    return config
+
+
+def task_of(kind: str, names: tuple[str, ...] = NAMES) -> classify.Task:
+    policy = np.array([1, 0, -2][: len(names)], np.int8)
+    return classify.Task(kind, names, np.arange(len(names)), policy, np.full_like(policy, -2))
+
+
+def test_a_run_from_workdir_to_results(world, tmp_path, monkeypatch):
+    config, workdir = config_of(world), tmp_path / "probe"
+    classify.run(config, workdir)
+    text = (workdir / "results.json").read_text()
+    results = json.loads(text, parse_constant=pytest.fail)  # NaN is not JSON
+    assert results["task"] == "classify"
+    for encoder in ("pretrained", "random"):
+        for fraction in ("50%", "100%"):
+            for label in ("bright", "left", "mean"):
+                entry = results["metrics"][f"{encoder}/test/{fraction}/auroc/{label}"]
+                assert entry["ci95"][0] <= entry["value"] <= entry["ci95"][1]
+                assert len(entry["seeds"]) == 3
+            # brightness can be read off any encoder, so the whole chain learns or is broken
+            assert results["metrics"][f"{encoder}/test/{fraction}/auroc/bright"]["value"] > 0.9
+            assert f"{encoder}/test/{fraction}/auroc/rare" not in results["metrics"]
+    assert results["metrics"]["random/test/100%/auroc/left"]["n"] < 40  # some are not mentioned
+    pair = [
+        results["metrics"][f"{e}/test/50%/auroc/mean"]["value"] for e in ("pretrained", "random")
+    ]
+    gain = results["metrics"]["pretrained-random/test/50%/auroc/mean"]["value"]
+    assert gain == pytest.approx(pair[0] - pair[1], abs=1e-9)
+    _check_fractions(workdir / "fractions")
+
+    monkeypatch.setattr(features, "compute", lambda *_: pytest.fail("features are on disk"))
+    classify.run(config, workdir)
+    assert (workdir / "results.json").read_text() == text
+
+
+def _check_fractions(folder: Path) -> None:
+    keys = {}
+    for share in ("50%", "100%"):
+        for seed in range(3):
+            path = folder / f"{share}-seed{seed}.txt"
+            digest, name = path.with_suffix(".sha256").read_text().split()
+            assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+            assert name == path.name
+            keys[share, seed] = set(path.read_text().split())
+    assert len(keys["100%", 0]) == 120
+    assert all(len(keys["50%", seed]) == 60 for seed in range(3))
+    assert len({frozenset(keys["50%", seed]) for seed in range(3)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder.workdir": "nowhere"}, "configs/convirt.py` first"),
+        ({"data.source": ""}, "config.data.source: is empty"),
+        ({"data.source": "gone.csv"}, r"config.data.source 'gone.csv' \(looked at /"),
+        ({"encoder.weights": "gone.safetensors"}, "config.encoder.weights 'gone.safetensors'"),
+        ({"labels.names": ("bright", "fog")}, "config.labels.names: fog: not among"),
+        ({"labels.uncertain_zeros": ("fog",)}, "config.labels.uncertain_zeros: fog"),
+        ({"labels.kind": "many"}, "config.labels.kind: 'many'"),
+        ({"labels.names": ("bright",), "labels.kind": "multiclass"}, "too few labels"),
+        ({"labels.names": ("rare",)}, "no label of rare has both"),
+        ({"fractions": (0.0,)}, "label fraction: 0.0"),
+        ({"probe.learning_rate": 1e30}, "config.probe.learning_rate: 1e\\+30: .* diverged"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_field(world, tmp_path, changes, message):
+    config = config_of(world)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message) as error:
+        classify.run(config, tmp_path / "probe")
+    assert "\n" not in str(error.value)
+
+
+def test_uncertain_is_never_an_answer_of_the_test_split():
+    task = task_of("multilabel")
+    labels = np.array([[-1, -1, -1], [1, 0, -2]], np.int8)
+    assert task.targets(labels).tolist() == [[1, 0, -2], [1, 0, -2]]
+    assert task.targets(labels, test=True).tolist() == [[-2, -2, -2], [1, 0, -2]]
+
+
+def test_classes_are_the_one_positive_label():
+    labels = np.array([[0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 0, 0], [1, -2, -2]], np.int8)
+    assert task_of("multiclass").targets(labels).tolist() == [1, 2, -2, -2, 0]
+
+
+def test_columns_follow_the_chosen_names():
+    config = get_config("paper")
+    available = [*reversed(config.labels.names), "Fracture"]
+    task = classify.make_task(config.labels, available)
+    assert [available[i] for i in task.columns] == list(task.names) == list(config.labels.names)
+    got = task.targets(np.array([[-1] * 6, [-2] * 6], np.int8))
+    assert dict(zip(task.names, got[0].tolist(), strict=True)) == {
+        "Atelectasis": 1,
+        "Cardiomegaly": 0,
+        "Consolidation": 0,
+        "Edema": 1,
+        "Pleural Effusion": 1,
+    }
+    assert got[1].tolist() == [0] * 5
+
+
+def test_figures_of_labels_are_sklearns():
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(2, 60, 3)).astype(np.float32)
+    test = rng.choice([1, 0, -2], size=(60, 3)).astype(np.int8)
+    test[:, 2] = np.minimum(test[:, 2], 0)  # no positive
+    figures = classify.judge(task_of("multilabel"), outputs, test, np.arange(60) // 2)
+    assert list(figures) == ["auroc/a", "auroc/b", "auroc/mean"]
+    for i, name in enumerate("ab"):
+        known = test[:, i] >= 0
+        want = [roc_auc_score(test[known, i], x[known, i]) for x in outputs]
+        figure = figures[f"auroc/{name}"]
+        assert figure.values == pytest.approx(want, abs=1e-9)
+        assert figure.n == known.sum()
+        assert figure.draws.shape == (1000, 2)
+        assert np.abs(figure.draws.mean(0) - want).max() < 0.03
+    both = [figures["auroc/a"].values, figures["auroc/b"].values]
+    assert figures["auroc/mean"].values == pytest.approx(np.mean(both, axis=0))
+    assert figures["auroc/mean"].n == 60
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_figures_of_classes(count):
+    rng = np.random.default_rng(1)
+    classes = rng.integers(0, count, 80).astype(np.int32)
+    outputs = rng.normal(size=(1, 80, count)).astype(np.float32) + 2 * np.eye(count)[classes]
+    classes[:10] = -2
+    known = classes >= 0
+    figures = classify.judge(task_of("multiclass", NAMES[:count]), outputs, classes, np.arange(80))
+    right = outputs[0, known].argmax(1) == classes[known]
+    assert figures["accuracy"].values == pytest.approx(right.mean())
+    assert figures["accuracy"].n == 70
+    if count == 2:
+        scores = outputs[0, known, 1] - outputs[0, known, 0]
+        want = roc_auc_score(classes[known], scores)
+        assert figures["auroc/b"].values == pytest.approx(want, abs=1e-9)
+    else:
+        assert list(figures) == ["accuracy"]
+
+
+def test_a_resample_without_a_class_of_a_rare_label_keeps_its_mean():
+    test = np.zeros((40, 2), np.int8)
+    test[:20, 0], test[0, 1] = 1, 1  # a single positive is missing from 1 resample in e
+    outputs = np.random.default_rng(0).normal(size=(1, 40, 2)).astype(np.float32)
+    figures = classify.judge(task_of("multilabel", NAMES[:2]), outputs, test, np.arange(40))
+    missing = np.isnan(figures["auroc/b"].draws).mean()
+    assert 0.25 < missing < 0.5
+    assert np.isfinite(figures["auroc/mean"].draws).all()
