@@ -27,6 +27,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.ingest.update({"source": "mimic_cxr", "path": "data/mimic-cxr-jpg", "size": 256})
     if variant in ("pairs", "folder"):
         config.ingest.update({"source": variant, "size": 256})
+    config.ingest.inverted = False  # True where bone is dark and the files do not say so
     config.ingest.mimic_cxr = {"reports": ""}
     config.ingest.folder = {"subject": ""}
     return config

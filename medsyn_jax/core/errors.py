@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class RejectedRecord(Exception):
     """One record of a source that cannot be used; its message is the reason in `rejects.csv`."""
+
+
+class LeftOutRecord(RejectedRecord):
+    """One sound record that a rule of selection leaves out; no sign that the source is faulty."""

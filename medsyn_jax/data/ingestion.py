@@ -10,13 +10,12 @@ import json
 import multiprocessing
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -94,7 +93,9 @@ def _accept(directory: Path, plan: Plan) -> None:
             before = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"ingest: {path}: is not valid JSON: use another directory") from error
-        if before["fingerprint"] != plan.fingerprint:
+        if before["fingerprint"] != plan.fingerprint and _forget_if_empty(directory):
+            shards.write_text(path, plan.identity())
+        elif before["fingerprint"] != plan.fingerprint:
             old, new = before["settings"], plan.settings
             names = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
             changed = (
@@ -108,10 +109,19 @@ def _accept(directory: Path, plan: Plan) -> None:
     elif any(not file.name.startswith(".") for file in directory.iterdir()):
         raise UserError(f"ingest: {directory}: is not empty and holds no data set: use another one")
     else:
-        content = {"fingerprint": plan.fingerprint, "settings": plan.settings}
-        shards.write_text(path, json.dumps(content, indent=2))
+        shards.write_text(path, plan.identity())
     for leftover in directory.rglob(".*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def _forget_if_empty(directory: Path) -> bool:
+    """Removes what a run left that wrote no record, as with a wrong folder of images."""
+    files = list(directory.glob("*.array_record-*"))
+    if any(shard.keys for file in files if (shard := shards.finished(file)) is not None):
+        return False
+    for file in files:
+        file.unlink()
+    return True
 
 
 def _is_complete(directory: Path, plan: Plan) -> bool:
@@ -138,20 +148,22 @@ def _write_parts(plan: Plan, config: Any, directory: Path) -> list[shards.Shard]
     )
     processes = min(config.workers or os.cpu_count() or 1, len(todo))
     limit = config.max_reject_share
-    _check_rejects(directory, plan.rejects, len(plan.rejects), plan.total, plan.total, limit)
-    results = []
+    if _too_many(len(rejects), plan.total, plan.total, limit):
+        _refuse(directory, rejects, plan.total, limit)
+    results, stopped = [], False
     with _Progress(plan.total, worker.seen) as progress:
         for result in _results(worker, todo, processes, context):
             if result is not None:
                 results.append(result)
             progress.show()
             if _too_many(worker.rejected.value, worker.seen.value, plan.total, limit):
-                worker.stop.value = 1
+                worker.stop.value, stopped = 1, True
     for shard, found in results:
         rejects += found
         if shard is not None:
             written[shard.name] = shard
-    _check_rejects(directory, rejects, worker.rejected.value, worker.seen.value, plan.total, limit)
+    if stopped or _too_many(len(rejects), plan.total, plan.total, limit):
+        _refuse(directory, rejects, worker.seen.value, limit)
     return [shard for part in plan.parts if (shard := written[part.name]) is not None]
 
 
@@ -194,20 +206,13 @@ def _too_many(rejected: int, seen: int, total: int, limit: float) -> bool:
     return rejected > limit * total or rejected > limit * seen + spread + 1
 
 
-def _check_rejects(
-    directory: Path,
-    rejects: Sequence[tuple[str, str]],
-    rejected: int,
-    seen: int,
-    total: int,
-    limit: float,
-) -> None:
-    if not _too_many(rejected, seen, total, limit):
-        return
+def _refuse(
+    directory: Path, rejects: Sequence[tuple[str, str]], seen: int, limit: float
+) -> NoReturn:
     _write_rejects(directory, rejects)
     key, reason = rejects[0]
     raise UserError(
-        f"ingest: {rejected} of the {seen} records seen so far were rejected, more than "
+        f"ingest: {len(rejects)} of {seen} records were rejected, more than "
         f"ingest.max_reject_share={limit:g} allows; the first is {key} ({reason}); all are in "
         f"{directory / REJECTS}: mend the source, or allow more and run again"
     )
@@ -222,7 +227,9 @@ def _write_rejects(directory: Path, rejects: Sequence[tuple[str, str]]) -> None:
 def _finish(directory: Path, plan: Plan, written: list[shards.Shard]) -> None:
     """Writes all that describes the set; `medsyn.json` last, for it says that the set is whole."""
     rejects = plan.rejects + [reject for shard in written for reject in shard.rejects]
-    _write_rejects(directory, rejects)
+    left_out = [record for shard in written for record in shard.left_out]
+    _write_rejects(directory, [*rejects, *left_out])
+    dropped = plan.dropped | ({"report too short": len(left_out)} if left_out else {})
     described = {}
     for split in splits.SPLITS:
         keys = [key for shard in written if shard.split == split for key in shard.keys]
@@ -237,14 +244,13 @@ def _finish(directory: Path, plan: Plan, written: list[shards.Shard]) -> None:
         "settings": plan.settings,
         "splits": described,
         "rejects": len(rejects),
-        "dropped": plan.dropped,
+        "left_out": dropped,
         "files": {s.name: {"bytes": s.size, "records": len(s.keys)} for s in written},
     }
     shards.write_text(directory / shards.INFO, json.dumps(info, indent=2))
-    reasons = Counter(plan.dropped)
-    left_out = "".join(f", {count} left out ({reason})" for reason, count in reasons.items())
+    others = "".join(f", {count} left out ({reason})" for reason, count in dropped.items())
     counts = ", ".join(f"{split} {d['records']}" for split, d in described.items())
-    _say(f"ingest: {directory}: {counts}, {len(rejects)} rejected{left_out}")
+    _say(f"ingest: {directory}: {counts}, {len(rejects)} rejected{others}")
 
 
 class _Progress:

@@ -48,6 +48,10 @@ class Plan:
         """Records listed, good or bad."""
         return sum(len(part.items) for part in self.parts) + len(self.rejects)
 
+    def identity(self) -> str:
+        """What `plan.json` holds, to tell this plan from others: JSON."""
+        return json.dumps({"fingerprint": self.fingerprint, "settings": self.settings}, indent=2)
+
 
 def make_plan(config: Any) -> Plan:
     """Lists the source and decides where every record goes; no pixel is read."""
@@ -114,7 +118,7 @@ def _fingerprint(settings: dict[str, Any], items: Sequence[records.Item]) -> str
     if settings["source"] == "phantom":
         for file in _code("phantom"):
             digest.update(file.read_bytes())
-    with futures.ThreadPoolExecutor(32) as pool:  # the sizes may lie on a slow network disk
+    with futures.ThreadPoolExecutor(32) as pool:  # a network disk may take its time for each
         for item, sizes in zip(items, pool.map(_sizes, items), strict=True):
             line = (item.key, item.subject, item.split, item.report, item.labels, item.view, sizes)
             digest.update(json.dumps(line).encode())

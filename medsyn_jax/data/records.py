@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from medsyn_jax.core.errors import RejectedRecord
+from medsyn_jax.core.errors import LeftOutRecord, RejectedRecord
 from medsyn_jax.data import images, reports, sources
 from medsyn_jax.data.items import Item, Listing
 
@@ -65,6 +65,7 @@ def example(item: Item, config: Any) -> dict:
 
     Raises:
       RejectedRecord: the image or the report cannot be used; the message names the file.
+      LeftOutRecord: the report has fewer than `min_tokens` words.
     """
     if isinstance(item.image, tuple):
         return _phantom_example(item, item.image, config)
@@ -117,7 +118,7 @@ def _texts(report: str, item: Item, config: Any) -> dict[str, str]:
     if config.source != "folder" and count < config.min_tokens:
         where = item.report_path or item.key
         what = f"{', '.join(config.sections)}: {count} words"
-        raise RejectedRecord(f"{where}: the report has too few words in {what}")
+        raise LeftOutRecord(f"{where}: the report has too few words in {what}")
     return {"report": report, "findings": findings, "impression": impression}
 
 

@@ -43,7 +43,8 @@ class Shard:
     name: str
     split: str
     keys: list[str]
-    rejects: list[tuple[str, str]]  # (key, reason)
+    rejects: list[tuple[str, str]]  # (key, reason) of records that cannot be used
+    left_out: list[tuple[str, str]]  # (key, reason) of records that a rule of selection drops
     optional: Sequence[str] | None  # the optional fields of its records; None when it has no record
     payload: int  # bytes of the records
     size: int  # bytes of the file
@@ -76,6 +77,7 @@ def write_shard(
     examples: Iterable[Mapping[str, Any]],
     label_names: Sequence[str],
     rejects: Sequence[tuple[str, str]] = (),
+    left_out: Sequence[tuple[str, str]] = (),
 ) -> Shard:
     """Writes one shard under a temporary name, checks it, notes what it holds, and renames it.
 
@@ -84,7 +86,8 @@ def write_shard(
         split: of the records.
         examples: records of the schema, images as PNG bytes.
         label_names: one for each entry of `labels`.
-        rejects: (key, reason) of the records left out, complete once `examples` has been consumed.
+        rejects: (key, reason) of records that could not be used,
+        left_out: and of those not wanted; both complete once `examples` has been consumed.
 
     Returns:
         What the shard holds; `finished(path)` gives it again later.
@@ -99,7 +102,9 @@ def write_shard(
         writer.close()
         _check_written(temporary, len(keys))
         size = temporary.stat().st_size
-        shard = Shard(path.name, split, keys, list(rejects), optional, payload, size)
+        shard = Shard(
+            path.name, split, keys, list(rejects), list(left_out), optional, payload, size
+        )
         write_text(_note(path), json.dumps(dataclasses.asdict(shard)))
         os.replace(temporary, path)
     except RuntimeError as error:  # array_record tells of a full disk in words only, and at the end
@@ -122,7 +127,8 @@ def finished(path: Path) -> Shard | None:
             return None
     except (OSError, ValueError, TypeError):
         return None
-    return dataclasses.replace(shard, rejects=[(key, reason) for key, reason in shard.rejects])
+    pairs = {n: [(k, why) for k, why in getattr(shard, n)] for n in ("rejects", "left_out")}
+    return dataclasses.replace(shard, **pairs)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -47,11 +47,6 @@ class Tokenizer:
         mask = np.array([e.attention_mask for e in found], bool).reshape(len(found), length)
         return ids, mask
 
-    def encode_one(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """`encode` for one text: ids int32[length] and mask bool[length]."""
-        found = self._fixed(length).encode(text)
-        return np.array(found.ids, np.int32), np.array(found.attention_mask, bool)
-
     def _fixed(self, length: int) -> tokenizers.Tokenizer:
         return _fixed(self.backend, self.pad_id, self.pad_token, length)
 

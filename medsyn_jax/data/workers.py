@@ -11,7 +11,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-from medsyn_jax.core.errors import RejectedRecord
+from medsyn_jax.core.errors import LeftOutRecord, RejectedRecord
 from medsyn_jax.data import records, shards
 from medsyn_jax.data.plan import Part
 
@@ -38,20 +38,27 @@ class Worker:
             The shard, or None when told to stop on the way; and the rejects (key, reason) so far.
         """
         rejects: list[tuple[str, str]] = []
-        examples = self._examples(part.items, rejects)
+        left_out: list[tuple[str, str]] = []
+        examples = self._examples(part.items, rejects, left_out)
         path = self.directory / part.name
         try:
-            shard = shards.write_shard(path, part.split, examples, self.label_names, rejects)
+            shard = shards.write_shard(
+                path, part.split, examples, self.label_names, rejects, left_out
+            )
         except Stopped:
             return None, rejects
         return shard, rejects
 
-    def _examples(self, items: Sequence[records.Item], rejects: list) -> Iterator[dict]:
+    def _examples(
+        self, items: Sequence[records.Item], rejects: list, left_out: list
+    ) -> Iterator[dict]:
         for item in items:
             if self.stop.value:
                 raise Stopped
             try:
                 yield records.example(item, self.config)
+            except LeftOutRecord as reason:
+                left_out.append((item.key, str(reason)))
             except RejectedRecord as reason:
                 rejects.append((item.key, str(reason)))
                 with self.rejected.get_lock():

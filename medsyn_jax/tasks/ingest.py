@@ -20,10 +20,15 @@ def run(config: Any, workdir: Path) -> None:
     info = shards.describe(directory)
     counts = {split: part["records"] for split, part in info["splits"].items()}
     metrics = {f"records/{split}": {"value": n, "n": n} for split, n in counts.items()}
-    metrics["rejects"] = {"value": info["rejects"], "n": sum(counts.values()) + info["rejects"]}
+    left_out = sum(info["left_out"].values())
+    total = sum(counts.values()) + info["rejects"] + left_out
+    metrics |= {
+        "rejects": {"value": info["rejects"], "n": total},
+        "left_out": {"value": left_out, "n": total},
+    }
     write_results(workdir, "ingest", metrics)
     lines = [f"{split}: sha256 of its keys {p['sha256']}" for split, p in info["splits"].items()]
-    if info["rejects"]:
-        lines.append(f"rejected records and why: {directory / ingestion.REJECTS}")
+    if info["rejects"] or left_out:
+        lines.append(f"what was not taken, and why: {directory / ingestion.REJECTS}")
     for line in (*lines, f"fingerprint {info['fingerprint']}"):
         console.print(line, soft_wrap=True)

@@ -231,6 +231,35 @@ def test_unusable_records_become_reject_rows(make_pairs, tmp_path):
     assert shards.describe(directory)["rejects"] == 3
 
 
+def test_a_short_report_is_left_out_without_counting_as_a_fault(make_pairs, tmp_path):
+    config = make_pairs()
+    table = Path(config.path)
+    text = table.read_text()
+    for i in (2, 3, 9, 10, 17):
+        text = text.replace(f"The lungs of number {i} are clear.", "Clear.")
+        text = text.replace(f"No finding {i}.", "")
+    table.write_text(text)
+    config.max_reject_share = 0.0
+    directory = ingest(config, tmp_path / "out")
+    info = shards.describe(directory)
+    assert info["rejects"] == 0
+    assert info["left_out"] == {"report too short": 5}
+    assert sorted(rejects(directory)) == [f"img/{i:03d}.png" for i in (2, 3, 9, 10, 17)]
+    assert len(all_keys(directory)) == 19
+
+
+def test_a_run_that_wrote_nothing_does_not_hold_its_directory(make_pairs, tmp_path):
+    config = make_pairs()
+    directory = tmp_path / "out"
+    wrong = config.copy_and_resolve_references()
+    wrong.path = str(tmp_path / "elsewhere.csv")
+    (tmp_path / "elsewhere.csv").write_text(Path(config.path).read_text())
+    with pytest.raises(UserError, match=r"of 24 records were rejected|of 5 records were rejected"):
+        ingest(wrong, directory)
+    ingest(config, directory)
+    assert len(all_keys(directory)) == 24
+
+
 def test_a_record_is_never_written_twice(make_pairs, tmp_path, monkeypatch):
     config = make_pairs()
     listed = records.SOURCES["pairs"]

@@ -17,6 +17,7 @@ def test_the_command_leaves_shards_and_a_summary(tmp_path, capsys):
     for split, part in info["splits"].items():
         assert results["metrics"][f"records/{split}"]["value"] == part["records"]
     assert sum(m["value"] for m in results["metrics"].values()) == 40
+    assert results["metrics"]["left_out"]["n"] == 40
     printed = capsys.readouterr()
     assert info["fingerprint"] in printed.err
     assert info["splits"]["train"]["sha256"] in printed.err
