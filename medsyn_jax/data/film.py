@@ -145,7 +145,7 @@ class Film:
 
 def _blur(image: Array, sigma: float) -> Array:
     """Gaussian blur down the rows by shifted sums: for short kernels faster than scipy's."""
-    reach = math.ceil(2.6 * sigma)
+    reach = math.ceil(2.2 * sigma)
     kernel = np.exp(-0.5 * (np.arange(reach + 1, dtype=np.float32) / np.float32(sigma)) ** 2)
     kernel /= 2 * kernel.sum() - 1
     out = image * kernel[0]

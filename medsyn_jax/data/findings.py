@@ -17,7 +17,7 @@ LABELS = (
 SIDES, ZONES = ("right", "left"), ("upper", "mid", "lower")
 
 # heart width over chest width by grade; None is a heart that is not enlarged
-RATIOS = {None: (0.39, 0.485), 0: (0.55, 0.59), 1: (0.59, 0.64), 2: (0.64, 0.72)}
+RATIOS = {None: (0.39, 0.50), 0: (0.535, 0.58), 1: (0.58, 0.63), 2: (0.63, 0.71)}
 ENLARGED = 0.19  # share of subjects with an enlarged heart
 HEALTHY = 0.36  # share of studies without findings among the others
 # chance of each further finding in a study that is not healthy

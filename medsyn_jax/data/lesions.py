@@ -76,7 +76,7 @@ def _lesion(film: Film, anatomy: Anatomy, f: Finding, truth: Truth, texture: Arr
 
 
 def _edema(film: Film, anatomy: Anatomy, f: Finding, truth: Truth, texture: Array) -> None:
-    amount = (0.20, 0.38, 0.62)[f.grade] * (0.7 if not f.certain else 1.0)
+    amount = (0.17, 0.36, 0.62)[f.grade] * (0.7 if not f.certain else 1.0)
     away = (np.abs(film.x) - 0.22) / 0.30
     low = (film.y - 0.02) / 0.40
     wing = np.exp(-away * away - low * low)
@@ -165,10 +165,10 @@ def _effusion(film: Film, anatomy: Anatomy, f: Finding, truth: Truth, texture: A
         fluid = veil + 0.6 * np.clip((film.y - level - 0.03 + 0.10 * share) / 0.06, 0, 1)
         wet = fluid > 0.18
     else:
-        height = (0.03 + 0.05 * vary, 0.13 + 0.14 * vary, 0.36 + 0.30 * vary)[f.grade]
+        height = (0.005 + 0.06 * vary, 0.12 + 0.14 * vary, 0.36 + 0.30 * vary)[f.grade]
         if not f.certain:
-            height = 0.02
-        climb = 0.09 + 0.10 * min(f.grade, 1)
+            height = 0.0
+        climb = (0.05 + 0.04 * vary, 0.19, 0.19)[f.grade]
         surface = level + 0.10 - height - climb * share * share * share
         fluid = np.clip((film.y - surface) / 0.035, 0, 1)
         wet = film.y > surface

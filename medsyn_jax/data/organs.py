@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from medsyn_jax.data.film import BONE, Array, Film, add_ellipsoid, smooth_noise
-from medsyn_jax.data.thorax import SIGN, Anatomy, Pose, dome_level, walls
+from medsyn_jax.data.thorax import SIGN, TREES, Anatomy, Pose, dome_level, walls
 
 TISSUE = 0.22  # share of a normal lung that is not air
 
@@ -34,16 +36,18 @@ def _trunk(film: Film, anatomy: Anatomy) -> None:
     half = half + 0.06 * fat * np.clip(y, 0, 1)
     across = x / half
     across *= across
-    trunk = np.sqrt(np.clip(1.0 - across * across, 0.0, 1.0))
+    trunk = np.maximum(1.0 - across * across, 0.0)
     neck = 0.20 + 0.05 * fat
     slope = np.maximum(x - neck, 0.0)
-    top = anatomy.apex - 0.26 + 0.30 * slope + 0.05 * slope * slope
-    rise = np.clip((y - top) * 2.6, 0.0, 1.0)
-    trunk *= np.sqrt(rise)
-    pillar = np.sqrt(np.clip(1.0 - (x / neck) ** 2, 0.0, 1.0)) * (0.42 + 0.1 * fat)
-    depth = 0.98 + 0.30 * fat
+    top = (anatomy.apex - 0.26) + slope * (0.30 + 0.05 * slope)
+    trunk *= np.minimum(np.maximum((y - top) * 2.6, 0.0), 1.0)
+    np.sqrt(trunk, out=trunk)
     # belly and shoulders are thicker than the ribs' middle
-    film.body = np.maximum(trunk * (depth + 0.10 * np.clip(y, 0, 1)), pillar)
+    trunk *= 0.98 + 0.30 * fat + 0.10 * np.clip(y, 0, 1)
+    film.body = trunk
+    columns = film.window(0.0, 0.0, neck, 1.2)[1]
+    pillar = np.sqrt(np.maximum(1.0 - (x[:, columns] / neck) ** 2, 0.0)) * (0.42 + 0.1 * fat)
+    np.maximum(trunk[:, columns], pillar, out=trunk[:, columns])
     if anatomy.sex == "F":
         _breasts(film, 0.75 + 0.5 * fat, 0.20 + 0.12 * fat)
     if film.pose.arms_down:
@@ -146,46 +150,47 @@ def _airways(film: Film, anatomy: Anatomy) -> None:
 
 
 def _vessels(film: Film, anatomy: Anatomy) -> None:
-    """Pulmonary vessels: curved branches from each hilum, and twigs from those."""
-    rng = np.random.Generator(np.random.PCG64(anatomy.tree))
+    """Pulmonary vessels: a tree on each side, mirrored on the right, and the hila."""
+    for (side, sign), number in zip(SIGN.items(), anatomy.trees, strict=True):
+        # the right hilum is the lower one; both go with the heart
+        hilum = (sign * 0.145 + 0.3 * film.pose.push, -0.10 if side == "right" else -0.13)
+        add_ellipsoid(film, film.vessels, hilum, (0.045, 0.10, 0.022), -0.3 * sign)
+        for width, (path, volume) in enumerate(_tree(number)):
+            film.queue(True, width, path * (sign, 1.0) + hilum, volume)
+
+
+@lru_cache(maxsize=TREES)
+def _tree(number: int) -> list[tuple[Array, Array]]:
+    """Points [n, 2] around the left hilum and their volumes, for each stroke width.
+
+    Curved branches leave the hilum like a fan, and twigs leave the branches.
+    """
+    rng = np.random.Generator(np.random.PCG64(number))
     trunks, twigs, steps = 13, 3, 36
-    t = np.linspace(0, 1, steps, dtype=np.float32)
-    sign = np.array([-1.0, 1.0]).reshape(2, 1, 1)
-    start_x = 0.145 + 0.3 * sign * film.pose.push
-    start_y = np.array([-0.10, -0.13]).reshape(2, 1, 1)
-    for k in (0, 1):
-        add_ellipsoid(
-            film, film.vessels, (sign.flat[k] * start_x.flat[k], start_y.flat[k]),
-            (0.045, 0.10, 0.022), -0.3 * sign.flat[k],
-        )  # fmt: skip
-    angle = np.linspace(-1.45, 1.40, trunks) + rng.normal(0, 0.10, (2, trunks))
-    bend = rng.normal(0, 0.35, (2, trunks)) + 0.25 * np.sign(angle)
-    heading = (angle[..., None] + bend[..., None] * t).astype(np.float32)
-    stride = rng.uniform(0.45, 0.75, (2, trunks, 1)) / steps
-    x = start_x + np.cumsum(np.cos(heading) * stride, 2)
-    y = start_y + np.cumsum(np.sin(heading) * stride, 2)
-    bore = rng.uniform(0.022, 0.036, (2, trunks, 1)) * (1 - 0.8 * t)
-    _branches(film, sign * x, y, stride, bore, 1)
+    t = np.linspace(0, 1, steps)
+    angle = np.linspace(-1.45, 1.40, trunks) + rng.normal(0, 0.10, trunks)
+    bend = rng.normal(0, 0.35, trunks) + 0.25 * np.sign(angle)
+    heading = angle[:, None] + bend[:, None] * t
+    stride = rng.uniform(0.45, 0.75, (trunks, 1)) / steps
+    x, y = (np.cumsum(f(heading) * stride, 1) for f in (np.cos, np.sin))
+    bore = rng.uniform(0.022, 0.036, (trunks, 1)) * (1 - 0.8 * t)
     # each twig leaves its branch at a step of its own, bends back, and ends in the periphery
-    leave = rng.integers(5, 28, (2, trunks, twigs))
+    leave = rng.integers(5, 28, (trunks, twigs))
     fork = rng.uniform(0.35, 0.85, leave.shape) * rng.choice((-1, 1), leave.shape)
-    first = np.take_along_axis(heading, leave, 2) + fork
-    heading = (first[..., None] - 0.5 * fork[..., None] * t).astype(np.float32)
-    stride = rng.uniform(0.16, 0.36, leave.shape)[..., None] / steps
-    x = np.take_along_axis(x, leave, 2)[..., None] + np.cumsum(np.cos(heading) * stride, 3)
-    y = np.take_along_axis(y, leave, 2)[..., None] + np.cumsum(np.sin(heading) * stride, 3)
-    bore = 0.6 * np.take_along_axis(bore, leave, 2)[..., None] * (1 - 0.8 * t)
-    _branches(film, sign[..., None] * x, y, stride, bore, 0)
-
-
-def _branches(film: Film, x: Array, y: Array, stride: Array, bore: Array, finest: int) -> None:
-    """Queues the points of branches; each goes to the stroke width nearest to its bore."""
-    volume = (4.2 * np.pi / 4 * bore * bore * stride).ravel()
-    points = np.column_stack((x.ravel(), y.ravel()))
-    width = np.maximum(finest, np.searchsorted((0.011, 0.021), bore.ravel()))
-    for step in range(finest, 3):
-        chosen = width == step
-        film.queue(True, step, points[chosen], volume[chosen])
+    start_x, start_y, width, first = (
+        np.take_along_axis(values, leave, 1)[..., None] for values in (x, y, bore, heading)
+    )
+    turned = first + fork[..., None] * (1 - 0.5 * t)
+    short = rng.uniform(0.16, 0.36, (trunks, twigs, 1)) / steps
+    twig_x = start_x + np.cumsum(np.cos(turned) * short, 2)
+    twig_y = start_y + np.cumsum(np.sin(turned) * short, 2)
+    twig_bore = 0.6 * width * (1 - 0.8 * t)
+    path = np.column_stack([np.append(x, twig_x), np.append(y, twig_y)])
+    # 4.2: vessels are shown with more contrast than so few of them would have
+    volume = 4.2 * np.pi / 4 * np.append(bore**2 * stride, twig_bore**2 * short)
+    bores = np.append(np.maximum(bore, 0.011), twig_bore)  # long strides need a wide stroke
+    classes = np.searchsorted((0.0109, 0.021), bores)
+    return [(path[classes == width], volume[classes == width]) for width in range(3)]
 
 
 def _spine(film: Film, anatomy: Anatomy) -> None:
@@ -214,8 +219,7 @@ def _ribs(film: Film, anatomy: Anatomy) -> None:
     """All ribs at once: a periodic function of the level that each pixel has along a rib."""
     offset, spacing, drop = anatomy.ribs
     borders = walls(anatomy, film.y)
-    u = film.x - 0.35 * spine_line(anatomy, film.pose, film.y)
-    np.abs(u, out=u)
+    u = np.abs(film.x)
     u *= 1.0 / np.maximum(borders.outer + 0.015, 1e-3)
     cage = (u < 1.0).astype(np.float32)
     below = np.clip((film.y - dome_level(anatomy, film.pose, "right")) * 3, 0.0, 0.5)
@@ -241,6 +245,15 @@ def _tube(phase: Array, width: float) -> Array:
     return np.maximum(1.0 - phase, 0.0) * (0.42 + 1.9 * phase)
 
 
+_CORNERS = np.array([
+    [0.66, -0.60], [0.60, -0.42], [0.57, -0.22], [0.60, -0.06], [0.66, -0.14], [0.74, -0.34],
+    [0.84, -0.52],
+])  # fmt: skip
+_BLADE = np.column_stack([
+    np.interp(np.linspace(0, 6, 110), np.arange(7), corners) for corners in _CORNERS.T
+])  # fmt: skip
+
+
 def _shoulder(film: Film, anatomy: Anatomy) -> None:
     """Clavicles, scapulae and humeral heads."""
     pose = film.pose
@@ -255,21 +268,7 @@ def _shoulder(film: Film, anatomy: Anatomy) -> None:
         for edge in (-0.021, 0.021):
             film.stroke("bone", 0, path + np.array([0.0, edge]), 0.028)
         out = 0.0 if pose.view == "AP" else 0.10  # the arms rolled forward clear the lungs
-        blade = np.array(
-            [
-                [0.66 + out, -0.60],
-                [0.60 + out, -0.42],
-                [0.57 + out, -0.22],
-                [0.60 + out, -0.06],
-                [0.66 + out, -0.14],
-                [0.74 + out, -0.34],
-                [0.84 + out, -0.52],
-            ]
-        )
-        edge = np.column_stack(
-            [np.interp(np.linspace(0, 6, 110), np.arange(7), blade[:, k]) for k in (0, 1)]
-        )
-        film.stroke("bone", 1, edge * [sign, 1.0], 0.022)
+        film.stroke("bone", 1, (_BLADE + np.array([out, 0.0])) * [sign, 1.0], 0.022)
         film.ellipsoid("bone", (sign * (0.69 + out), -0.33), (0.08, 0.28, 0.012), -0.28 * sign)
         head = (sign * (0.93 + 0.5 * out), anatomy.apex + 0.23)
         film.ellipsoid("bone", head, (0.115, 0.125, 0.035))

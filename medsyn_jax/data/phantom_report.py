@@ -119,7 +119,7 @@ def _findings(
     lines += _background(rng, anatomy, pose)
     blocks = [_finding(rng, g, before) for g in groups]
     if CARDIOMEGALY not in present and rng.random() < 0.75:
-        kind = "upper" if anatomy.ratio > 0.465 else pose.view
+        kind = "upper" if anatomy.ratio > 0.475 else pose.view
         blocks.append(say(rng, book.HEARTS[kind]))
     absent = [n for n in book.ABSENT if n not in present]
     blocks += _deny(rng, absent, clear=not present - {CARDIOMEGALY, FOREIGN})

@@ -16,6 +16,7 @@ import numpy as np
 Array = np.ndarray
 SIGN = {"right": -1.0, "left": 1.0}  # the patient's right is on the left of the film
 WIDEST = 0.25  # level at which the rib cage is widest
+TREES = 64  # vessel trees of one lung that there are
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Anatomy:
     hyperinflated: bool
     right_dome: float  # extra height of the right hemidiaphragm over the left
     ribs: tuple[float, float, float]  # offset, spacing, drop towards the side
-    tree: int  # seed of the vessels
+    trees: tuple[int, int]  # numbers of the vessel trees, right and left
     sternotomy: bool
     pacemaker: str  # side of the generator, or ''
 
@@ -77,7 +78,7 @@ def draw_anatomy(rng: Random, ratio: float) -> Anatomy:
         hyperinflated=rng.random() < 0.09,
         right_dome=rng.uniform(0.02, 0.06),
         ribs=(rng.uniform(0, 1), rng.uniform(0.135, 0.158), rng.uniform(0.10, 0.22)),
-        tree=rng.getrandbits(32),
+        trees=(rng.randrange(TREES), rng.randrange(TREES)),
         sternotomy=device < 0.10 + 0.08 * old,
         pacemaker="" if rng.random() < 0.91 else rng.choice(("left", "left", "left", "right")),
     )
