@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from medsyn_jax.core.errors import UserError
@@ -148,6 +149,20 @@ def test_a_stream_goes_on_where_it_was_on_any_number_of_processes(make_source, t
         part.close()
 
 
+def test_worker_processes_change_nothing(make_source):
+    if not flags.FLAGS.is_parsed():  # Grain's workers ask for flags, which `main` has parsed
+        flags.FLAGS.mark_as_parsed()
+    source = make_source()
+    plain = loader.train_loader([source], [1.0], 4, seed=0, threads=0)
+    batches = loader.train_loader([source], [1.0], 4, seed=0, threads=1, processes=2)
+    batches.seek(3)
+    plain.seek(3)
+    for _ in range(5):
+        equal(next(batches), next(plain))
+    assert batches.get_state() == plain.get_state()
+    batches.close()
+
+
 def test_a_state_of_another_stream_is_refused(make_source):
     source = make_source()
     state = loader.train_loader([source], [1.0], 4, seed=0).get_state() | {"records": 12}
@@ -216,6 +231,17 @@ def test_images_of_another_size_are_resized(make_source):
     assert batch["image"].shape == (1, 8, 8)
     expected = images.square(source.records[3]["image"], 8)
     np.testing.assert_array_equal(batch["image"][0], expected)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_record_that_cannot_be_read_is_told_from_any_thread(make_source, threads):
+    source = make_source(cache_mib=0)
+    for path in source.records.directory.glob("*train*"):
+        path.write_bytes(bytes(path.stat().st_size))
+    batches = loader.train_loader([source], [1.0], 4, seed=0, threads=threads)
+    with pytest.raises(UserError, match=r"record \d+ of train cannot be read"):
+        next(batches)
+    batches.close()
 
 
 def test_texts_and_subjects_of_a_source(make_source):
