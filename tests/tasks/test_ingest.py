@@ -1,10 +1,14 @@
+import csv
+import gzip
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from configs.ingest import get_config
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import loader, shards, tokenizers
+from medsyn_jax.data import loader, shards, sources, tokenizers
 from medsyn_jax.tasks import ingest
 
 
@@ -62,6 +66,55 @@ def test_a_source_that_is_not_there_is_told_in_one_line(variant, tmp_path):
         ingest.run(config, tmp_path / "work")
     assert "\n" not in str(told.value)
     assert not (tmp_path / "work" / "shards").exists()
+
+
+def packed(path, rows):
+    with gzip.open(path, "wt", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def test_the_mimic_cxr_layout_is_ingested(tmp_path):
+    root = tmp_path / "mimic"
+    names = sources.MIMIC_LABELS
+    studies = [("10000001", "train"), ("10000002", "train"), ("10000003", "validate")]
+    studies += [("10000004", "test"), ("10000005", "train")]
+    metadata, split, chexpert = [], [], []
+    rng = np.random.default_rng(0)
+    for i, (subject, part) in enumerate(studies):
+        folder = root / "files" / "p10" / f"p{subject}"
+        (folder / f"s5{i}").mkdir(parents=True)
+        words = "Clear." if i == 4 else "The lungs are clear, the heart is normal."
+        (folder / f"s5{i}.txt").write_text(f"FINDINGS:\n {words}\n")
+        for dicom, view in ((f"d{i}", "PA"), (f"e{i}", "LATERAL")):
+            pixels = rng.integers(0, 256, (40, 30), np.uint8)
+            Image.fromarray(pixels).save(folder / f"s5{i}" / f"{dicom}.jpg")
+            metadata.append([dicom, subject, f"5{i}", view])
+            split.append([dicom, f"5{i}", subject, part])
+        chexpert.append([subject, f"5{i}", *["1.0"] * 2, *[""] * (len(names) - 2)])
+    table = "mimic-cxr-2.0.0"
+    header = ["dicom_id", "subject_id", "study_id", "ViewPosition"]
+    packed(root / f"{table}-metadata.csv.gz", [header, *metadata])
+    packed(
+        root / f"{table}-split.csv.gz", [["dicom_id", "study_id", "subject_id", "split"], *split]
+    )
+    packed(root / f"{table}-chexpert.csv.gz", [["subject_id", "study_id", *names], *chexpert])
+    config = get_config("paper")
+    config.ingest.update({"path": str(root), "size": 32, "workers": 1})
+    ingest.run(config, tmp_path / "work")
+    results = json.loads((tmp_path / "work" / "results.json").read_text())["metrics"]
+    values = {name: metric["value"] for name, metric in results.items()}
+    assert values == {
+        "records/train": 2,
+        "records/valid": 1,
+        "records/test": 1,
+        "rejects": 0,
+        "left_out": 6,  # five lateral views and a report of one word
+    }
+    record = shards.open_split(tmp_path / "work" / "shards", "valid")[0]
+    assert record["subject"] == "10000003"
+    assert record["image"].shape == (32, 32)
+    assert record["labels"].tolist() == [1, 1] + [-2] * (len(names) - 2)
+    assert record["findings"] == "The lungs are clear, the heart is normal."
 
 
 def test_an_unknown_variant_is_refused():
