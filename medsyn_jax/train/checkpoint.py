@@ -42,6 +42,8 @@ class Checkpoints:
         self.directory = directory
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
+            item_handlers={part: ocp.StandardCheckpointHandler() for part in PARTS}
+            | {"meta": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep,
                 best_fn=lambda metrics: metrics["score"],
@@ -102,7 +104,7 @@ class Checkpoints:
                     for name, leaf in metadata[part].items()
                 }
                 for part in parts
-                if part in set(metadata)
+                if metadata[part] is not None
             }
         except Exception as e:
             raise self._damaged(step, e) from e

@@ -46,7 +46,7 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, accumulate: int
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with fp32
             updates, opt = tx.update(grads, state["opt"], state["params"])
             params = optax.apply_updates(state["params"], updates)
-            metrics |= {"grad_norm": optax.global_norm(grads)}
+            metrics |= {"grad_norm": optax.tree.norm(grads)}
         return {"step": state["step"] + 1, "params": params, "stats": stats, "opt": opt}, metrics
 
     return step

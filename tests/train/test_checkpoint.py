@@ -1,0 +1,157 @@
+import errno
+import gc
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core import tree
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.models import towers
+from medsyn_jax.train import checkpoint
+from medsyn_jax.train.checkpoint import Checkpoints
+from tests.train import toy
+
+KEY = jax.random.key(1)
+
+
+@pytest.fixture(autouse=True)
+def _shard_small_leaves(monkeypatch):
+    monkeypatch.setattr(meshes, "_MIN_SHARDED", 1)
+
+
+def trained(mesh, steps=2):
+    state, step = toy.setup(mesh)
+    for i in range(steps):
+        state, _ = step(state, meshes.to_devices(mesh, toy.batch_of(i)), KEY)
+    return state, step
+
+
+def assert_same(a, b):
+    a, b = tree.named(toy.on_host(a)), tree.named(toy.on_host(b))
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("way", ["8 to 1", "1 to 8", "data 8 to data 2 x fsdp 4"])
+def test_a_checkpoint_restores_on_other_devices(tmp_path, way):
+    one, eight, fsdp = toy.one_device_mesh(), meshes.make_mesh(), meshes.make_mesh(2, 4)
+    source, target = {
+        "8 to 1": (fsdp, one),
+        "1 to 8": (one, fsdp),
+        "data 8 to data 2 x fsdp 4": (eight, fsdp),
+    }[way]
+    state, _ = trained(source)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, {"batches": {"position": 2}})
+    checkpoints.wait()
+    fresh, step = toy.setup(target)
+    restored = checkpoints.restore(2, fresh)
+    assert_same(state, restored)
+    assert {d for x in jax.tree.leaves(restored) for d in x.devices()} == set(target.devices.flat)
+    assert checkpoints.meta(2) == {"step": 2, "batches": {"position": 2}}
+    step(restored, meshes.to_devices(target, toy.batch_of(2)), KEY)
+
+
+def test_saving_in_the_background_is_not_disturbed_by_the_next_steps(tmp_path):
+    mesh = meshes.make_mesh()
+    state, step = trained(mesh)
+    copy = toy.on_host(state)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, {})
+    for i in range(3):  # these reuse the donated buffers of the state being written
+        state, _ = step(state, meshes.to_devices(mesh, toy.batch_of(i)), KEY)
+    checkpoints.wait()
+    assert_same(checkpoints.restore(2, toy.setup(mesh)[0]), copy)
+
+
+def test_the_best_and_the_latest_are_kept(tmp_path):
+    mesh = toy.one_device_mesh()
+    state, step = toy.setup(mesh)
+    checkpoints = Checkpoints(tmp_path)
+    for i, score in enumerate([3.0, 1.0, None, 2.0, None]):
+        state, _ = step(state, meshes.to_devices(mesh, toy.batch_of(i)), KEY)
+        checkpoints.save(state, {}, score)
+    checkpoints.wait()
+    assert (checkpoints.best(), checkpoints.latest()) == (2, 5)
+    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [2, 5]
+    checkpoints.close()
+    again = Checkpoints(tmp_path)
+    assert (again.best(), again.latest()) == (2, 5)
+
+
+# Orbax leaves calls to its own closed event loop behind when a read fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["a part is gone", "a file is gone", "a file is cut short"])
+def test_a_half_written_checkpoint_is_named(tmp_path, damage):
+    state, _ = trained(toy.one_device_mesh())
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, {})
+    checkpoints.wait()
+    checkpoints.close()
+    part = tmp_path / "2" / "params"
+    if damage == "a part is gone":
+        shutil.rmtree(part)
+    elif damage == "a file is gone":
+        (part / "manifest.ocdbt").unlink()
+    else:
+        largest = max((p for p in part.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"checkpoint .*/2 is incomplete .* move this folder away"):
+        Checkpoints(tmp_path).restore(2, state)
+    gc.collect()
+
+
+def test_a_folder_that_a_kill_left_unfinished_is_passed_over(tmp_path):
+    state, _ = trained(toy.one_device_mesh())
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, {})
+    checkpoints.wait()
+    checkpoints.close()
+    (tmp_path / "4.orbax-checkpoint-tmp").mkdir()
+    assert Checkpoints(tmp_path).latest() == 2
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path, monkeypatch):
+    state, _ = trained(toy.one_device_mesh())
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, {})
+    checkpoints.wait()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(UserError, match="disk full"):
+        checkpoints.save(state, {})
+    assert_same(Checkpoints(tmp_path).restore(2, state), state)
+
+
+def test_one_encoder_out_of_a_run(tmp_path):
+    state, _ = trained(meshes.make_mesh())
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(state, {})
+    checkpoints.wait()
+
+    def make(rngs):
+        return towers.image_encoder(toy.IMAGE, jax.numpy.float32, rngs)
+
+    _, params, stats, step = checkpoint.restore_part(tmp_path, make, "image")
+    assert step == 2
+    assert_same(params, state["params"]["image"])
+    assert_same(stats, state["stats"]["image"])
+    other = dict(toy.IMAGE, depths=(2, 1, 1, 1))
+    with pytest.raises(UserError, match=r"does not fit its config: .*missing"):
+        checkpoint.restore_part(
+            tmp_path, lambda rngs: towers.image_encoder(other, jax.numpy.float32, rngs), "image"
+        )
+
+
+def test_no_run_there(tmp_path):
+    with pytest.raises(UserError, match="no checkpoints there"):
+        checkpoint.restore_part(tmp_path, toy.make_model, "image")
+    with pytest.raises(UserError, match="not the workdir of a pre-training run"):
+        checkpoint.read_config(tmp_path)

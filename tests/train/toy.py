@@ -1,0 +1,98 @@
+"""A pair encoder small enough for tests, and batches for it."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core import optim
+from medsyn_jax.models.layers import statistics
+from medsyn_jax.models.towers import PairEncoder
+from medsyn_jax.objectives.contrastive import contrastive_loss
+from medsyn_jax.train import state as states
+from medsyn_jax.train import step as steps
+
+IMAGE = {"depths": (1, 1, 1, 1), "width": 8, "block": "basic", "channels": 1, "stem": "3x3"}
+IMAGE["remat"] = False
+TEXT = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "max_length": 8, "types": 2}
+TEXT |= {"pooler": False, "dropout": 0.1, "eps": 1e-12, "remat": False, "pooling": "mean"}
+HEADS = {"kind": "normed", "hidden": 16, "width": 8}
+RULES = ((".*", "fsdp"),)
+
+
+def make_model(rngs: nnx.Rngs) -> PairEncoder:
+    return PairEncoder(IMAGE, TEXT, HEADS, vocab_size=20, rngs=rngs)
+
+
+def loss_fn_of(structure):
+    def loss_fn(params, stats, batch, key):
+        model = nnx.merge(structure, params, stats, copy=True)
+        outputs = model(batch["image"], batch["ids"], batch["mask"], train=True, key=key)
+        loss, metrics = contrastive_loss(*outputs, temperature=0.1)
+        return loss, (statistics(model), metrics)
+
+    return loss_fn
+
+
+def batch_of(seed: int, size: int = 16) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    length = rng.integers(2, 9, size=(size, 1))
+    return {
+        "image": rng.normal(size=(size, 16, 16, 1)).astype(np.float32),
+        "ids": rng.integers(20, size=(size, 8)).astype(np.int32),
+        "mask": np.arange(8) < length,
+        "index": np.arange(size, dtype=np.int32) + 100 * seed,
+    }
+
+
+class Batches:
+    """The endless iterator that the loop wants; batch i is a function of i."""
+
+    def __init__(self, size: int = 16):
+        self.position, self.size = 0, size
+
+    def __next__(self):
+        self.position += 1
+        return batch_of(self.position - 1, self.size)
+
+    def get_state(self):
+        return {"position": self.position}
+
+    def set_state(self, state):
+        self.position = state["position"]
+
+
+@functools.cache
+def initial() -> states.State:
+    """The state that every test starts from, on the host."""
+    _, params, _ = states.shapes(make_model)
+    tx = make_tx(params, 1e-3)
+    state = states.create(make_model, tx, one_device_mesh(), RULES, jax.random.key(0))
+    return on_host(state)
+
+
+def make_tx(params, lr):
+    return optim.adamw(params, optax.constant_schedule(lr), weight_decay=0.01, clip=1.0)
+
+
+def setup(mesh, accumulate: int = 1, lr: float = 1e-3):
+    """(state, jitted step) on `mesh`."""
+    structure, params, _ = states.shapes(make_model)
+    tx = make_tx(params, lr)
+    placed = meshes.shardings(mesh, initial(), RULES)
+    state = jax.tree.map(
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]), initial(), placed
+    )
+    step = steps.make_step(loss_fn_of(structure), tx, accumulate)
+    return state, steps.compile_step(step, state, mesh)
+
+
+def one_device_mesh():
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+
+
+def on_host(tree):
+    return jax.tree.map(np.asarray, meshes.to_host(tree))
