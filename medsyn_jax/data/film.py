@@ -91,13 +91,15 @@ class Film:
         add_ellipsoid(self, self.dense, centre, axes, angle, MATERIALS[material])
 
     def stroke(self, material: str, width: int, path: Array, amount: Array | float) -> None:
-        """Queues a line on top: path [n, 2], `amount` its length along the beam.
+        """Queues lines on top: path [..., n, 2], `amount` [..., n] their length along the beam.
 
-        The points of the path may lie 1.5 of its `WIDTHS` apart at the most.
+        The points of a line may lie 1.5 of its `WIDTHS` apart at the most.
         """
-        gaps = np.hypot(*np.diff(path, axis=0, append=path[-2:-1]).T)
-        volume = gaps * WIDTHS[width] * (math.sqrt(2 * math.pi) * MATERIALS[material]) * amount
-        self.queue(False, width, path, volume)
+        step = path[..., 1:, :] - path[..., :-1, :]
+        gaps = np.hypot(step[..., 0], step[..., 1])
+        amount = np.broadcast_to(amount, path.shape[:-1])[..., 1:]
+        volume = gaps * amount * (WIDTHS[width] * math.sqrt(2 * math.pi) * MATERIALS[material])
+        self.queue(False, width, path[..., 1:, :].reshape(-1, 2), volume.ravel())
 
     def queue(self, vessel: bool, width: int, path: Array, volume: Array) -> None:
         """Queues points [n, 2], each with its volume: in `vessels`, or in `dense` if not vessel."""

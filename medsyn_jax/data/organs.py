@@ -139,14 +139,11 @@ def _airways(film: Film, anatomy: Anatomy) -> None:
     lean = 0.03 * pose.rotation + 0.9 * pose.push
     t = np.linspace(0, 1, 70)
     trachea = np.column_stack((0.012 + lean * t - 0.02 * t**3 * anatomy.aorta, -1.05 + 0.78 * t))
-    film.stroke("soft", 2, trachea + np.array([0.014, 0.0]), -0.085)
-    film.stroke("soft", 2, trachea - np.array([0.014, 0.0]), -0.085)
+    film.stroke("soft", 2, trachea, -0.15)
     t = np.linspace(0, 1, 24)
-    for sign, steep in ((-1, 0.16), (1, 0.11)):
-        path = np.column_stack(
-            (0.012 + lean - 0.02 * anatomy.aorta + sign * 0.17 * t, -0.27 + steep * t)
-        )
-        film.stroke("soft", 2, path, -0.07 * (1 - 0.6 * t))
+    start = np.array([0.012 + lean - 0.02 * anatomy.aorta, -0.27])
+    slopes = np.array([[-0.17, 0.16], [0.17, 0.11]])  # the right bronchus is the steeper one
+    film.stroke("soft", 2, start + slopes[:, None] * t[:, None], -0.07 * (1 - 0.6 * t))
 
 
 def _vessels(film: Film, anatomy: Anatomy) -> None:
@@ -258,17 +255,18 @@ def _shoulder(film: Film, anatomy: Anatomy) -> None:
     """Clavicles, scapulae and humeral heads."""
     pose = film.pose
     lift = 0.0 if pose.view == "PA" else -0.05
-    t = np.linspace(0, 1, 90)
+    signs = np.array([[-1.0], [1.0]])
+    t = np.linspace(0, 1, 70)
+    start = 0.085 + signs * (0.075 * pose.rotation)
+    level = anatomy.apex + 0.20 + lift - 0.17 * t + 0.035 * np.sin(2 * np.pi * t)
+    x, y = signs * (start + (0.76 - start) * t), np.broadcast_to(level, (2, len(t)))
+    film.stroke("bone", 2, np.stack((x, y), -1), 0.050)
+    for edge in (-0.021, 0.021):
+        film.stroke("bone", 0, np.stack((x, y + edge), -1), 0.028)
+    out = 0.0 if pose.view == "AP" else 0.10  # the arms rolled forward clear the lungs
+    blades = np.stack([(_BLADE + np.array([out, 0.0])) * [sign, 1.0] for sign in (-1, 1)])
+    film.stroke("bone", 1, blades, 0.022)
     for sign in (-1, 1):
-        start = 0.085 + sign * 0.075 * pose.rotation
-        x = start + (0.76 - start) * t
-        y = anatomy.apex + 0.20 + lift - 0.17 * t + 0.035 * np.sin(2 * np.pi * t)
-        path = np.column_stack((sign * x, y))
-        film.stroke("bone", 2, path, 0.050)
-        for edge in (-0.021, 0.021):
-            film.stroke("bone", 0, path + np.array([0.0, edge]), 0.028)
-        out = 0.0 if pose.view == "AP" else 0.10  # the arms rolled forward clear the lungs
-        film.stroke("bone", 1, (_BLADE + np.array([out, 0.0])) * [sign, 1.0], 0.022)
         film.ellipsoid("bone", (sign * (0.69 + out), -0.33), (0.08, 0.28, 0.012), -0.28 * sign)
         head = (sign * (0.93 + 0.5 * out), anatomy.apex + 0.23)
         film.ellipsoid("bone", head, (0.115, 0.125, 0.035))

@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 
-from medsyn_jax.data import devices, film, findings, lesions, organs, phantom_report, thorax
+from medsyn_jax.data import film, findings, hardware, lesions, organs, phantom_report, thorax
 from medsyn_jax.data.film import Box
 from medsyn_jax.data.findings import LABELS, Device, Finding
 from medsyn_jax.data.thorax import Anatomy, Pose
@@ -79,8 +79,8 @@ def render(made: Plan, size: int, seeds: tuple[int, ...]) -> tuple[np.ndarray, M
     sheet = film.Film(size, made.pose)
     organs.draw(sheet, made.anatomy, fields)
     truth = lesions.draw(sheet, made.anatomy, made.findings, fields)
-    devices.draw(sheet, made.anatomy, made.devices)
-    boxes = truth.boxes + devices.draw_foreign(sheet, made.anatomy, made.findings)
+    hardware.draw(sheet, made.anatomy, made.devices)
+    boxes = truth.boxes + hardware.draw_foreign(sheet, made.anatomy, made.findings)
     sheet.draw_strokes()
     masks = {
         "lungs": sheet.field_mask,

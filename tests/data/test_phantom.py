@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medsyn_jax.data import findings, phantom
-from medsyn_jax.data.devices import DRAWS as DEVICES
+from medsyn_jax.data.hardware import DRAWS as DEVICES
 from medsyn_jax.data.phantom import LABELS, Phantom
 
 SEED = 11
