@@ -23,6 +23,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.ingest import get_config
+from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import ingestion, loader, shards, tokenizers
 
 SECTIONS = ("findings", "impression")
@@ -57,6 +58,7 @@ def report(options: argparse.Namespace, data: Path, folder: Path) -> None:
         tokenizer = tokenizers.load(options.tokenizer)
     else:
         texts = [shards.text(records.features(i), SECTIONS) for i in range(min(len(records), 2000))]
+        texts = texts if any(texts) else ["no report"] * 2
         tokenizer = tokenizers.train_wordpiece(texts, 1000, folder / "tokenizer")
 
     def source(cache_mib: int) -> loader.Source:
@@ -136,4 +138,7 @@ def compare(rate: float, step: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
