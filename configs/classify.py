@@ -1,4 +1,4 @@
-"""Linear classification on frozen features, at several label fractions (REFERENCES.md 1).
+"""Linear classification on frozen features at several label fractions, after MGCA (2210.06044).
 
 demo: the embedded phantom corpus, with the encoder of `--config configs/convirt.py`.
 smoke: the same in seconds, with the encoder of `--config configs/convirt.py:smoke`.
@@ -45,7 +45,11 @@ def get_config(variant: str = "demo") -> ConfigDict:
         "batch_size": 48,
         "epochs": 50,
         "patience": 10,
-        "standardize": False,
+        # By mean and deviation over the fraction's records. The published protocol does not, and
+        # then 50 epochs are too few where fractions and features are small, so that a comparison
+        # measures the scale of features: the phantom at 10 % gave an untrained encoder AUROC .55
+        # raw and .68 standardized, a pre-trained one .73 and .75.
+        "standardize": True,
     }
     config.mesh = {"data": -1, "fsdp": 1}
     if variant == "smoke":
@@ -67,4 +71,5 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.data.update({"source": "data/chexpert", "batch_size": 256, "threads": 16})
         config.labels.update({"names": tuple(sorted(ones + zeros)), "unmentioned_zero": True})
         config.labels.update({"uncertain_ones": ones, "uncertain_zeros": zeros})
+        config.probe.update({"standardize": False})  # as the published figures were made
     return config

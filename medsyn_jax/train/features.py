@@ -122,7 +122,8 @@ def compute(
         in_shardings=(everywhere, everywhere, meshes.batch_sharding(mesh)),
         out_shardings=everywhere,
     )
-    params, stats = jax.device_put((encoder.params, encoder.stats), everywhere)
+    weights = jax.device_get((encoder.params, encoder.stats))
+    params, stats = jax.device_put(weights, everywhere)
     # `Images` has what the loader asks of a source here: a length, and `take`.
     source = cast(loader.Source, Images(records, encoder.size))
     this, count = jax.process_index(), jax.process_count()
