@@ -4,14 +4,16 @@ import hashlib
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from configs.classify import get_config
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.models import weights
 from medsyn_jax.tasks import classify
-from medsyn_jax.train import features
+from medsyn_jax.train import encoders, features
 from tests.train.runs import ingest_config, write_pairs, write_run
 
 NAMES = ("a", "b", "c")
@@ -45,11 +47,16 @@ def task_of(kind: str, names: tuple[str, ...] = NAMES) -> classify.Task:
 
 def test_a_run_from_workdir_to_results(world, tmp_path, monkeypatch):
     config, workdir = config_of(world), tmp_path / "probe"
+    other = encoders.untrained(world / "run", 5)
+    config.encoder.weights = str(tmp_path / "image.safetensors")
+    weights.save(
+        config.encoder.weights, "torchvision", *jax.device_get((other.params, other.stats))
+    )
     classify.run(config, workdir)
     text = (workdir / "results.json").read_text()
     results = json.loads(text, parse_constant=pytest.fail)  # NaN is not JSON
     assert results["task"] == "classify"
-    for encoder in ("pretrained", "random"):
+    for encoder in ("pretrained", "random", "imagenet"):
         for fraction in ("50%", "100%"):
             for label in ("bright", "left", "mean"):
                 entry = results["metrics"][f"{encoder}/test/{fraction}/auroc/{label}"]
