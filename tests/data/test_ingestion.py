@@ -1,0 +1,314 @@
+import csv
+import fcntl
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import ingestion, plan, records, shards
+from medsyn_jax.data.ingestion import ingest
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(directory.glob("[!.]*.array_record*"))}
+
+
+def times(directory: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in directory.glob("[!.]*.array_record*")}
+
+
+def all_keys(directory: Path) -> list[str]:
+    info = shards.describe(directory)["splits"]
+    return [k for s in info if info[s]["records"] for k in shards.open_split(directory, s).keys]
+
+
+def rejects(directory: Path) -> dict[str, str]:
+    with (directory / "rejects.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["key", "reason"]
+    return dict(rows)
+
+
+def test_a_second_run_changes_nothing(make_pairs, tmp_path):
+    config = make_pairs()
+    directory = ingest(config, tmp_path / "out")
+    before = times(directory)
+    assert ingest(config, directory) == directory
+    assert times(directory) == before
+
+
+def test_processes_write_the_same_bytes(make_pairs, tmp_path):
+    config = make_pairs()
+    one = snapshot(ingest(config, tmp_path / "one"))
+    config.workers = 2
+    assert snapshot(ingest(config, tmp_path / "two")) == one
+
+
+def test_a_killed_run_keeps_its_shards_and_ends_the_same(make_pairs, tmp_path):
+    config = make_pairs()
+    whole = ingest(config, tmp_path / "whole")
+    cut = tmp_path / "cut"
+    program = f"""
+import os, signal
+from medsyn_jax.data import records, ingestion
+from ml_collections import ConfigDict
+made, example = [], records.example
+def dying(item, config):
+    if len(made) == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+    made.append(item)
+    return example(item, config)
+records.example = dying
+ingestion.ingest(ConfigDict({config.to_dict()!r}), {str(cut)!r})
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert len(list(cut.glob(".*.tmp"))) == 1
+    before = times(cut)
+    assert len(before) == 2
+    with pytest.raises(UserError, match=r"cut: holds no data set"):
+        shards.open_split(cut, "train")
+    ingest(config, cut)
+    assert snapshot(cut) == snapshot(whole)
+    assert {name: t for name, t in times(cut).items() if name in before} == before
+    assert not list(cut.rglob("*.tmp"))
+    assert (cut / "medsyn.json").read_bytes() == (whole / "medsyn.json").read_bytes()
+
+
+def test_another_source_in_the_same_directory_is_refused(make_pairs, tmp_path):
+    config = make_pairs()
+    directory = ingest(config, tmp_path / "out")
+    before = snapshot(directory)
+    config.min_tokens = 4
+    with pytest.raises(UserError, match=r"another data set .min_tokens was 3, is 4."):
+        ingest(config, directory)
+    config.min_tokens = 3
+    image = Path(config.path).parent / "img" / "003.png"
+    image.write_bytes(image.read_bytes() + b"longer")
+    with pytest.raises(UserError, match="the records or files of the source have changed"):
+        ingest(config, directory)
+    assert snapshot(directory) == before
+
+
+def test_moving_the_source_and_the_speed_do_not_change_the_fingerprint(make_pairs, tmp_path):
+    config = make_pairs()
+    fingerprint = plan.make_plan(config).fingerprint
+    shutil.move(Path(config.path).parent, tmp_path / "moved")
+    config.update({"path": str(tmp_path / "moved" / "pairs.csv"), "workers": 7})
+    config.max_reject_share = 0.5
+    assert plan.make_plan(config).fingerprint == fingerprint
+    config.seed = 1
+    assert plan.make_plan(config).fingerprint != fingerprint
+
+
+def test_a_phantom_fingerprint_covers_the_code_that_draws_it():
+    files = {path.name for path in plan._code("phantom")}
+    assert {"phantom.py", "phantom_report.py", "thorax.py"} <= files
+    assert not {"shards.py", "loader.py"} & files
+
+
+def test_a_directory_of_something_else_is_refused(make_pairs, tmp_path):
+    config = make_pairs()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="full: is not empty"):
+        ingest(config, tmp_path / "full")
+    assert (tmp_path / "full" / "thesis.tex").read_text() == "x"
+    with pytest.raises(UserError, match=r"thesis\.tex: is not a directory"):
+        ingest(config, tmp_path / "full" / "thesis.tex")
+    config.source = "dicomweb"
+    with pytest.raises(UserError, match="'dicomweb': unknown, use one of phantom, pairs"):
+        ingest(config, tmp_path / "out")
+
+
+def test_unusable_records_become_reject_rows(make_pairs, tmp_path):
+    config = make_pairs(count=60)
+    folder = Path(config.path).parent
+    (folder / "img" / "004.png").unlink()
+    (folder / "img" / "010.png").write_bytes(b"")
+    whole = (folder / "img" / "011.png").read_bytes()
+    (folder / "img" / "011.png").write_bytes(whole[: len(whole) // 2])
+    config.max_reject_share = 0.1
+    directory = ingest(config, tmp_path / "out")
+    found = rejects(directory)
+    assert sorted(found) == ["img/004.png", "img/010.png", "img/011.png"]
+    assert all(key in reason for key, reason in found.items())
+    keys = all_keys(directory)
+    assert len(keys) == len(set(keys)) == 57
+    assert not set(keys) & set(found)
+    assert shards.describe(directory)["rejects"] == 3
+
+
+def test_a_short_report_is_left_out_without_counting_as_a_fault(make_pairs, tmp_path):
+    config = make_pairs()
+    table = Path(config.path)
+    text = table.read_text()
+    for i in (2, 3, 9, 10, 17):
+        text = text.replace(f"The lungs of number {i} are clear.", "Clear.")
+        text = text.replace(f"No finding {i}.", "")
+    table.write_text(text)
+    config.max_reject_share = 0.0
+    directory = ingest(config, tmp_path / "out")
+    info = shards.describe(directory)
+    assert info["rejects"] == 0
+    assert info["left_out"] == {"report too short": 5}
+    assert sorted(rejects(directory)) == [f"img/{i:03d}.png" for i in (2, 3, 9, 10, 17)]
+    assert len(all_keys(directory)) == 19
+
+
+def test_a_run_that_wrote_nothing_does_not_hold_its_directory(make_pairs, tmp_path):
+    config = make_pairs()
+    directory = tmp_path / "out"
+    wrong = config.copy_and_resolve_references()
+    wrong.path = str(tmp_path / "elsewhere.csv")
+    (tmp_path / "elsewhere.csv").write_text(Path(config.path).read_text())
+    with pytest.raises(UserError, match=r"of 24 records were rejected|of 5 records were rejected"):
+        ingest(wrong, directory)
+    ingest(config, directory)
+    assert len(all_keys(directory)) == 24
+
+
+def test_a_record_is_never_written_twice(make_pairs, tmp_path, monkeypatch):
+    config = make_pairs()
+    listed = records.SOURCES["pairs"]
+
+    def doubled(config):
+        listing = listed(config)
+        return records.Listing(listing.items + listing.items[3:4], listing.label_names)
+
+    monkeypatch.setitem(records.SOURCES, "pairs", doubled)
+    directory = ingest(config, tmp_path / "out")
+    assert list(rejects(directory)) == ["img/003.png"]
+    assert "was listed before" in rejects(directory)["img/003.png"]
+    assert sorted(all_keys(directory)) == [f"img/{i:03d}.png" for i in range(24)]
+
+
+def test_too_many_rejects_stop_the_run_early_and_keep_what_is_written(
+    make_pairs, tmp_path, monkeypatch
+):
+    config = make_pairs(count=200)
+    folder, tried, example = Path(config.path).parent, [], records.example
+
+    def counted(item, config):
+        tried.append(item.key)
+        return example(item, config)
+
+    monkeypatch.setattr(records, "example", counted)
+    for i in range(0, 200, 5):
+        (folder / "img" / f"{i:03d}.png").unlink()
+    directory = tmp_path / "out"
+    with pytest.raises(UserError, match=r"max_reject_share=0\.05 allows.*rejects\.csv"):
+        ingest(config, directory)
+    assert len(tried) < 120
+    kept = times(directory)
+    assert kept
+    assert rejects(directory).keys() == {k for k in tried if int(k[4:7]) % 5 == 0}
+    config.max_reject_share = 0.3
+    ingest(config, directory)
+    assert kept.items() <= times(directory).items()
+    assert len(all_keys(directory)) == 160
+
+
+def test_a_rejected_share_that_is_allowed_does_not_stop_early():
+    assert not ingestion._too_many(rejected=5, seen=100, total=100, limit=0.05)
+    assert ingestion._too_many(rejected=6, seen=100, total=100, limit=0.05)
+    assert not ingestion._too_many(rejected=8, seen=100, total=10_000, limit=0.05)
+    assert ingestion._too_many(rejected=100, seen=1000, total=100_000, limit=0.05)
+    assert ingestion._too_many(rejected=1, seen=1, total=100, limit=0.0)
+
+
+def test_a_split_with_nothing_but_rejects_is_empty(make_pairs, tmp_path):
+    config = make_pairs(max_reject_share=1.0)
+    for part in plan.make_plan(config).parts:
+        for item in part.items:
+            if part.split == "test":
+                Path(item.image).unlink()
+    directory = ingest(config, tmp_path / "out")
+    with pytest.raises(UserError, match=r"split test has no record, it has .'train'"):
+        shards.open_split(directory, "test")
+    assert len(shards.open_split(directory, "train"))
+
+
+def test_a_source_without_a_usable_record_is_refused(make_pairs, tmp_path):
+    with pytest.raises(UserError, match=r"pairs\.csv: no usable record"):
+        ingest(make_pairs(count=0), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_told_and_loses_nothing(make_pairs, tmp_path):
+    config = make_pairs(count=40, size=128, records_per_shard=10)
+    whole = snapshot(ingest(config, tmp_path / "whole"))
+    directory = tmp_path / "out"
+    limit = min(len(data) for data in whole.values()) + 1000
+    assert limit < max(len(data) for data in whole.values())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        config.records_per_shard = 4  # the first shards are small enough
+        small = ingest(config, tmp_path / "small")
+        config.records_per_shard = 10
+        with pytest.raises(UserError, match=r"disk full: .*out: free some space"):
+            ingest(config, directory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(shards.open_split(small, "train"))
+    kept = times(directory)
+    assert not list(directory.rglob("*.tmp"))
+    ingest(config, directory)
+    assert snapshot(directory) == whole
+    assert kept.items() <= times(directory).items()
+
+
+@pytest.mark.parametrize("damage", ["cut short", "missing"])
+def test_a_damaged_shard_is_named_and_mended_alone(make_pairs, tmp_path, damage):
+    config = make_pairs()
+    directory = ingest(config, tmp_path / "out")
+    whole, before = snapshot(directory), times(directory)
+    victim = directory / sorted(whole)[2]
+    if damage == "missing":
+        victim.unlink()
+    else:
+        victim.write_bytes(whole[victim.name][:1000])
+    with pytest.raises(UserError, match=f"{victim.name}: .*{damage}"):
+        shards.open_split(directory, "train")
+    ingest(config, directory)
+    assert snapshot(directory) == whole
+    after = times(directory)
+    assert {name for name in after if after[name] != before[name]} == {victim.name}
+
+
+def test_a_second_writer_waits_for_the_first(make_pairs, tmp_path, monkeypatch):
+    config, directory = make_pairs(), tmp_path / "out"
+    directory.mkdir()
+    waiting, said = threading.Event(), []
+
+    def say(line):
+        said.append(line)
+        waiting.set()
+
+    monkeypatch.setattr(ingestion, "_say", say)
+    second = threading.Thread(target=ingest, args=(config, directory))
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second.start()
+        assert waiting.wait(60)
+        assert "waiting for another process" in said[0]
+        assert os.listdir(directory) == [".lock"]
+    second.join(60)
+    assert len(all_keys(directory)) == 24
+
+
+def test_a_bug_keeps_its_traceback(make_pairs, tmp_path, monkeypatch):
+    def broken(item, config):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(records, "example", broken)
+    with pytest.raises(ZeroDivisionError):
+        ingest(make_pairs(), tmp_path / "out")
