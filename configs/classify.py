@@ -28,7 +28,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         "std": 0.226,
     }
     config.data = {"source": "phantom", "batch_size": 64, "threads": 2}
-    config.ingest = common.phantom(size=96, subjects=2500)
+    config.ingest = common.phantom(size=64, subjects=2500)
     config.ingest.update({"folder": {"subject": ""}})
     config.labels = {
         "kind": "multilabel",  # or "multiclass": exactly one positive label a record

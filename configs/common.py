@@ -20,6 +20,7 @@ def phantom(size: int, subjects: int) -> ConfigDict:
             "sections": ("findings", "impression"),
             "min_tokens": 3,
             "frontal_only": True,
+            "inverted": False,  # True where bone is dark and the files do not say so
             "max_reject_share": 0.05,
             "records_per_shard": 512,
             "workers": 0,

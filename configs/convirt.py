@@ -17,67 +17,85 @@ from configs import common
 def get_config(variant: str = "demo") -> ConfigDict:
     common.check(variant)
     config = ConfigDict({"task": "pretrain", "method": "convirt", "seed": 0, "dtype": "float32"})
-    config.data = {
-        "sources": ("phantom",),  # ingested folders, CSV files, or the embedded corpus
-        "weights": (1.0,),  # how often a record comes from each of them
-        "sections": ("findings", "impression"),
-        "size": 96,  # side of the images that the loader hands over
-        "tokenizer": "",  # Hugging Face folder; empty: WordPiece trained on the corpus
-        "vocab_size": 1000,
-        "tokens": 96,
-        "batch_size": 64,
-        "threads": 2,
-    }
-    config.ingest = common.phantom(size=96, subjects=2500)
-    config.augment = {
-        "size": 88,
-        "area": (0.8, 1.0),
-        "aspect": (1.0, 1.0),
-        "flip": 0.0,  # laterality is in the reports
-        "rotate": 0.0,
-        "shift": 0.0,
-        "zoom": (1.0, 1.0),
-        "jitter": (0.9, 1.1),
-        "blur": (0.0, 0.0),
-    }
+    config.data = ConfigDict(
+        {
+            "sources": ("phantom",),  # ingested folders, CSV files, or the embedded corpus;
+            "weights": (1.0,),  # how often a record comes from each; the first is also evaluated
+            "sections": ("findings", "impression"),
+            "size": 64,  # side of the images that the loader hands over
+            "tokenizer": "",  # Hugging Face folder; empty: WordPiece trained on the corpus
+            "vocab_size": 1000,
+            "tokens": 96,
+            "batch_size": 64,
+            "threads": 2,
+        }
+    )
+    config.ingest = common.phantom(size=64, subjects=2500)
+    config.augment = ConfigDict(
+        {
+            "size": 64,
+            "area": (0.8, 1.0),
+            "aspect": (1.0, 1.0),
+            "flip": 0.0,  # laterality is in the reports
+            "rotate": 0.0,
+            "shift": 0.0,
+            "zoom": (1.0, 1.0),
+            "jitter": (0.9, 1.1),
+            "blur": (0.0, 0.0),
+        }
+    )
     config.image = common.resnet((1, 1, 1, 1), 32, "basic", 1, "7x7")
-    config.text = common.bert(width=128, layers=2, heads=4, max_length=128, dropout=0.1)
-    config.heads = {"kind": "normed", "hidden": 256, "width": 128}
-    config.loss = {"temperature": 0.07, "image_to_text": 1.0, "text_to_image": 1.0}
-    config.optim = {
-        "lr": 2e-3,
-        "end_lr": 1e-8,
-        "warmup": 0.1,  # share of all steps
-        "weight_decay": 0.05,
-        "clip": 1.0,
-        "b1": 0.9,
-        "b2": 0.999,
-        "frozen": (),  # regexes over parameter names, e.g. ("text/.*",)
-        "accumulate": 1,
-    }
-    config.train = {"epochs": 10.0, "evals_per_epoch": 1.0, "checkpoints_per_epoch": 2.0}
-    config.train.patience = 5
-    config.train.log_every = 10
-    config.mesh = {"data": -1, "fsdp": 1}
-    if variant == "smoke":
-        config.data.update({"size": 32, "tokens": 32, "batch_size": 16, "vocab_size": 300})
-        config.ingest = common.phantom(size=32, subjects=40)
-        config.augment.size = 32
-        config.image = common.resnet((1, 1, 1, 1), 8, "basic", 1, "3x3")
-        config.text = common.bert(width=32, layers=1, heads=2, max_length=64, dropout=0.1)
-        config.heads.update({"hidden": 32, "width": 16})
-        config.train.epochs = 2.0
-    if variant == "paper":
-        config.dtype = "bfloat16"
-        config.data.update({"sources": ("data/mimic-cxr",), "size": 256, "tokens": 112})
-        config.data.update({"tokenizer": "weights/Bio_ClinicalBERT", "batch_size": 144})
-        config.data.threads = 16
-        config.augment.update({"size": 224, "area": (0.765625, 0.765625), "jitter": (1.0, 1.0)})
-        config.image = common.resnet50()
-        config.image.weights = "weights/resnet50"
-        config.text = common.bert(width=768, layers=12, heads=12, max_length=512, dropout=0.1)
-        config.text.weights = "weights/Bio_ClinicalBERT"
-        config.heads.update({"hidden": 2048, "width": 128})
-        config.optim.update({"lr": 2e-5, "warmup": 0.4, "clip": 0.0})
-        config.train.epochs = 50.0
+    config.text = common.bert(width=128, layers=1, heads=4, max_length=128, dropout=0.0)
+    config.text.pooling = "mean"  # a [CLS] that starts untrained takes many more steps
+    config.heads = ConfigDict({"kind": "normed", "hidden": 256, "width": 128})
+    config.loss = ConfigDict({"temperature": 0.07, "image_to_text": 1.0, "text_to_image": 1.0})
+    config.optim = ConfigDict(
+        {
+            "lr": 1e-3,
+            "end_lr": 1e-8,
+            "warmup": 0.1,  # share of all steps
+            "weight_decay": 0.05,
+            "clip": 1.0,
+            "b1": 0.9,
+            "b2": 0.999,
+            "frozen": (),  # regexes over parameter names, e.g. ("text/.*",)
+            "accumulate": 1,
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "epochs": 8.0,
+            "evals_per_epoch": 1.0,
+            "checkpoints_per_epoch": 2.0,
+            "patience": 5,
+            "log_every": 10,
+        }
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    return {"demo": lambda c: c, "smoke": _smoke, "paper": _paper}[variant](config)
+
+
+def _smoke(config: ConfigDict) -> ConfigDict:
+    config.data.update({"size": 32, "tokens": 32, "batch_size": 16, "vocab_size": 300})
+    config.ingest = common.phantom(size=32, subjects=40)
+    config.augment.size = 32
+    config.image = common.resnet((1, 1, 1, 1), 8, "basic", 1, "3x3")
+    config.text.update({"width": 32, "heads": 2, "mlp_width": 64, "max_length": 64})
+    config.heads.update({"hidden": 32, "width": 16})
+    config.train.epochs = 2.0
+    return config
+
+
+def _paper(config: ConfigDict) -> ConfigDict:
+    config.dtype = "bfloat16"
+    config.data.update({"sources": ("data/mimic-cxr",), "size": 256, "tokens": 112})
+    config.data.update({"tokenizer": "weights/Bio_ClinicalBERT", "batch_size": 144, "threads": 16})
+    config.augment.update({"size": 224, "area": (0.765625, 0.765625), "jitter": (1.0, 1.0)})
+    config.image = common.resnet50()
+    config.image.update({"weights": "weights/resnet50", "std": 0.5})
+    config.text = common.bert(width=768, layers=12, heads=12, max_length=512, dropout=0.1)
+    config.text.weights = config.data.tokenizer
+    config.heads.update({"hidden": 2048, "width": 128})
+    config.optim.update({"lr": 2e-5, "warmup": 0.4, "clip": 0.0})
+    config.train.epochs = 50.0
     return config

@@ -19,7 +19,7 @@ VARIANTS = (*common.VARIANTS, "pairs", "folder")
 def get_config(variant: str = "demo") -> ConfigDict:
     common.check(variant, VARIANTS)
     config = ConfigDict({"task": "ingest"})
-    config.ingest = common.phantom(size=96, subjects=2500)
+    config.ingest = common.phantom(size=64, subjects=2500)
     if variant == "smoke":
         config.ingest = common.phantom(size=32, subjects=20)
         config.ingest.update({"records_per_shard": 16, "workers": 1})
@@ -27,7 +27,6 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.ingest.update({"source": "mimic_cxr", "path": "data/mimic-cxr-jpg", "size": 256})
     if variant in ("pairs", "folder"):
         config.ingest.update({"source": variant, "size": 256})
-    config.ingest.inverted = False  # True where bone is dark and the files do not say so
     config.ingest.mimic_cxr = {"reports": ""}
     config.ingest.folder = {"subject": ""}
     return config

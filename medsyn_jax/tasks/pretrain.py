@@ -140,11 +140,11 @@ def _data(config: Any, workdir: Path) -> Data:
         )
     root = workdir.parent / "data"
     if jax.process_index() == 0:
-        for source in settings.sources:
-            datasets.prepare(source, config.ingest, root)
+        for named in settings.sources:
+            datasets.prepare(named, config.ingest, root)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("ingested")
-    folders = [datasets.prepare(source, config.ingest, root) for source in settings.sources]
+    folders = [datasets.prepare(named, config.ingest, root) for named in settings.sources]
     tokenizer = _tokenizer(config, workdir, folders[0])
     if settings.tokens > config.text.max_length:
         raise UserError(
@@ -275,9 +275,7 @@ def _validate(
 ) -> Mapping[str, float]:
     """The objective over the whole validation split at once, and recall@1 both ways."""
     e = _embed_all(embed, state, source, local, mesh)
-    loss, _ = METHODS[config.method](
-        jnp.asarray(e["image"]), jnp.asarray(e["text"]), **config.loss
-    )
+    loss, _ = METHODS[config.method](jnp.asarray(e["image"]), jnp.asarray(e["text"]), **config.loss)
     found = metrics.retrieval(e["image"] @ e["text"].T, e["reports"], ks=(1,), resamples=1)
     names = ("image_to_text/recall@1", "text_to_image/recall@1")
     return {"valid/loss": float(loss)} | {
