@@ -6,16 +6,20 @@ paper: MIMIC-CXR, ResNet-50 and Bio_ClinicalBERT, in the parametrisation of MGCA
   (temperature .07, both directions weighted 1). The original paper's is
   --config.loss.temperature=.1 --config.loss.image_to_text=.75 --config.loss.text_to_image=.25
   --config.heads.kind=mlp --config.heads.width=512 --config.optim.lr=1e-4.
-own pairs: --config.data.sources="('pairs.csv',)" (columns by --config.ingest.pairs.image=...).
+pairs: your own pairs at 224 with a ResNet-50, and a text encoder of MiniLM's shape whose weights
+  and tokenizer --config.text.weights=DIR --config.data.tokenizer=DIR name:
+  --config.data.sources="('pairs.csv',)" (columns by --config.ingest.pairs.image=image and so on).
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
 
+VARIANTS = (*common.VARIANTS, "pairs")
+
 
 def get_config(variant: str = "demo") -> ConfigDict:
-    common.check(variant)
+    common.check(variant, VARIANTS)
     config = ConfigDict({"task": "pretrain", "method": "convirt", "seed": 0, "dtype": "float32"})
     config.data = ConfigDict(
         {
@@ -72,7 +76,8 @@ def get_config(variant: str = "demo") -> ConfigDict:
         }
     )
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
-    return {"demo": lambda c: c, "smoke": _smoke, "paper": _paper}[variant](config)
+    changes = {"smoke": _smoke, "paper": _paper, "pairs": _pairs}
+    return changes[variant](config) if variant in changes else config
 
 
 def _smoke(config: ConfigDict) -> ConfigDict:
@@ -83,6 +88,18 @@ def _smoke(config: ConfigDict) -> ConfigDict:
     config.text.update({"width": 32, "heads": 2, "mlp_width": 64, "max_length": 64})
     config.heads.update({"hidden": 32, "width": 16})
     config.train.epochs = 2.0
+    return config
+
+
+def _pairs(config: ConfigDict) -> ConfigDict:
+    config.data.update({"sources": ("pairs.csv",), "size": 256, "tokens": 112, "batch_size": 32})
+    config.ingest.update({"size": 256, "split_shares": (0.65, 0.1, 0.25)})
+    config.augment.update({"size": 224, "area": (0.6, 1.0)})
+    config.image = common.resnet50()
+    config.text = common.bert(width=384, layers=6, heads=12, max_length=512, dropout=0.1)
+    config.text.pooling = "mean"
+    config.optim.lr = 1e-4
+    config.train.update({"epochs": 20.0, "evals_per_epoch": 0.25, "checkpoints_per_epoch": 0.25})
     return config
 
 
