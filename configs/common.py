@@ -80,3 +80,52 @@ def bert(width: int, layers: int, heads: int, max_length: int, dropout: float) -
             "layout": "",
         }
     )
+
+
+def augment(
+    size: int, area: tuple[float, float], jitter: tuple[float, float] = (1.0, 1.0)
+) -> ConfigDict:
+    """Random views on the device; the fields are those of `transforms.augment`."""
+    return ConfigDict(
+        {
+            "size": size,
+            "area": area,
+            "aspect": (1.0, 1.0),
+            "flip": 0.0,  # laterality is in the reports
+            "rotate": 0.0,
+            "shift": 0.0,
+            "zoom": (1.0, 1.0),
+            "jitter": jitter,
+            "blur": (0.0, 0.0),
+        }
+    )
+
+
+def adamw(lr: float, warmup: float, weight_decay: float, clip: float) -> ConfigDict:
+    """AdamW with warm-up over a share of all steps, then a cosine to `end_lr`."""
+    return ConfigDict(
+        {
+            "lr": lr,
+            "end_lr": 1e-8,
+            "warmup": warmup,
+            "weight_decay": weight_decay,
+            "clip": clip,
+            "b1": 0.9,
+            "b2": 0.999,
+            "frozen": (),  # regexes over parameter names, e.g. ("text/.*",)
+            "accumulate": 1,  # micro-batches a step; each is contrasted within itself
+        }
+    )
+
+
+def schedule(epochs: float) -> ConfigDict:
+    """How long to train, and how often to evaluate, to save and to log."""
+    return ConfigDict(
+        {
+            "epochs": epochs,
+            "evals_per_epoch": 1.0,
+            "checkpoints_per_epoch": 2.0,
+            "patience": 5,  # evaluations without a lower validation loss; 0 for no limit
+            "log_every": 10,  # steps
+        }
+    )

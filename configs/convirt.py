@@ -35,46 +35,14 @@ def get_config(variant: str = "demo") -> ConfigDict:
         }
     )
     config.ingest = common.phantom(size=64, subjects=2500)
-    config.augment = ConfigDict(
-        {
-            "size": 64,
-            "area": (0.8, 1.0),
-            "aspect": (1.0, 1.0),
-            "flip": 0.0,  # laterality is in the reports
-            "rotate": 0.0,
-            "shift": 0.0,
-            "zoom": (1.0, 1.0),
-            "jitter": (0.9, 1.1),
-            "blur": (0.0, 0.0),
-        }
-    )
+    config.augment = common.augment(size=64, area=(0.8, 1.0), jitter=(0.9, 1.1))
     config.image = common.resnet((1, 1, 1, 1), 32, "basic", 1, "7x7")
     config.text = common.bert(width=128, layers=1, heads=4, max_length=128, dropout=0.0)
     config.text.pooling = "mean"  # a [CLS] that starts untrained takes many more steps
     config.heads = ConfigDict({"kind": "normed", "hidden": 256, "width": 128})
     config.loss = ConfigDict({"temperature": 0.07, "image_to_text": 1.0, "text_to_image": 1.0})
-    config.optim = ConfigDict(
-        {
-            "lr": 1e-3,
-            "end_lr": 1e-8,
-            "warmup": 0.1,  # share of all steps
-            "weight_decay": 0.05,
-            "clip": 1.0,
-            "b1": 0.9,
-            "b2": 0.999,
-            "frozen": (),  # regexes over parameter names, e.g. ("text/.*",)
-            "accumulate": 1,
-        }
-    )
-    config.train = ConfigDict(
-        {
-            "epochs": 8.0,
-            "evals_per_epoch": 1.0,
-            "checkpoints_per_epoch": 2.0,
-            "patience": 5,
-            "log_every": 10,
-        }
-    )
+    config.optim = common.adamw(lr=1e-3, warmup=0.1, weight_decay=0.05, clip=1.0)
+    config.train = common.schedule(epochs=8.0)
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     changes = {"smoke": _smoke, "paper": _paper, "pairs": _pairs}
     return changes[variant](config) if variant in changes else config
