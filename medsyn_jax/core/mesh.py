@@ -17,10 +17,11 @@ FSDP_RULES: tree.Rules = ((r".*", "fsdp"),)
 _MIN_SHARDED = 2**14  # smaller leaves cost more in messages than they save in memory
 
 
-def initialize(cpu_devices: int = 0) -> None:
+def initialize() -> None:
     """Join the other processes of this run, if the environment says that there are any.
 
-    TPU pods and Slurm are found by `jax.distributed` itself; any other launcher sets
+    `tpu/run_on_pod.sh` sets MEDSYN_DISTRIBUTED=1 on every host of a TPU pod, and srun describes its
+    step; `jax.distributed` finds the rest itself. Any other launcher sets
     MEDSYN_COORDINATOR=host:port, MEDSYN_PROCESSES and MEDSYN_PROCESS. Call before any computation.
     """
     coordinator = os.environ.get("MEDSYN_COORDINATOR")
@@ -37,13 +38,10 @@ def initialize(cpu_devices: int = 0) -> None:
                 f"whole numbers: {e}"
             ) from None
         jax.distributed.initialize(coordinator, processes, process)
-    elif _is_tpu_pod() or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    elif os.environ.get("MEDSYN_DISTRIBUTED") or "TPU_WORKER_HOSTNAMES" in os.environ:
         jax.distributed.initialize()
-
-
-def _is_tpu_pod() -> bool:
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return len(hosts.split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        jax.distributed.initialize()
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:

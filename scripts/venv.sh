@@ -1,0 +1,24 @@
+#!/bin/sh
+# Installs the package into .venv and runs a command in it:  scripts/venv.sh '.[test]' COMMAND ...
+# Needs Python 3.11 or newer (PYTHON=... names another than python3) and nothing else.
+set -eu
+cd "$(dirname "$0")/.."
+what=$1
+shift
+if [ ! -x .venv/bin/pip ]; then
+  python=${PYTHON:-python3}
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "error: $python is older than 3.11 or missing: set PYTHON=/path/to/python3.11" >&2
+    exit 2
+  }
+  # Debian keeps venv in a package of its own.
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || {
+    root=$([ "$(id -u)" = 0 ] || echo sudo)
+    $root apt-get update -q && $root apt-get install -qy python3-venv
+  }
+  "$python" -m venv .venv
+fi
+.venv/bin/pip install -q -e "$what"
+PATH=$PWD/.venv/bin:$PATH
+export PATH
+exec "$@"
