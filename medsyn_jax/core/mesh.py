@@ -38,10 +38,13 @@ def initialize() -> None:
                 f"whole numbers: {e}"
             ) from None
         jax.distributed.initialize(coordinator, processes, process)
-    elif os.environ.get("MEDSYN_DISTRIBUTED") or "TPU_WORKER_HOSTNAMES" in os.environ:
+    elif _has_peers():
         jax.distributed.initialize()
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        jax.distributed.initialize()
+
+
+def _has_peers() -> bool:
+    pod = any(name in os.environ for name in ("MEDSYN_DISTRIBUTED", "TPU_WORKER_HOSTNAMES"))
+    return pod or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
