@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from medsyn_jax.core.errors import UserError
@@ -79,6 +79,7 @@ def _prepare_jax(workdir: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module="tensorflow_datasets|orbax")
+    logging.set_verbosity(logging.ERROR)  # Orbax and TFDS warn of what users cannot change
     try:
         config, workdir = parse(sys.argv if argv is None else argv)
         workdir.mkdir(parents=True, exist_ok=True)

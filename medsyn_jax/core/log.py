@@ -5,7 +5,9 @@ events and results.json. Only the first process writes; every file is replaced w
 import errno
 import json
 import os
+import resource
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medsyn_jax.core.errors import UserError
 
+_STARTED = time.monotonic()
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
 console = Console(stderr=True, highlight=False)
 
@@ -27,6 +30,13 @@ def say(text: str) -> None:
     """One line on the terminal (stderr), from the first process only."""
     if jax.process_index() == 0:
         console.print(text)
+
+
+def say_cost(what: str) -> None:
+    """One line with the time since the program started and its peak host memory so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    mib = peak / (2**20 if sys.platform == "darwin" else 2**10)
+    say(f"{what} after {time.monotonic() - _STARTED:.1f} s; peak host memory {mib:.0f} MiB")
 
 
 @contextmanager

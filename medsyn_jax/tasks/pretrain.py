@@ -104,6 +104,7 @@ def run(config: Any, workdir: Path) -> None:
     )
     log.write_results(workdir, "pretrain", {f"test/{k}": dict(v) for k, v in figures.items()})
     _export(workdir, state)
+    log.say_cost("done")
 
 
 def _check_files(config: Any) -> None:

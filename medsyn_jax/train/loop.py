@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.log import MetricsLog, say
+from medsyn_jax.core.log import MetricsLog, say, say_cost
 from medsyn_jax.train.checkpoint import Checkpoints
 from medsyn_jax.train.state import State
 
@@ -106,6 +106,7 @@ def fit(trainer: Trainer, state: State) -> State:
     """Train to the end of the plan, or until early stopping, or SIGTERM (raises Preempted)."""
     plan, step = trainer.plan, int(state["step"])
     key = jax.device_put(trainer.key, meshes.replicated(trainer.mesh))
+    start = step
     pending: Pending | None = None
     with _Sigterm() as sigterm:
         while step < plan.steps and not trainer.progress.done:
@@ -116,6 +117,8 @@ def fit(trainer: Trainer, state: State) -> State:
             step += 1
             if pending:
                 _read(trainer, pending)
+                if pending.step == start + 1:
+                    say_cost("first step done")
             pending = Pending(step, metrics, batch["index"])
             stop = sigterm.reached(step)
             evaluate = step % plan.eval_every == 0 or step == plan.steps
