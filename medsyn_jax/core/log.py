@@ -144,6 +144,7 @@ class MetricsLog:
         self.main = jax.process_index() == 0
         self.steps, self.records, self.every_s = steps, records, every_s
         self._shown_step, self._shown_at = step, time.monotonic()
+        self._rate: float | None = None
         if not self.main:
             return
         from tensorboardX import SummaryWriter
@@ -187,12 +188,13 @@ class MetricsLog:
             self._board.add_scalar(name, value, step)
 
     def progress(self, step: int, loss: float) -> float | None:
-        """Show where the run is; returns images/s when it is time for a new reading."""
+        """Show where the run is, when it is time for that; returns the latest reading of
+        images/s, None before the first."""
         now = time.monotonic()
         if not self.main or (now - self._shown_at < self.every_s and step < self.steps):
-            return None
+            return self._rate
         rate = (step - self._shown_step) * self.records / max(now - self._shown_at, 1e-9)
-        self._shown_step, self._shown_at = step, now
+        self._shown_step, self._shown_at, self._rate = step, now, rate
         text = f"loss {loss:.4f}  {rate:.1f} images/s"
         self._bar.update(self._task, completed=step, text=text)
         if not console.is_terminal:

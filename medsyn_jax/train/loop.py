@@ -140,28 +140,32 @@ def fit(trainer: Trainer, state: State) -> State:
 def _read(trainer: Trainer, pending: Pending) -> None:
     """Bring a step's metrics to the host; one step late, so that the device never waits for it."""
     metrics = {k: float(v) for k, v in jax.device_get(pending.metrics).items()}
-    loss = metrics["loss"]
-    if not math.isfinite(loss):
+    # A gradient that is not finite has spoiled the parameters, though the loss tells a step later.
+    names_of = {"loss": "loss", "grad_norm": "gradient norm"}
+    wrong = [k for k in names_of if not math.isfinite(metrics.get(k, 0.0))]
+    if wrong:
         names = trainer.record_keys(pending.records)
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         raise UserError(
-            f"the loss is {loss} at step {pending.step}, trained on {shown}: look at these, "
+            f"the {names_of[wrong[0]]} is {metrics[wrong[0]]} at step {pending.step}, trained on "
+            f"{shown}: look at these, "
             "or lower config.optim.lr; the last checkpoint is from before it"
         )
     plan = trainer.plan
-    rate = trainer.log.progress(pending.step, loss)
-    if pending.step % plan.log_every == 0 or pending.step == plan.steps or rate is not None:
+    rate = trainer.log.progress(pending.step, metrics["loss"])
+    # Never by the clock: a run that was resumed writes the lines of the unbroken one.
+    if pending.step % plan.log_every == 0 or pending.step == plan.steps:
         extra = {} if rate is None else {"images_per_second": rate}
         trainer.log.write(pending.step, {f"train/{k}": v for k, v in metrics.items()} | extra)
 
 
-def _evaluate(trainer: Trainer, state: State, step: int) -> float:
+def _evaluate(trainer: Trainer, state: State, step: int) -> float | None:
     metrics = trainer.evaluate(state)
     trainer.log.write(step, metrics)
     score = float(metrics[trainer.plan.score])
     trainer.progress.update(score, trainer.plan.patience)
     say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
-    return score
+    return score if math.isfinite(score) else None  # NaN is lower than nothing
 
 
 def _save(trainer: Trainer, state: State, score: float | None) -> None:
