@@ -1,0 +1,336 @@
+"""Kill a pre-training run with SIGKILL at moments all over its life: does it end as if unbroken?
+
+    python -m scripts.chaos --kills 10
+    python -m scripts.chaos --kills 2 --processes 2
+
+It runs `configs/convirt.py:smoke`, with a checkpoint at every step, once without and once with
+kills, starting it again after each until it is done; then it compares the checkpoints,
+metrics.jsonl (but for images/s), results.json and exported encoders of the two, and prints one JSON
+line. One process must come out the same bit for bit. With --processes N the run that is killed is N
+processes under jax.distributed, all killed at once, with --devices simulated devices each, and the
+unbroken one is a single process with all those devices: their parameters must agree to 1e-5.
+
+Where in its life a run is killed is drawn from --seed: while it starts (imports, ingestion,
+tokenizer, compilation), at some step (computing, saving or evaluating), or at the end (the last
+evaluation and export). Exit status 1 if the two differ or a process outlives its run.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from medsyn_jax.train.checkpoint import PARTS, Checkpoints
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 24
+EPOCHS = STEPS // 4  # the smoke corpus is 4 batches
+OVERRIDES = (
+    f"--config.train.epochs={EPOCHS}.0",
+    "--config.train.checkpoints_per_epoch=4.0",
+    "--config.train.log_every=1",
+)
+START, END = 0.25, 0.9  # shares of a life: up to the first step, and from the last one on
+LIMIT_S = 240.0  # for any one start of a run
+TOLERANCE = 1e-5
+
+
+class Failed(Exception):
+    """A run ended as it should not have; the message holds what it said."""
+
+
+@dataclass
+class Run:
+    """One run in a workdir of its own, started as often as it takes."""
+
+    workdir: Path
+    devices: int
+    processes: int = 1
+    overrides: tuple[str, ...] = OVERRIDES
+    running: list[subprocess.Popen] = field(default_factory=list)
+    sessions: list[int] = field(default_factory=list)
+    stale: int = 0  # the metrics.jsonl that the last start left; a new one puts its own there
+    resumed: int = 0  # the step that this start resumes at
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "medsyn_jax.main", "--config=configs/convirt.py:smoke"]
+        command += [f"--workdir={self.workdir}", *self.overrides]
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self.stale, self.resumed = self.inode(), self.saved()
+        self.running = []
+        port = free_port()
+        for process in range(self.processes):
+            env = environment(self.workdir.parents[1], self.devices)
+            if self.processes > 1:
+                env["MEDSYN_COORDINATOR"] = f"127.0.0.1:{port}"
+                env |= {"MEDSYN_PROCESSES": str(self.processes), "MEDSYN_PROCESS": str(process)}
+            with self.output(process).open("ab") as output:
+                child = subprocess.Popen(
+                    command, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True
+                )
+            self.running.append(child)
+            self.sessions.append(child.pid)
+
+    def output(self, process: int = 0) -> Path:
+        return self.workdir.parent / f"{self.workdir.name}-{process}.log"
+
+    def alive(self) -> bool:
+        return any(child.poll() is None for child in self.running)
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the run, but not to those that it started."""
+        for child in self.running:
+            child.kill()
+        for child in self.running:
+            child.wait()
+
+    def finish(self) -> None:
+        """Wait for the end, which must be one with status 0."""
+        deadline = time.monotonic() + LIMIT_S
+        for child in self.running:
+            try:
+                child.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise Failed(f"not done after {LIMIT_S:g} s:\n{self.tail()}") from None
+        codes = [child.returncode for child in self.running]
+        if any(codes):
+            raise Failed(f"exit status {codes}:\n{self.tail()}")
+
+    def tail(self) -> str:
+        return "\n".join(
+            self.output(i).read_text(errors="replace")[-3000:] for i in range(self.processes)
+        )
+
+    def inode(self) -> int:
+        path = self.workdir / "metrics.jsonl"
+        return path.stat().st_ino if path.exists() else 0
+
+    def step(self) -> int:
+        """The last step in metrics.jsonl, once this start has got so far as to write there."""
+        if self.inode() == self.stale:
+            return 0
+        return max((line["step"] for line in self.metrics()), default=0)
+
+    def metrics(self) -> list[dict]:
+        lines = []
+        for text in (self.workdir / "metrics.jsonl").read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # one that is being written
+            line.pop("images_per_second", None)
+            lines.append(line)
+        return lines
+
+    def saved(self) -> int:
+        """The latest complete checkpoint's step, without opening it."""
+        folder = self.workdir / "checkpoints"
+        steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+        return max(steps, default=0)
+
+    def left_over(self) -> int:
+        """How many processes that the run started are still there, after a moment's grace."""
+        deadline = time.monotonic() + 10
+        while (count := sum(map(group_alive, self.sessions))) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return count
+
+    def clear(self) -> None:
+        """Leave nothing behind, whatever happened."""
+        for session in self.sessions:
+            if group_alive(session):
+                os.killpg(session, signal.SIGKILL)
+        for child in self.running:
+            child.wait()
+
+
+def group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def environment(root: Path, devices: int) -> dict[str, str]:
+    """The caller's environment on simulated devices, with one compile cache for all runs."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MEDSYN_")}
+    flags = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
+    env.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / ".jax_cache"))
+    return env
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def unbroken(run: Run) -> tuple[float, float]:
+    """Run to the end; seconds from the start to the first step, and from the last to the end."""
+    began = time.monotonic()
+    first = last = None
+    run.start()
+    while run.alive() and time.monotonic() - began < LIMIT_S:
+        step = run.step()
+        now = time.monotonic()
+        if first is None and step:
+            first = now - began
+        if last is None and step == STEPS:
+            last = now
+        time.sleep(0.02)
+    run.finish()
+    if first is None or last is None:
+        raise Failed(f"no step was seen:\n{run.tail()}")
+    return first, time.monotonic() - last
+
+
+def broken(run: Run, kills: int, seed: int, startup: float, ending: float) -> list[dict]:
+    """The same with kills at moments drawn from `seed`; says what was hit."""
+    rng = random.Random(seed)
+    moments = [(i + rng.random()) / kills for i in range(kills)]  # of a life, spread over it
+    hit = []
+    for moment in moments:
+        run.start()
+        began = time.monotonic()
+        if moment < START:
+            wait_until(run, lambda: run.step() > run.resumed, moment / START * startup)
+        elif moment < END:
+            target = 1 + int((moment - START) / (END - START) * (STEPS - 1))
+            wait_until(run, lambda least=target: run.step() >= least, LIMIT_S)
+            time.sleep(rng.random() * 0.3)
+        else:
+            wait_until(run, lambda: run.step() >= STEPS, LIMIT_S)
+            time.sleep(min(1.0, (moment - END) / (1 - END)) * ending)
+        was_alive = run.alive()
+        seconds = time.monotonic() - began
+        run.kill()
+        codes = [child.returncode for child in run.running]
+        if any(code not in (0, -signal.SIGKILL) for code in codes):
+            raise Failed(f"exit status {codes} before the kill:\n{run.tail()}")
+        if was_alive:
+            where = {"after_s": round(seconds, 2), "step": run.step(), "saved": run.saved()}
+            hit.append({"moment": round(moment, 2), **where})
+    run.start()
+    run.finish()
+    return hit
+
+
+def wait_until(run: Run, reached, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while run.alive() and not reached() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def differences(a: Run, b: Run, tolerance: float) -> list[str]:
+    """What of the second run is not as in the first; tolerance 0 asks for the same bits."""
+    found = []
+    steps = [sorted(p.name for p in (r.workdir / "checkpoints").iterdir()) for r in (a, b)]
+    if steps[0] != steps[1]:
+        found.append(f"checkpoints {steps[0]} and {steps[1]}")
+    one, other = (Checkpoints(r.workdir / "checkpoints", read_only=True) for r in (a, b))
+    for step in {one.latest(), one.best()} & {other.latest(), other.best()}:
+        assert step is not None
+        if one.meta(step) != other.meta(step) and not tolerance:
+            found.append(f"meta at step {step}: {one.meta(step)} and {other.meta(step)}")
+        parts = PARTS if not tolerance else ("params",)
+        left, right = one.restore_all(step, parts), other.restore_all(step, parts)
+        for part, x, y in zip(parts, left, right, strict=True):
+            if x.keys() != y.keys():
+                found.append(f"names of {part} at step {step}")
+                continue
+            for name in x:
+                u, v = np.asarray(x[name]), np.asarray(y[name])
+                if tolerance:
+                    same = np.abs(u - v).max() <= tolerance
+                else:
+                    same = u.dtype == v.dtype and u.tobytes() == v.tobytes()
+                if not same:
+                    apart = np.abs(u.astype(float) - v.astype(float)).max()
+                    found.append(f"{part}/{name} at step {step}: {apart:.3g} apart")
+    one.close()
+    other.close()
+    return found + (_text_differences(a, b) if not tolerance else _lines_differ(a, b))
+
+
+def _text_differences(a: Run, b: Run) -> list[str]:
+    found = []
+    if a.metrics() != b.metrics():
+        pairs = zip(a.metrics(), b.metrics(), strict=False)
+        first = next((f"{x} and {y}" for x, y in pairs if x != y), "another number of lines")
+        found.append(f"metrics.jsonl: {first}")
+    for name in ("results.json", "encoders/image.safetensors", "encoders/text.safetensors"):
+        if (a.workdir / name).read_bytes() != (b.workdir / name).read_bytes():
+            found.append(name)
+    return found
+
+
+def _lines_differ(a: Run, b: Run) -> list[str]:
+    steps = [[line["step"] for line in r.metrics()] for r in (a, b)]
+    return [] if steps[0] == steps[1] else [f"steps in metrics.jsonl: {steps[0]} and {steps[1]}"]
+
+
+def chaos(root: Path, kills: int, processes: int = 1, devices: int = 1, seed: int = 0) -> dict:
+    """Both runs under `root`, and what came of them."""
+    whole = Run(root / "unbroken" / "run", devices * processes)
+    torn = Run(root / "broken" / "run", devices, processes)
+    began = time.monotonic()
+    try:
+        startup, ending = unbroken(whole)
+        hit = broken(torn, kills, seed, startup, ending)
+        left_over = whole.left_over() + torn.left_over()
+    finally:
+        whole.clear()
+        torn.clear()
+    found = differences(whole, torn, 0.0 if processes == 1 else TOLERANCE)
+    return {
+        "kills": len(hit),
+        "hit": hit,
+        "steps": STEPS,
+        "processes": processes,
+        "devices": devices * processes,
+        "seconds": round(time.monotonic() - began, 1),
+        "left_over_processes": left_over,
+        "differences": found,
+        "equal": not found,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--devices", type=int, help="of each process; default 1, of several 2")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="where to leave both runs; default: nowhere")
+    options = parser.parse_args()
+    root = options.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
+    devices = options.devices or (2 if options.processes > 1 else 1)
+    try:
+        result = chaos(root.absolute(), options.kills, options.processes, devices, options.seed)
+    except Failed as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    finally:
+        if not options.keep:
+            shutil.rmtree(root, ignore_errors=True)
+    print(json.dumps(result))
+    ok = result["equal"] and not result["left_over_processes"]
+    return 0 if ok and result["kills"] == options.kills else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
