@@ -3,6 +3,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -29,8 +30,7 @@ def parse(argv: Sequence[str]) -> tuple[object, Path]:
     try:
         rest = flags.FLAGS(list(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-        text = " ".join(str(e.args[0] if e.args else e).split())
-        raise UserError(f"command line: {text}") from None
+        raise UserError(f"command line: {_reason(e)}") from None
     if rest[1:]:
         raise UserError(f"command line: {rest[1]!r} is no flag: use --flag=value")
     config = _CONFIG.value
@@ -39,6 +39,21 @@ def parse(argv: Sequence[str]) -> tuple[object, Path]:
     name, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     workdir = _WORKDIR.value or f"runs/{Path(name).stem}-{variant or 'demo'}"
     return config, Path(workdir)
+
+
+def _reason(e: BaseException) -> str:
+    """What was wrong with the command line, in one line; raises `e` itself if a config is buggy."""
+    while e.args and isinstance(e.args[0], BaseException):
+        e = e.args[0]
+    text = " ".join(str(e.args[0] if e.args else e).split())
+    if "Traceback" in text:  # of the config file, which ml_collections hands on as text
+        _, found, variant = text.rpartition("ValueError: variant ")
+        if not found:
+            raise e
+        return f"--config: variant {variant}"
+    if isinstance(e, KeyError | AttributeError) and "get_config" not in text:
+        return f"unknown config field {text.replace(' Did you', ': did you')}"
+    return text
 
 
 def _check_file(argv: Sequence[str]) -> None:
@@ -52,7 +67,8 @@ def _check_file(argv: Sequence[str]) -> None:
             continue
         path = Path(value.partition(":")[0])
         if not path.is_file():
-            there = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none here"
+            found = sorted(str(p) for p in Path("configs").glob("*.py") if p.name != "common.py")
+            there = ", ".join(found) or "none here"
             raise UserError(f"--config {value}: no such file: choose from {there}")
 
 
@@ -80,14 +96,30 @@ def _prepare_jax(workdir: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module="tensorflow_datasets|orbax")
     logging.set_verbosity(logging.ERROR)  # Orbax and TFDS warn of what users cannot change
+    argv = sys.argv if argv is None else argv
+    if "--help" in argv:
+        print(__doc__)
+        return 0
     try:
-        config, workdir = parse(sys.argv if argv is None else argv)
-        workdir.mkdir(parents=True, exist_ok=True)
+        config, workdir = parse(argv)
+        _make(workdir)
         run(config, workdir)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
+
+
+def _make(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(
+            f"--workdir {workdir}: cannot be made ({e.strerror}): give another one"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,138 @@
+"""The command line as a user meets it: every mistake is one line and a status, no bug is hidden."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medsyn_jax import main as command_line
+
+ROOT = Path(__file__).resolve().parents[1]
+CONVIRT = "--config=configs/convirt.py"
+
+
+def start(*arguments, **env):
+    return subprocess.Popen(
+        [sys.executable, "-m", "medsyn_jax.main", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process, seconds=60):
+    """(status, stdout, stderr); never leaves the process behind."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--config is missing: give --config configs/convirt.py"),
+        (["--config"], "no such file: choose from configs/classify.py, configs/convirt.py"),
+        (["--config=configs/nope.py"], "--config configs/nope.py: no such file: choose from"),
+        (["--config=configs/common.py"], "no attribute 'get_config'"),
+        ([f"{CONVIRT}:nope"], "variant 'nope' is unknown: choose from demo, smoke, paper"),
+        ([CONVIRT, "--config.data.batchsize=3"], "'batchsize': did you mean \"batch_size\""),
+        ([CONVIRT, "--config.data.batch_size=x"], "--config.data.batch_size=x: invalid literal"),
+        ([CONVIRT, "--config.data.weights=(1,"], "--config.data.weights=(1,: Error while parsing"),
+        ([CONVIRT, "stray"], "'stray' is no flag: use --flag=value"),
+        ([CONVIRT, "--nope=3"], "Unknown command line flag 'nope'"),
+        ([CONVIRT, "--config.task=fly", "--workdir={tmp}/run"], "config.task: 'fly' is unknown"),
+        ([CONVIRT, "--workdir={tmp}/file"], "file: cannot be made (File exists): give another"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_line_and_status_2(tmp_path, arguments, says):
+    (tmp_path / "file").touch()
+    status, out, err = ended(start(*(a.replace("{tmp}", str(tmp_path)) for a in arguments)))
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_help_says_how_to_call_it():
+    status, out, err = ended(start("--help"))
+    assert (status, err) == (0, "")
+    assert "--config configs/convirt.py[:VARIANT]" in out
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_the_workdir_has_a_name_by_config_and_variant(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main", f"{CONVIRT}:smoke", "--config.seed=7"])
+    config, workdir = command_line.parse(sys.argv)
+    assert (config.seed, config.data.size, str(workdir)) == (7, 32, "runs/convirt-smoke")
+
+
+def test_a_bug_in_a_config_keeps_its_traceback(tmp_path):
+    path = tmp_path / "buggy.py"
+    for body, bug in (("int('x')", "ValueError"), ("undefined", "NameError")):
+        path.write_text(f"def get_config():\n    return {body}\n")
+        status, _, err = ended(start(f"--config={path}"))
+        assert status == 1
+        assert "Traceback" in err
+        assert body in err
+        assert bug in err
+
+
+@pytest.mark.parametrize("what", [ValueError, OSError, KeyError, AssertionError, SystemExit])
+def test_a_bug_passes_through(monkeypatch, tmp_path, what):
+    def run(config, workdir):
+        raise what("a bug")
+
+    monkeypatch.setattr(command_line, "parse", lambda argv: (None, tmp_path))
+    monkeypatch.setattr(command_line, "run", run)
+    with pytest.raises(what, match="a bug"):
+        command_line.main(["main"])
+
+
+def test_ctrl_c_is_one_line_and_status_130(monkeypatch, tmp_path, capsys):
+    def run(config, workdir):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr(command_line, "parse", lambda argv: (None, tmp_path))
+    monkeypatch.setattr(command_line, "run", run)
+    assert command_line.main(["main"]) == 130
+    err = capsys.readouterr().err
+    assert err == "interrupted; the same command goes on from the last checkpoint\n"
+
+
+def test_sigterm_saves_ends_with_143_and_the_same_command_finishes(tmp_path):
+    """A real process, told to stop as soon as it has logged a step, then started again."""
+    command = [f"{CONVIRT}:smoke", f"--workdir={tmp_path}/run", "--config.ingest.workers=1"]
+    command += ["--config.train.log_every=1", "--config.train.epochs=20.0"]
+    command += ["--config.train.checkpoints_per_epoch=0.01", "--config.train.evals_per_epoch=0.01"]
+    process = start(*command)
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            if metrics.exists() and metrics.read_text().count("\n") > 1:
+                process.send_signal(signal.SIGTERM)
+                break
+            time.sleep(0.01)
+    finally:
+        status, _, err = ended(process)
+    assert status == 143
+    line = next(line for line in err.splitlines() if line.startswith("SIGTERM: saved at step "))
+    assert "Traceback" not in err
+    step = int(line.removeprefix("SIGTERM: saved at step ").partition(";")[0])
+    assert 0 < step < 80
+    assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
+    status, out, err = ended(start(*command), 120)
+    assert status == 0, err
+    assert f"resumed at step {step}" in err
+    assert "results: " in out
+    steps = [int(text.split(":")[1].split(",")[0]) for text in metrics.read_text().splitlines()]
+    assert steps == [*range(1, 81), 80]
