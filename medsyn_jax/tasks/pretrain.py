@@ -1,5 +1,6 @@
 """Pre-training of an image and a text encoder on pairs, and how well they then find each other."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,17 +72,18 @@ def run(config: Any, workdir: Path) -> None:
     embed = steps.compile_eval(_embed_fn(config, structure), state, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints")
     start = checkpoints.latest() or 0
+    batches = loader.train_loader(
+        data.train,
+        config.data.weights,
+        local,
+        config.seed,
+        jax.process_index(),
+        jax.process_count(),
+        config.data.threads,
+    )
     trainer = loop.Trainer(
         step=steps.compile_step(steps.make_step(loss_fn, tx, config.optim.accumulate), state, mesh),
-        batches=loader.train_loader(
-            data.train,
-            config.data.weights,
-            local,
-            config.seed,
-            jax.process_index(),
-            jax.process_count(),
-            config.data.threads,
-        ),
+        batches=batches,
         evaluate=lambda state: _validate(config, embed, state, data.valid, local, mesh),
         checkpoints=checkpoints,
         log=log.MetricsLog(workdir, start, plan.steps, config.data.batch_size),
@@ -94,6 +96,8 @@ def run(config: Any, workdir: Path) -> None:
         state = loop.fit(trainer, loop.resume(trainer, state))
     finally:
         trainer.log.close()
+        batches.close()
+        checkpoints.wait()  # whatever ended the loop, what is being saved gets finished
     state = checkpoints.restore(checkpoints.best() or plan.steps, state)
     checkpoints.close()
     embedded = _embed_all(embed, state, data.test, local, mesh)
@@ -169,7 +173,9 @@ def _tokenizer(config: Any, workdir: Path, folder: Path) -> tokenizers.Tokenizer
     own = workdir / "tokenizer"
     if jax.process_index() == 0 and not own.exists():
         texts = shards.open_split(folder, "train").texts(config.data.sections)
-        tokenizers.train_wordpiece(texts, config.data.vocab_size, own)
+        part = own.with_name(f".{own.name}.{os.getpid()}.tmp")  # never a folder half written
+        tokenizers.train_wordpiece(texts, config.data.vocab_size, part)
+        part.rename(own)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
     return tokenizers.load(own)
