@@ -30,7 +30,7 @@ class NormedHead(nnx.Module):
         self.last_norm = BatchNorm(outputs, affine=False, dtype=dtype)
 
     def __call__(self, x: Float[Array, "*n i"], train: bool) -> Float[Array, "*n o"]:
-        x = jax.nn.relu(self.first_norm(self.first(x), train))
+        x = self.first_norm(self.first(x), train, relu=True)
         return self.last_norm(self.last(x), train)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
+
+from medsyn_jax.models.kernels import along_last, convolve, matmul, normalize, rescale
 
 Tree = dict[str, Any]
 
@@ -61,7 +62,7 @@ class Linear(nnx.Module):
         self.bias = nnx.data(nnx.Param(start) if bias else None)
 
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        y = matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return y if self.bias is None else add_bias(y, self.bias[...])
 
 
@@ -72,7 +73,7 @@ def uniform(bound: float) -> Callable:
 
 def add_bias(x: Float[Array, "*n f"], bias: Float[Array, " f"]) -> Float[Array, "*n f"]:
     """x + bias over the last axis, in the dtype of x."""
-    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    return x + along_last(bias.astype(x.dtype), x.ndim)
 
 
 class Conv(nnx.Module):
@@ -102,20 +103,6 @@ class Conv(nnx.Module):
         return convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
 
 
-def convolve(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], stride: int
-) -> Float[Array, "b p q o"]:
-    """Cross-correlation with (k - 1) // 2 zeros on every side."""
-    pad = (kernel.shape[0] - 1) // 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((pad, pad), (pad, pad)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
 class BatchNorm(nnx.Module):
     """Batch normalization over all axes but the last, as torch.nn.BatchNorm1d and 2d.
 
@@ -139,27 +126,29 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros(features))
         self.var = nnx.BatchStat(jnp.ones(features))
 
-    def __call__(self, x: Float[Array, "*n f"], train: bool) -> Float[Array, "*n f"]:
-        axes = tuple(range(x.ndim - 1))
-        if train:
-            wide = x.astype(jnp.float32)
-            mean = wide.mean(axes)
-            var = jnp.square(wide - _last(mean, x.ndim)).mean(axes)
-            count = x.size // x.shape[-1]
-            keep, move = self.momentum, 1 - self.momentum
-            unbiased = var * (count / max(count - 1, 1))
-            self.mean[...] = keep * self.mean[...] + move * jax.lax.stop_gradient(mean)
-            self.var[...] = keep * self.var[...] + move * jax.lax.stop_gradient(unbiased)
-        else:
-            mean, var = self.mean[...], self.var[...]
-        factor = jax.lax.rsqrt(var + self.eps)
-        if self.scale is not None:
-            factor = factor * self.scale[...]
-        shift = -mean * factor
-        if self.bias is not None:
-            shift = shift + self.bias[...]
-        y = x.astype(jnp.float32) * _last(factor, x.ndim) + _last(shift, x.ndim)
-        return y.astype(self.dtype)
+    def __call__(
+        self,
+        x: Float[Array, "*n f"],
+        train: bool,
+        *,
+        shortcut: Float[Array, "*n f"] | None = None,
+        relu: bool = False,
+    ) -> Float[Array, "*n f"]:
+        """The normalized x, plus `shortcut`, rectified if `relu`."""
+        x, size = x.astype(self.dtype), x.shape[-1:]
+        scale = jnp.ones(size) if self.scale is None else self.scale[...]
+        bias = jnp.zeros(size) if self.bias is None else self.bias[...]
+        if not train:
+            factor = jax.lax.rsqrt(self.var[...] + self.eps) * scale
+            return rescale(x, factor, bias - self.mean[...] * factor, shortcut, relu)
+        done = normalize(x, scale, bias, shortcut, self.eps, relu)
+        y, mean, var = done  # pyright: ignore[reportGeneralTypeIssues] (partial hides the type)
+        count = x.size // x.shape[-1]
+        keep, move = self.momentum, 1 - self.momentum
+        unbiased = jax.lax.stop_gradient(var) * (count / max(count - 1, 1))
+        self.mean[...] = keep * self.mean[...] + move * jax.lax.stop_gradient(mean)
+        self.var[...] = keep * self.var[...] + move * unbiased
+        return y
 
 
 class LayerNorm(nnx.Module):
@@ -174,13 +163,8 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         centered = wide - wide.mean(-1, keepdims=True)
         var = jnp.square(centered).mean(-1, keepdims=True)
-        y = centered * jax.lax.rsqrt(var + self.eps) * _last(self.scale[...], x.ndim)
-        return (y + _last(self.bias[...], x.ndim)).astype(self.dtype)
-
-
-def _last(x: Float[Array, " f"], ndim: int) -> Float[Array, "..."]:
-    """A vector as an array of `ndim` axes, along the last (rank promotion is an error here)."""
-    return x.reshape((1,) * (ndim - 1) + x.shape)
+        y = centered * jax.lax.rsqrt(var + self.eps) * along_last(self.scale[...], x.ndim)
+        return (y + along_last(self.bias[...], x.ndim)).astype(self.dtype)
 
 
 def dropout(x: Float[Array, "*n"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*n"]:
@@ -207,15 +191,3 @@ def attend(
     logits = jnp.where(mask[:, None, None, :], logits / math.sqrt(query.shape[-1]), -1e30)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bnts,bsnd->btnd", dropout(weights, rate, rng), value)
-
-
-def max_pool(x: Float[Array, "b h w f"]) -> Float[Array, "b p q f"]:
-    """The maximum over 3 x 3 windows, stride 2, one pixel of padding: the ResNet stem's."""
-    return jax.lax.reduce_window(
-        x,
-        np.array(-np.inf, x.dtype),
-        jax.lax.max,
-        (1, 3, 3, 1),
-        (1, 2, 2, 1),
-        ((0, 0), (1, 1), (1, 1), (0, 0)),
-    )

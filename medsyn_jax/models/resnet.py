@@ -6,13 +6,13 @@ He et al., "Deep Residual Learning for Image Recognition" (2015); ResNet-50 v1.5
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from medsyn_jax.models.layers import BatchNorm, Conv, in_order, max_pool, numbered
+from medsyn_jax.models.kernels import max_pool
+from medsyn_jax.models.layers import BatchNorm, Conv, in_order, numbered
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["7x7", "3x3"]
@@ -28,7 +28,7 @@ class ImageFeatures(NamedTuple):
 
 
 class ConvNorm(nnx.Module):
-    """A convolution and its batch normalization."""
+    """A convolution, its batch normalization, and what `BatchNorm` does besides."""
 
     def __init__(
         self,
@@ -43,8 +43,15 @@ class ConvNorm(nnx.Module):
         self.conv = Conv(inputs, outputs, size, stride, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(outputs, dtype=dtype)
 
-    def __call__(self, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "b p q o"]:
-        return self.norm(self.conv(x), train)
+    def __call__(
+        self,
+        x: Float[Array, "b h w i"],
+        train: bool,
+        *,
+        shortcut: Float[Array, "b p q o"] | None = None,
+        relu: bool = True,
+    ) -> Float[Array, "b p q o"]:
+        return self.norm(self.conv(x), train, shortcut=shortcut, relu=relu)
 
 
 class ResidualBlock(nnx.Module):
@@ -71,10 +78,11 @@ class ResidualBlock(nnx.Module):
         self.shortcut = nnx.data(shortcut)
 
     def __call__(self, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "b p q o"]:
-        y = x
-        for index, conv in enumerate(in_order(self.convs)):
-            y = conv(jax.nn.relu(y) if index else y, train)
-        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, train)))
+        shortcut = x if self.shortcut is None else self.shortcut(x, train, relu=False)
+        *convs, last = in_order(self.convs)
+        for conv in convs:
+            x = conv(x, train)
+        return last(x, train, shortcut=shortcut)
 
 
 class ResNet(nnx.Module):
@@ -118,7 +126,7 @@ class ResNet(nnx.Module):
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> ImageFeatures:
         """Features of images that are already normalized; the stats move only when `train`."""
         run = nnx.remat(_run, static_argnums=2) if self.remat else _run
-        x = jax.nn.relu(self.stem(images.astype(self.dtype), train))
+        x = self.stem(images.astype(self.dtype), train)
         x = max_pool(x) if self.pool else x
         maps = []
         for stage in in_order(self.stages):

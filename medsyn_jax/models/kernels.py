@@ -1,0 +1,204 @@
+"""The encoders' heavy operations, with the gradients written out where that is faster.
+
+Accelerators get XLA's own convolutions and pooling. On CPU, XLA's gradients of 1 x 1 convolutions
+and of max-pooling are several times slower than the matrix products and selections that they amount
+to, so there they are written as such. Values and gradients are the same: docs/performance.md has
+the measurements, tests/models/test_kernels.py the comparisons.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int8
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def along_last(x: Float[Array, " f"], ndim: int) -> Float[Array, "..."]:
+    """A vector as an array of `ndim` axes, along the last (rank promotion is an error here)."""
+    return x.reshape((1,) * (ndim - 1) + x.shape)
+
+
+def _product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+    """The matrix product of two matrices over one axis of each."""
+    return lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())))
+
+
+@jax.custom_vjp
+def _matrix_product(x: Float[Array, "m k"], kernel: Float[Array, "k n"]) -> Float[Array, "m n"]:
+    return _product(x, kernel, 1, 0)
+
+
+def _matrix_product_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    """XLA:CPU transposes the first factor of x^T dy in memory: that should be the narrower one.
+
+    Without the barrier XLA would simplify the transposed product back into the other order.
+    """
+    x, kernel = saved
+    if x.shape[1] <= dy.shape[1]:
+        outer = _product(x, dy, 0, 0)
+    else:
+        outer = lax.optimization_barrier(_product(dy, x, 0, 0)).T
+    return _product(dy, kernel, 1, 1), outer
+
+
+_matrix_product.defvjp(lambda x, w: (_product(x, w, 1, 0), (x, w)), _matrix_product_backward)
+
+
+def _flat_matmul(x: Array, kernel: Array) -> Array:
+    y = _matrix_product(x.reshape(-1, x.shape[-1]), kernel)
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def matmul(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array, "*n o"]:
+    """x @ kernel."""
+    return lax.platform_dependent(x, kernel, cpu=_flat_matmul, default=jnp.matmul)
+
+
+def _convolution(x: Array, kernel: Array, stride: int) -> Array:
+    pad = (kernel.shape[0] - 1) // 2
+    edges = ((pad, pad), (pad, pad))
+    return lax.conv_general_dilated(x, kernel, (stride, stride), edges, dimension_numbers=_NHWC)
+
+
+def convolve(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], stride: int
+) -> Float[Array, "b p q o"]:
+    """Cross-correlation with (k - 1) // 2 zeros on every side."""
+    native = functools.partial(_convolution, stride=stride)
+    if kernel.shape[0] > 1:
+        return native(x, kernel)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _flat_matmul(x[:, ::stride, ::stride], kernel[0, 0]),
+        default=native,
+    )
+
+
+def _max_pool_native(x: Array) -> Array:
+    lowest = np.array(-np.inf, x.dtype)
+    edges = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(x, lowest, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), edges)
+
+
+def _taps(x: Float[Array, "b h w f"]) -> list[Float[Array, "b p q f"]]:
+    """The nine pixels of every 3 x 3 window, row by row, as nine images."""
+    b, h, w, f = x.shape
+    bottom, right = (h + 1) // 2 * 2 - 1, (w + 1) // 2 * 2 - 1
+    lowest = np.array(-np.inf, x.dtype)
+    x = lax.pad(x, lowest, ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)))
+    return [
+        lax.slice(x, (0, i, j, 0), (b, i + bottom, j + right, f), (1, 2, 2, 1))
+        for i in range(3)
+        for j in range(3)
+    ]
+
+
+@jax.custom_vjp
+def _max_pool_taps(x: Array) -> Array:
+    return functools.reduce(jnp.maximum, _taps(x))
+
+
+def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
+    """Beside the maxima, which of the nine taps each is: the first of equals, as in torch."""
+    taps = _taps(x)
+    best, which = taps[0], jnp.zeros(taps[0].shape, jnp.int8)
+    for number, tap in enumerate(taps[1:], 1):
+        which = jnp.where(tap > best, jnp.int8(number), which)
+        best = jnp.maximum(best, tap)
+    return best, (which, x.shape)
+
+
+def _max_pool_backward(saved: tuple[Int8[Array, "b p q f"], tuple], dy: Array) -> tuple[Array]:
+    """A pixel of even row and column is in one window, one of odd row and column in four."""
+    which, (b, h, w, f) = saved
+    p, q = dy.shape[1:3]
+    edge = ((0, 0), (0, 1), (0, 1), (0, 0))
+    which, dy = jnp.pad(which, edge, constant_values=-1), jnp.pad(dy, edge)
+
+    def share(i: int, j: int) -> Array:
+        """What tap (i, j) of its window gives each pixel: row 2 p + i - 1 is row p of the pool."""
+        start = (0, int(i == 0), int(j == 0), 0)
+        stop = (b, start[1] + p, start[2] + q, f)
+        chosen = lax.slice(which, start, stop) == 3 * i + j
+        return jnp.where(chosen, lax.slice(dy, start, stop), 0)
+
+    even = jnp.stack([share(1, 1), share(1, 2) + share(1, 0)], 3)
+    odd = jnp.stack(
+        [share(2, 1) + share(0, 1), share(2, 2) + share(2, 0) + share(0, 2) + share(0, 0)], 3
+    )
+    return (jnp.stack([even, odd], 2).reshape(b, 2 * p, 2 * q, f)[:, :h, :w],)
+
+
+_max_pool_taps.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def max_pool(x: Float[Array, "b h w f"]) -> Float[Array, "b p q f"]:
+    """The maximum over 3 x 3 windows, stride 2, one pixel of padding: the ResNet stem's."""
+    return lax.platform_dependent(x, cpu=_max_pool_taps, default=_max_pool_native)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def normalize(
+    x: Float[Array, "*n f"],
+    scale: Float[Array, " f"],
+    bias: Float[Array, " f"],
+    shortcut: Float[Array, "*n f"] | None,
+    eps: float,
+    relu: bool,
+) -> tuple[Float[Array, "*n f"], Float[Array, " f"], Float[Array, " f"]]:
+    """y, mean, variance of batch normalization over all axes but the last, plus shortcut and ReLU.
+
+    One function of all three, because its backward pass then reads and keeps no more than x and y:
+    on every platform that is half the memory traffic of the three differentiated one by one. The
+    mean and the (biased) variance are float32 and not differentiated.
+    """
+    return _normalize_forward(x, scale, bias, shortcut, eps, relu)[0]
+
+
+def _normalize_forward(
+    x: Array, scale: Array, bias: Array, shortcut: Array | None, eps: float, relu: bool
+) -> tuple[tuple[Array, Array, Array], tuple]:
+    axes = tuple(range(x.ndim - 1))
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axes)
+    var = jnp.square(wide - along_last(mean, x.ndim)).mean(axes)
+    inverse = lax.rsqrt(var + eps)
+    y = rescale(x, inverse * scale, bias - mean * inverse * scale, shortcut, relu)
+    kept = y if relu else None
+    return (y, mean, var), (x, scale, mean, inverse, kept, shortcut is not None)
+
+
+def rescale(
+    x: Float[Array, "*n f"],
+    factor: Float[Array, " f"],
+    shift: Float[Array, " f"],
+    shortcut: Float[Array, "*n f"] | None,
+    relu: bool,
+) -> Float[Array, "*n f"]:
+    """factor x + shift + shortcut, rectified, computed in float32: the forward half of it."""
+    y = x.astype(jnp.float32) * along_last(factor, x.ndim) + along_last(shift, x.ndim)
+    y = y if shortcut is None else y + shortcut.astype(jnp.float32)
+    return (jax.nn.relu(y) if relu else y).astype(x.dtype)
+
+
+def _normalize_backward(eps: float, relu: bool, saved: tuple, dys: tuple) -> tuple:
+    del eps
+    x, scale, mean, inverse, y, has_shortcut = saved
+    dy = jnp.where(y > 0, dys[0], 0) if relu else dys[0]
+    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    wide, slope = x.astype(jnp.float32), dy.astype(jnp.float32)
+    dbias = slope.sum(axes)
+    dscale = ((slope * wide).sum(axes) - mean * dbias) * inverse
+    a = scale * inverse
+    b = -a * inverse * dscale / count
+    c = -a * dbias / count - b * mean
+    dx = slope * along_last(a, x.ndim) + wide * along_last(b, x.ndim) + along_last(c, x.ndim)
+    return dx.astype(x.dtype), dscale, dbias, dy if has_shortcut else None
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)

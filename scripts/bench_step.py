@@ -1,0 +1,160 @@
+"""One training step (forward, backward, AdamW) of the same encoder by torch and by us, in turns.
+
+    python scripts/bench_step.py --model resnet50 --batch 8 --repeats 7
+    python scripts/bench_step.py --model bert --batch 8 --repeats 7
+
+Both run in one process on all cores, turn about, so that whatever else the machine does hits both.
+Prints a JSON line a side and one with the ratio of their speeds (above 1: we are faster), of the
+medians and of the fastest steps. torch runs as fast as it can: channels last, fused AdamW, SDPA.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from transformers import BertConfig, BertModel
+
+from medsyn_jax.core import optim
+from medsyn_jax.models.bert import Bert
+from medsyn_jax.models.layers import split, statistics
+from medsyn_jax.models.resnet import resnet50
+from medsyn_jax.train.step import make_step
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models"))
+import torch_resnet
+
+OPTIMIZER = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.05}
+TOKENS = 112
+
+
+def torch_step(module: torch.nn.Module, forward: Callable, inputs: tuple, bf16: bool) -> Callable:
+    """A function that makes one step and waits for it."""
+    module.train()
+    optimizer = torch.optim.AdamW(
+        module.parameters(), 1e-5, betas=(0.9, 0.999), weight_decay=0.05, fused=True
+    )
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = forward(module, *inputs)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def our_step(model: nnx.Module, forward: Callable, batch: dict) -> Callable:
+    """The package's own step, jitted with donation, as a function that waits for it."""
+    structure, params, stats = split(model)
+    tx = optim.adamw(params, lambda _: 1e-5, **OPTIMIZER)
+
+    def loss_fn(params, stats, batch, key):
+        network = nnx.merge(structure, params, stats, copy=True)
+        loss = forward(network, batch, key)
+        return loss, (statistics(network), {})
+
+    compiled = jax.jit(make_step(loss_fn, tx), donate_argnums=0)
+    state = {"step": jnp.zeros((), jnp.int32), "params": params, "stats": stats}
+    state["opt"] = tx.init(params)
+    key = jax.random.key(0)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, batch, key)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    return step
+
+
+def resnet_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((args.batch, args.size, args.size, 3), np.float32)
+    probe = rng.standard_normal((args.batch, 2048), np.float32)
+    nchw = torch.from_numpy(images).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
+    module = torch_resnet.ResNet().to(memory_format=torch.channels_last)
+    theirs = torch_step(
+        module, lambda m, x, p: (m(x)[2] * p).mean(), (nchw, torch.from_numpy(probe)), args.bf16
+    )
+    model = resnet50(dtype=args.dtype, rngs=nnx.Rngs(0))
+    batch = {"image": jnp.asarray(images), "probe": jnp.asarray(probe)}
+    ours = our_step(model, lambda m, b, _: (m(b["image"], True).pooled * b["probe"]).mean(), batch)
+    return theirs, ours
+
+
+def bert_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
+    rng = np.random.default_rng(0)
+    config = BertConfig(
+        hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.dropout,
+        attn_implementation="sdpa",
+    )
+    ids = rng.integers(0, config.vocab_size, (args.batch, TOKENS))
+    mask = np.arange(TOKENS)[None] < rng.integers(60, TOKENS + 1, args.batch)[:, None]
+    probe = rng.standard_normal((args.batch, 768), np.float32)
+
+    def forward(module, ids, mask, probe):
+        return (module(ids, mask).last_hidden_state[:, 0] * probe).mean()
+
+    inputs = (torch.from_numpy(ids), torch.from_numpy(mask).long(), torch.from_numpy(probe))
+    module = BertModel(config, add_pooling_layer=False)
+    theirs = torch_step(module, forward, inputs, args.bf16)
+    sizes = (config.vocab_size, 768, 12, 12, 3072, 512)
+    model = Bert(*sizes, dropout=args.dropout, dtype=args.dtype, rngs=nnx.Rngs(0))
+    batch = {"ids": jnp.asarray(ids, jnp.int32), "mask": jnp.asarray(mask), "probe": probe}
+
+    def ours(network, batch, key):
+        states = network(batch["ids"], batch["mask"], key if args.dropout else None)
+        return (states[-1][:, 0] * batch["probe"]).mean()
+
+    return theirs, our_step(model, ours, batch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=["resnet50", "bert"], default="resnet50")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224, help="side of the images")
+    parser.add_argument("--dropout", type=float, default=0.1, help="of BERT, on both sides")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--bf16", action="store_true", help="bf16 compute (torch: autocast)")
+    args = parser.parse_args()
+    args.dtype = jnp.bfloat16 if args.bf16 else jnp.float32
+    torch.manual_seed(0)
+
+    theirs, ours = {"resnet50": resnet_pair, "bert": bert_pair}[args.model](args)
+    steps = {"torch": theirs, "medsyn_jax": ours}
+    seconds = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+        step()
+    for _ in range(args.repeats):
+        for name, step in steps.items():
+            time.sleep(0.3)  # the other side's threads spin for a while before they sleep
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    what = {"model": args.model, "batch": args.batch, "dtype": jnp.dtype(args.dtype).name}
+    for name, found in seconds.items():
+        median = float(np.median(found))
+        figures = {"median_s": round(median, 4), "min_s": round(min(found), 4)}
+        print(json.dumps(what | {"side": name, **figures, "per_s": round(args.batch / median, 2)}))
+    ratios = {
+        "ratio_of_medians": np.median(seconds["torch"]) / np.median(seconds["medsyn_jax"]),
+        "ratio_of_fastest": min(seconds["torch"]) / min(seconds["medsyn_jax"]),
+    }
+    print(json.dumps(what | {k: round(float(v), 3) for k, v in ratios.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The forms written for one platform equal the plain ones, in values and in every gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medsyn_jax.models import kernels
+from medsyn_jax.models.layers import BatchNorm
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def assert_same_gradients(ours, plain, *args, atol=2e-5):
+    """Both are weighed by the same random numbers, so that no two errors cancel."""
+    weight = normal(99, *plain(*args).shape)
+
+    def total(fn):
+        return lambda *args: (fn(*args) * weight).sum()
+
+    np.testing.assert_allclose(ours(*args), plain(*args), atol=atol, rtol=1e-5)
+    numbers = tuple(range(len(args)))
+    for a, b in zip(
+        jax.grad(total(ours), numbers)(*args), jax.grad(total(plain), numbers)(*args), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=atol * max(1.0, float(jnp.abs(b).max())), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(6, 10), (10, 6)])
+def test_matmul(inputs, outputs):
+    x, kernel = normal(0, 4, 5, inputs), normal(1, inputs, outputs)
+    assert_same_gradients(kernels.matmul, jnp.matmul, x, kernel)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("side", [6, 7])
+def test_convolve(size, stride, side):
+    x, kernel = normal(0, 2, side, side, 3), normal(1, size, size, 3, 4)
+    assert_same_gradients(
+        lambda x, k: kernels.convolve(x, k, stride),
+        lambda x, k: kernels._convolution(x, k, stride),
+        x,
+        kernel,
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 9, 2), (1, 1, 2, 1)])
+def test_max_pool(shape):
+    assert_same_gradients(kernels.max_pool, kernels._max_pool_native, normal(0, *shape))
+
+
+def test_max_pool_gives_the_gradient_of_equals_to_the_first():
+    x = jnp.zeros((1, 4, 4, 1))
+    grad = jax.grad(lambda x: kernels.max_pool(x).sum())(x)[0, :, :, 0]
+    # Windows start at rows and columns -1 and 1; of a window of equals the first real pixel wins.
+    np.testing.assert_array_equal(grad, [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_normalize(relu, with_shortcut):
+    x, scale, bias = normal(0, 3, 4, 4, 5) * 2 + 1, normal(1, 5), normal(2, 5)
+    shortcut = (normal(3, 3, 4, 4, 5),) if with_shortcut else ()
+
+    def ours(x, scale, bias, *shortcut):
+        return kernels.normalize(x, scale, bias, (*shortcut, None)[0], 1e-5, relu)[0]
+
+    def plain(x, scale, bias, *shortcut):
+        mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
+        y = (x - mean) / jnp.sqrt(var + 1e-5) * scale[None, None, None] + bias[None, None, None]
+        y = y + shortcut[0] if shortcut else y
+        return jax.nn.relu(y) if relu else y
+
+    assert_same_gradients(ours, plain, x, scale, bias, *shortcut, atol=1e-4)
+
+
+def test_running_statistics_are_the_unbiased_ones_and_evaluation_uses_them():
+    norm, x = BatchNorm(3), normal(0, 4, 5, 3) * 3 + 1
+    norm(x, train=True)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * x.mean((0, 1)), rtol=1e-5)
+    expected = 0.9 + 0.1 * np.asarray(x).var((0, 1), ddof=1)
+    np.testing.assert_allclose(norm.var[...], expected, rtol=1e-5)
+    seen = norm(x, train=False)
+    mean, var = (np.asarray(v[...])[None, None] for v in (norm.mean, norm.var))
+    np.testing.assert_allclose(seen, (np.asarray(x) - mean) / np.sqrt(var + 1e-5), atol=1e-5)
