@@ -16,6 +16,7 @@ evaluation and export). Exit status 1 if the two differ or a process outlives it
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -278,11 +279,20 @@ def _lines_differ(a: Run, b: Run) -> list[str]:
     return [] if steps[0] == steps[1] else [f"steps in metrics.jsonl: {steps[0]} and {steps[1]}"]
 
 
+def code() -> str:
+    """Tells the code that runs from any other: while it is being edited, runs cannot be compared."""
+    digest = hashlib.sha256()
+    for folder in ("medsyn_jax", "configs"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def chaos(root: Path, kills: int, processes: int = 1, devices: int = 1, seed: int = 0) -> dict:
     """Both runs under `root`, and what came of them."""
     whole = Run(root / "unbroken" / "run", devices * processes)
     torn = Run(root / "broken" / "run", devices, processes)
-    began = time.monotonic()
+    began, before = time.monotonic(), code()
     try:
         prepared, ending = unbroken(whole)
         hit = broken(torn, kills, seed, prepared, ending)
@@ -290,6 +300,8 @@ def chaos(root: Path, kills: int, processes: int = 1, devices: int = 1, seed: in
     finally:
         whole.clear()
         torn.clear()
+    if code() != before:
+        raise Failed("the code was edited meanwhile: run it again")
     found = differences(whole, torn, 0.0 if processes == 1 else TOLERANCE)
     return {
         "kills": len(hit),

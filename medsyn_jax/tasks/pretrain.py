@@ -59,7 +59,7 @@ def run(config: Any, workdir: Path) -> None:
 
     def make_model(rngs: nnx.Rngs) -> nnx.Module:
         vocab, dtype = data.tokenizer.vocab_size, jnp.dtype(config.dtype)
-        parts = (config.image, config.text, config.heads)
+        parts = (config[part].to_dict() for part in ("image", "text", "heads"))
         return towers.PairEncoder(*parts, vocab, dtype=dtype, rngs=rngs)
 
     structure, params, _ = states.shapes(make_model)
