@@ -1,0 +1,227 @@
+"""The pre-training task from a config to results.json and encoders, on 8 simulated devices.
+
+Compilation takes most of the time, so two runs are shared by what is asked of them: a plain one,
+and one with all that is unusual at once.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs.convirt import get_config
+from medsyn_jax import main
+from medsyn_jax.core import tree
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.models import towers, weights
+from medsyn_jax.tasks import pretrain
+from medsyn_jax.train import state as states
+from medsyn_jax.train.checkpoint import Checkpoints
+from tests.train.runs import write_pairs
+
+FIGURES = {
+    f"test/{way}/{figure}"
+    for way in ("image_to_text", "text_to_image")
+    for figure in ("recall@1", "recall@5", "recall@10", "median_rank")
+}
+
+
+def plain_config():
+    config = get_config("smoke")
+    config.ingest.workers = 1
+    config.data.batch_size = 32
+    config.data.threads = 1
+    config.augment.size = 16
+    config.data.size = 24  # the loader resizes, the augmentation crops
+    config.train.log_every = 1
+    return config
+
+
+def unusual_config(world: Path):
+    """Own pairs and the phantom, imported encoders, the text one frozen, bfloat16, two passes."""
+    plain, config = world / "plain", plain_config()
+    config.dtype = "bfloat16"
+    config.data.sources, config.data.weights = (str(world / "own" / "pairs.csv"), "phantom"), (3, 1)
+    config.data.tokenizer = str(plain / "tokenizer")
+    config.ingest.pairs.update({"subject": "subject", "split": "split"})
+    for part in ("image", "text"):
+        config[part].weights = str(plain / "encoders" / f"{part}.safetensors")
+    config.optim.update({"frozen": ("text/.*",), "accumulate": 2})
+    config.mesh.update({"data": 2, "fsdp": 4})
+    config.train.epochs = 1.0
+    return config
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with the plain run in `plain` and pairs in `own`."""
+    folder = tmp_path_factory.mktemp("world")
+    write_pairs(folder / "own")
+    main.run(plain_config(), folder / "plain")
+    return folder
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def figures(workdir: Path) -> dict:
+    text = (workdir / "results.json").read_text()
+    results = json.loads(text, parse_constant=pytest.fail)  # NaN is not JSON
+    assert results["task"] == "pretrain"
+    return results["metrics"]
+
+
+def test_a_run_leaves_all_that_it_should(world):
+    workdir = world / "plain"
+    kept = {p.name for p in workdir.iterdir()}
+    files = {"config.json", "metrics.jsonl", "results.json"}
+    assert kept == files | {"checkpoints", "encoders", "tensorboard", "tokenizer"}
+    found = figures(workdir)
+    assert found.keys() == FIGURES
+    assert all(f["ci95"][0] <= f["value"] <= f["ci95"][1] and f["n"] == 10 for f in found.values())
+    training = [line for line in lines(workdir) if "train/loss" in line]
+    assert [line["step"] for line in training] == [1, 2, 3, 4]  # 64 records, twice, by 32
+    assert training[-1]["images_per_second"] > 0
+    validation = [line for line in lines(workdir) if "valid/loss" in line]
+    assert [line["step"] for line in validation] == [2, 4]
+    best = min(validation, key=lambda line: line["valid/loss"])["step"]
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    assert (checkpoints.latest(), checkpoints.best()) == (4, best)
+    checkpoints.close()
+
+
+def test_the_exported_encoders_are_those_of_the_best_checkpoint(world):
+    config, workdir = plain_config(), world / "plain"
+    vocab = len((workdir / "tokenizer" / "vocab.txt").read_text().splitlines())
+    makers = {
+        "image": lambda rngs: towers.image_encoder(
+            config.image.to_dict(), np.dtype("float32"), rngs
+        ),
+        "text": lambda rngs: towers.text_encoder(
+            config.text.to_dict(), vocab, np.dtype("float32"), rngs
+        ),
+    }
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    saved = checkpoints.restore_all(checkpoints.best(), ("params", "stats"))
+    checkpoints.close()
+    for part, make in makers.items():
+        path = workdir / "encoders" / f"{part}.safetensors"
+        for flat, loaded in zip(
+            saved, weights.load(path, "", *states.shapes(make)[1:]), strict=True
+        ):
+            for name, leaf in tree.named(loaded).items():
+                np.testing.assert_array_equal(leaf, flat[f"{part}/{name}"], err_msg=name)
+
+
+def test_the_same_command_again_evaluates_only(world, capsys):
+    workdir = world / "plain"
+    before = figures(workdir), lines(workdir)
+    (workdir / "results.json").unlink()
+    pretrain.run(plain_config(), workdir)
+    assert (figures(workdir), lines(workdir)) == before
+    assert "resumed at step 4" in capsys.readouterr().err
+
+
+def test_another_config_in_the_same_workdir_is_refused(world):
+    config = plain_config()
+    config.optim.lr = 0.5
+    with pytest.raises(
+        UserError, match=r"plain was made with another config \(optim\.lr .* 0\.5\)"
+    ):
+        pretrain.run(config, world / "plain")
+
+
+def test_all_that_is_unusual_at_once(world):
+    workdir = world / "unusual"
+    pretrain.run(unusual_config(world), workdir)
+    found = figures(workdir)
+    assert found.keys() == FIGURES
+    assert found["test/image_to_text/recall@1"]["value"] == 1.0  # all own reports are one text
+    assert [line["step"] for line in lines(workdir) if "train/loss" in line] == [1, 2, 3]
+    assert all(np.isfinite(line.get("train/grad_norm", 0.0)) for line in lines(workdir))
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    params, opt = checkpoints.restore_all(checkpoints.latest(), ("params", "opt"))
+    checkpoints.close()
+    assert {str(x.dtype) for x in params.values()} == {"float32"}
+    assert not [name for name in opt if "/text/" in name]
+    config, moved = unusual_config(world), {}
+    for part in ("image", "text"):
+        before = weights._read(Path(config[part].weights))
+        after = weights._read(workdir / "encoders" / f"{part}.safetensors")
+        assert before.keys() == after.keys()
+        moved[part] = [k for k in before if not np.array_equal(before[k], after[k])]
+    assert not moved["text"]
+    assert len(moved["image"]) > 20
+
+
+WRONG = [
+    (
+        {"data.sources": ("nowhere.csv",), "image.weights": "no.safetensors"},
+        r"missing: config\.image\.weights 'no\.safetensors' \(looked at /.*/no\.safetensors\); "
+        r"config\.data\.sources\[0\] 'nowhere\.csv' \(looked at /.*/nowhere\.csv\): see docs",
+    ),
+    ({"data.tokenizer": "no-folder"}, r"missing: config\.data\.tokenizer 'no-folder'"),
+    ({"method": "other"}, r"config\.method: 'other' is unknown: choose from \['convirt'\]"),
+    ({"data.batch_size": 12}, r"batch_size: 12 does not divide over 8 devices: .* multiple of 8"),
+    ({"optim.accumulate": 3}, r"32 does not divide over 8 devices x 3 micro-batches"),
+    ({"mesh.data": 3}, r"config\.mesh: data=3 x fsdp=1 does not fit the 8 devices"),
+    ({"data.batch_size": 80}, r"config\.data\.batch_size: 80 is more than the 64 training records"),
+    ({"data.tokens": 65}, r"config\.data\.tokens: 65 is more than .*max_length 64"),
+    ({"data.weights": (1.0, 2.0)}, r"config\.data\.weights: 2 weights for 1 sources"),
+    ({"data.weights": (0.0,)}, r"data\.weights: \(0\.0,\): give one positive number for each"),
+    ({"optim.frozen": ("txt/.*",)}, r"config\.optim\.frozen: 'txt/\.\*' matches no parameter"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), WRONG)
+def test_a_wrong_config_is_one_line_before_anything_is_trained(world, tmp_path, changes, says):
+    config = plain_config()
+    config.update_from_flattened_dict(changes)
+    workdir = world / tmp_path.name  # beside the plain run, whose data are there
+    with pytest.raises(UserError, match=says) as caught:
+        pretrain.run(config, workdir)
+    assert "\n" not in str(caught.value)
+    assert not (workdir / "metrics.jsonl").exists()
+
+
+def test_weights_of_another_encoder_are_refused(world):
+    config = unusual_config(world)
+    config.image.weights = config.text.weights
+    with pytest.raises(UserError, match=r"text\.safetensors"):
+        pretrain.run(config, world / "misfit")
+
+
+def test_pairs_without_a_test_split_are_refused_before_training(tmp_path):
+    path = write_pairs(tmp_path / "own")
+    path.write_text(path.read_text().replace(",test,", ",train,"))
+    config = plain_config()
+    config.data.sources = (str(path),)
+    config.ingest.pairs.update({"subject": "subject", "split": "split"})
+    with pytest.raises(UserError, match=r"pairs-\w+: split test has no record"):
+        pretrain.run(config, tmp_path / "run")
+
+
+def test_a_tokenizer_that_was_cut_short_is_made_anew(world, tmp_path, monkeypatch):
+    """A kill while it is written leaves nothing that the next start takes for whole."""
+    folder = next((world / "data").glob("phantom-*"))
+
+    def cut_short(texts, vocab_size, folder):
+        folder.mkdir()
+        (folder / "vocab.txt").write_text("[PAD]\n")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.tokenizers, "train_wordpiece", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain._tokenizer(plain_config(), tmp_path, folder)
+    found = pretrain._tokenizer(plain_config(), tmp_path, folder)
+    vocab = (world / "plain" / "tokenizer" / "vocab.txt").read_text()
+    assert (tmp_path / "tokenizer" / "vocab.txt").read_text() == vocab
+    assert found.vocab_size == len(vocab.splitlines())
+
+
+def test_jax_sees_the_devices_of_this_file():
+    assert jax.device_count() == 8
