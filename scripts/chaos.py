@@ -280,7 +280,7 @@ def _lines_differ(a: Run, b: Run) -> list[str]:
 
 
 def code() -> str:
-    """Tells the code that runs from any other: while it is being edited, runs cannot be compared."""
+    """Tells the code that runs from any other: runs of two versions cannot be compared."""
     digest = hashlib.sha256()
     for folder in ("medsyn_jax", "configs"):
         for path in sorted((ROOT / folder).rglob("*.py")):
