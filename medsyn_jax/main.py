@@ -106,6 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(config, workdir)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
+        if "jax" in sys.modules:  # a mistake in the command is told without importing it
+            from medsyn_jax.core import mesh
+
+            mesh.leave_at_once(2)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

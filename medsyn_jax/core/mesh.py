@@ -1,6 +1,7 @@
 """The device mesh (`data` x `fsdp`), where arrays live on it, and the processes that make it up."""
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from medsyn_jax.core.errors import UserError
 
 # Rule values: "fsdp" shards the largest axis that the fsdp mesh axis divides, "" replicates.
 FSDP_RULES: tree.Rules = ((r".*", "fsdp"),)
+_PATIENCE_MS = 7 * 24 * 3600 * 1000
 _MIN_SHARDED = 2**14  # smaller leaves cost more in messages than they save in memory
 
 
@@ -40,6 +42,28 @@ def initialize() -> None:
         jax.distributed.initialize(coordinator, processes, process)
     elif _has_peers():
         jax.distributed.initialize()
+
+
+def wait_for_all(what: str) -> None:
+    """Until every process has done `what`, a name used once a run, however long one takes for it.
+
+    A collective would give up after 30 s on CPU, and ingestion may take hours.
+    """
+    if jax.process_count() > 1:
+        from jax._src import distributed  # there is no public way to the barrier
+
+        client = distributed.global_state.client
+        assert client is not None
+        client.wait_at_barrier(what, timeout_in_ms=_PATIENCE_MS)
+
+
+def leave_at_once(status: int) -> None:
+    """End this process if it is one of several: at a regular exit it would wait for the others,
+    which wait for it. They notice its end, and end as well."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _has_peers() -> bool:
@@ -96,6 +120,13 @@ def per_process(global_batch: int, mesh: Mesh, accumulate: int = 1) -> int:
             f"use a multiple of {parts}"
         )
     return global_batch // jax.process_count()
+
+
+def replicate_key(mesh: Mesh, key: jax.Array) -> jax.Array:
+    """A random key, the same on every process, on all devices; device_put knows local ones only."""
+    data = np.asarray(jax.random.key_data(key))
+    whole = jax.make_array_from_callback(data.shape, replicated(mesh), lambda index: data[index])
+    return jax.random.wrap_key_data(whole, impl=jax.random.key_impl(key))
 
 
 def to_devices(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from medsyn_jax.core import log, metrics, optim
@@ -147,8 +146,7 @@ def _data(config: Any, workdir: Path) -> Data:
     if jax.process_index() == 0:
         for named in settings.sources:
             datasets.prepare(named, config.ingest, root)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("ingested")
+    meshes.wait_for_all("ingested")
     folders = [datasets.prepare(named, config.ingest, root) for named in settings.sources]
     tokenizer = _tokenizer(config, workdir, folders[0])
     if settings.tokens > config.text.max_length:
@@ -176,8 +174,7 @@ def _tokenizer(config: Any, workdir: Path, folder: Path) -> tokenizers.Tokenizer
         part = own.with_name(f".{own.name}.{os.getpid()}.tmp")  # never a folder half written
         tokenizers.train_wordpiece(texts, config.data.vocab_size, part)
         part.rename(own)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("tokenizer")
+    meshes.wait_for_all("tokenizer")
     return tokenizers.load(own)
 
 

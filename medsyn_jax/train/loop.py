@@ -105,7 +105,7 @@ def resume(trainer: Trainer, state: State) -> State:
 def fit(trainer: Trainer, state: State) -> State:
     """Train to the end of the plan, or until early stopping, or SIGTERM (raises Preempted)."""
     plan, step = trainer.plan, int(state["step"])
-    key = jax.device_put(trainer.key, meshes.replicated(trainer.mesh))
+    key = meshes.replicate_key(trainer.mesh, trainer.key)
     start = step
     pending: Pending | None = None
     with _Sigterm() as sigterm:
