@@ -18,7 +18,7 @@ if [ ! -x .venv/bin/pip ]; then
   }
   "$python" -m venv .venv
 fi
-.venv/bin/pip install -q -e "$what"
+.venv/bin/pip install -q --disable-pip-version-check -e "$what"
 PATH=$PWD/.venv/bin:$PATH
 export PATH
 exec "$@"
