@@ -1,0 +1,124 @@
+"""Runs in processes of their own: killed and started again, and several that train together.
+
+The long form of the first two is `python -m scripts.chaos`, by itself and with --processes 2.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scripts import chaos
+
+STEPS = 8
+DEVICES = 4
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """run(name, processes) -> a run under one folder; nothing that it starts is left behind."""
+    root, made = tmp_path_factory.mktemp("runs"), []
+
+    def make(name, processes=1):
+        made.append(chaos.Run(root / name / "run", DEVICES // processes, processes, STEPS))
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.clear()
+
+
+@pytest.fixture(scope="module")
+def unbroken(runs):
+    run = runs("unbroken")
+    return run, *chaos.unbroken(run)
+
+
+@pytest.mark.parametrize(
+    ("processes", "tolerance", "moments"),
+    # 0.15: ingesting or compiling; 0.6: about step 5; 0.95: in the last evaluation or the export
+    [(1, 0.0, [0.15, 0.6, 0.95]), (2, chaos.TOLERANCE, [0.6])],
+)
+def test_a_run_that_was_killed_ends_as_the_unbroken_one(
+    runs, unbroken, processes, tolerance, moments
+):
+    whole, prepared, ending = unbroken
+    torn = runs(f"torn-{processes}", processes)
+    hit = chaos.broken(torn, moments, prepared, ending)
+    assert len(hit) == len(moments)
+    assert chaos.differences(whole, torn, tolerance) == []
+    assert torn.left_over() == 0
+    assert torn.output().read_text().count("resumed at step") >= 1
+    for process in range(1, processes):  # only the first one writes and talks
+        assert "results: " not in torn.output(process).read_text()
+        assert "resumed" not in torn.output(process).read_text()
+
+
+def test_sigterm_to_one_of_two_saves_on_both_at_the_same_step(runs):
+    run = runs("terminated", processes=2)
+    run.steps = 400
+    run.start()
+    chaos.wait_until(run, lambda: run.step() >= 2, chaos.LIMIT_S)
+    run.running[1].send_signal(signal.SIGTERM)
+    codes = [child.wait(chaos.LIMIT_S) for child in run.running]
+    assert codes == [143, 143], run.tail()
+    assert f"SIGTERM: saved at step {run.saved()};" in run.output().read_text()
+    assert 2 <= run.saved() < 400
+
+
+def test_a_mistake_that_one_process_finds_ends_the_others(runs, tmp_path):
+    """Ingestion is the first process's; the second waits for it at a barrier."""
+    run = runs("mistaken", processes=2)
+    table = tmp_path / "pairs.csv"
+    table.write_text("picture,words\n1.png,clear\n")
+    run.start(f"--config.data.sources=('{table}',)")
+    codes = [child.wait(60) for child in run.running]
+    assert codes[0] == 2
+    assert codes[1] != 0
+    said = run.output(0).read_text().splitlines()
+    assert [line for line in said if line.startswith("error: ")] == [
+        f"error: missing column: {table}: no column 'image' among: picture, words"
+    ]
+
+
+def test_processes_that_cannot_meet_are_told_what_is_missing(tmp_path):
+    env = {**os.environ, "MEDSYN_COORDINATOR": "127.0.0.1:1", "MEDSYN_PROCESSES": "two"}
+    command = [sys.executable, "-m", "medsyn_jax.main", "--config=configs/convirt.py:smoke"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}/run"],
+        cwd=chaos.ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: MEDSYN_COORDINATOR is set, so MEDSYN_PROCESSES and")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_kills_are_spread_over_the_whole_life():
+    for kills in (3, 10):
+        moments = chaos.moments(kills, seed=0)
+        assert len(moments) == kills
+        assert moments == sorted(moments) == chaos.moments(kills, seed=0)
+        assert moments[0] < 1 / kills
+        assert moments[-1] >= 1 - 1 / kills
+
+
+def test_what_is_left_over_is_seen_and_cleared(tmp_path):
+    run = chaos.Run(tmp_path / "a" / "run", 1)
+    parent = "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", parent], start_new_session=True)
+    run.running, run.sessions = [child], [child.pid]
+    time.sleep(0.5)
+    run.kill()
+    assert chaos.group_alive(child.pid)
+    run.clear()
+    deadline = time.monotonic() + 30
+    while chaos.group_alive(child.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not chaos.group_alive(child.pid)
