@@ -58,8 +58,8 @@ def run(config: Any, workdir: Path) -> None:
 
     def make_model(rngs: nnx.Rngs) -> nnx.Module:
         vocab, dtype = data.tokenizer.vocab_size, jnp.dtype(config.dtype)
-        parts = (config[part].to_dict() for part in ("image", "text", "heads"))
-        return towers.PairEncoder(*parts, vocab, dtype=dtype, rngs=rngs)
+        image, text, heads = (config[part].to_dict() for part in ("image", "text", "heads"))
+        return towers.PairEncoder(image, text, heads, vocab, dtype=dtype, rngs=rngs)
 
     structure, params, _ = states.shapes(make_model)
     tx = _optimizer(config.optim, params, plan.steps)
