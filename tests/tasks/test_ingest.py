@@ -46,7 +46,7 @@ def test_what_it_leaves_can_be_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("variant", "source", "size"),
     [
-        ("demo", "phantom", 96),
+        ("demo", "phantom", 64),
         ("smoke", "phantom", 32),
         ("paper", "mimic_cxr", 256),
         ("pairs", "pairs", 256),
