@@ -104,7 +104,7 @@ def test_ctrl_c_is_one_line_and_status_130(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(command_line, "parse", lambda argv: (None, tmp_path))
     monkeypatch.setattr(command_line, "run", run)
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     try:
         assert command_line.main(["main"]) == 130
     finally:
