@@ -1,5 +1,6 @@
 """AdamW with warm-up and cosine decay, clipping, decay mask and frozen layers, all by rules."""
 
+import re
 from typing import Any
 
 import jax
@@ -34,12 +35,16 @@ def adamw(
     """AdamW for the tree `params` (arrays or shapes).
 
     clip: global norm over the trained leaves, 0 for none. frozen: regexes over whole names; those
-    leaves stay as they are, hold no optimizer state, and XLA drops their gradients altogether.
-    Raises UserError if a frozen rule matches nothing or if nothing is left to train.
+    leaves stay as they are and hold no optimizer state. Raises UserError if a frozen rule is no
+    regex or matches nothing, or if nothing is left to train.
     """
     names = tree.named(params)
     for pattern in frozen:
-        if not any(tree.match(((pattern, 1), (".*", 0)), name) for name in names):
+        try:
+            compiled = re.compile(pattern)
+        except re.error as e:
+            raise UserError(f"config.optim.frozen: {pattern!r} is no regex: {e}") from None
+        if not any(compiled.fullmatch(name) for name in names):
             raise UserError(f"config.optim.frozen: {pattern!r} matches no parameter")
     rules = [*((pattern, "frozen") for pattern in frozen), (".*", "trained")]
     labels = tree.map_rules(rules, params)

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from medsyn_jax.core import log, metrics
@@ -142,7 +141,7 @@ def _prepare(config: Any, workdir: Path) -> Path:
     if jax.process_count() > 1:
         if jax.process_index() == 0:
             prepare()
-        multihost_utils.sync_global_devices("ingested")
+        meshes.wait_for_all("ingested")
     return prepare()
 
 

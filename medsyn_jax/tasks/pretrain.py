@@ -80,8 +80,9 @@ def run(config: Any, workdir: Path) -> None:
         jax.process_count(),
         config.data.threads,
     )
+    step = steps.make_step(loss_fn, tx, config.optim.accumulate, tuple(config.optim.frozen))
     trainer = loop.Trainer(
-        step=steps.compile_step(steps.make_step(loss_fn, tx, config.optim.accumulate), state, mesh),
+        step=steps.compile_step(step, state, mesh),
         batches=batches,
         evaluate=lambda state: _validate(config, embed, state, data.valid, local, mesh),
         checkpoints=checkpoints,

@@ -8,19 +8,34 @@ import optax
 from jax.sharding import Mesh
 
 from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core import tree
 from medsyn_jax.train.state import State, placement
 
 # loss_fn(params, stats, batch, key) -> (loss, (stats, metrics))
 LossFn = Callable[[Any, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, tuple[Any, Any]]]
 
 
-def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, accumulate: int = 1) -> Callable:
+def make_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    accumulate: int = 1,
+    frozen: tuple[str, ...] = (),
+) -> Callable:
     """`step(state, batch, key) -> (state, metrics)`, still to be jitted.
 
     accumulate: number of micro-batches whose gradients and metrics are averaged before the update,
     one after another; a contrastive loss then sees the negatives of its own micro-batch only.
+    frozen: the regexes that `tx` was made with; those parameters are constants of the loss, so that
+    their gradients cost nothing and count in no norm.
     """
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    rules = (*((pattern, True) for pattern in frozen), (".*", False))
+
+    def of_trained(params: Any, stats: Any, batch: Any, key: jax.Array) -> tuple:
+        still = tree.map_rules(rules, params)
+        params = jax.tree.map(lambda p, s: jax.lax.stop_gradient(p) if s else p, params, still)
+        return loss_fn(params, stats, batch, key)
+
+    grad_fn = jax.value_and_grad(of_trained, has_aux=True)
 
     def gradients(params: Any, stats: Any, batch: Any, key: jax.Array) -> tuple:
         if accumulate == 1:

@@ -79,7 +79,12 @@ def test_clipping_counts_trained_leaves_only():
 
 
 @pytest.mark.parametrize(
-    ("frozen", "says"), [(("txet/.*",), "matches no parameter"), ((".*",), "every parameter")]
+    ("frozen", "says"),
+    [
+        (("txet/.*",), "matches no parameter"),
+        (("text/(",), "is no regex"),
+        ((".*",), "every parameter"),
+    ],
 )
 def test_freezing_rules_that_cannot_be_meant(frozen, says):
     with pytest.raises(UserError, match=says):

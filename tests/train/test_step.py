@@ -1,10 +1,12 @@
 import jax
 import numpy as np
+import optax
 import pytest
 
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.core import tree
+from medsyn_jax.core import optim, tree
 from medsyn_jax.train import state as states
+from medsyn_jax.train import step as steps
 from tests.train import toy
 
 KEY = jax.random.key(3)
@@ -82,3 +84,23 @@ def test_the_same_step_is_the_same_whatever_ran_before():
     batch = meshes.to_devices(mesh, toy.batch_of(0))
     first = [float(s(st, batch, KEY)[1]["loss"]) for st, s in (toy.setup(mesh), toy.setup(mesh))]
     assert first[0] == first[1]
+
+
+def test_frozen_parameters_cost_no_gradient_and_count_in_no_norm():
+    structure, params, _ = states.shapes(toy.make_model)
+    frozen = ("image/.*", "image_head/.*")
+    state, _ = toy.setup(toy.one_device_mesh())
+    batch = jax.tree.map(jax.numpy.asarray, toy.batch_of(0))
+
+    def lowered(frozen):
+        tx = optim.adamw(params, optax.constant_schedule(1e-3), frozen=frozen)
+        step = jax.jit(steps.make_step(toy.loss_fn_of(structure), tx, frozen=frozen))
+        inputs = {**state, "opt": tx.init(state["params"])}
+        return inputs, step.lower(inputs, batch, KEY).compile()
+
+    (inputs, free), (still, cheap) = lowered(()), lowered(frozen)
+    assert cheap.cost_analysis()["flops"] < 0.6 * free.cost_analysis()["flops"]
+    assert float(cheap(still, batch, KEY)[1]["grad_norm"]) > 0
+    assert float(cheap(still, batch, KEY)[1]["grad_norm"]) < float(
+        free(inputs, batch, KEY)[1]["grad_norm"]
+    )
