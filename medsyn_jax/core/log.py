@@ -44,8 +44,10 @@ def full_disk_is_user_error(where: Path | str) -> Iterator[None]:
     """Turn "no space left" into one line; whatever was complete before stays as it is."""
     try:
         yield
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as e:  # TensorStore, below Orbax, has the number in the text of a ValueError
+        codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        said = any(f"os_error_code='{code}'" in str(e) for code in codes)
+        if said or (isinstance(e, OSError) and e.errno in codes):
             raise UserError(
                 f"disk full: {where}: free some space and run the same command again; "
                 "everything that was complete has been kept"
@@ -102,8 +104,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def write_config(workdir: Path, config: Any, free: tuple[str, ...] = ()) -> None:
-    """config.json: the effective config, versions and commit; or check it against the one there.
+def check_config(workdir: Path, config: Any, free: tuple[str, ...] = ()) -> None:
+    """Compare `config` with the one that the workdir was made with, if it was made already.
 
     free: prefixes of fields that may differ between starts of one run (devices, threads).
     Raises UserError if any other field differs from what the workdir was made with.
@@ -127,7 +129,16 @@ def write_config(workdir: Path, config: Any, free: tuple[str, ...] = ()) -> None
                 f"{workdir} was made with another config ({shown}): "
                 "give another --workdir, or the same values to resume"
             )
+
+
+def write_config(workdir: Path, config: Any, free: tuple[str, ...] = ()) -> None:
+    """config.json: the effective config, versions and commit, if `check_config` lets it pass.
+
+    To be called when everything else has been checked: a start that failed binds nobody.
+    """
+    check_config(workdir, config, free)
     if jax.process_index() == 0:
+        new, path = json.loads(config.to_json()), workdir / "config.json"
         versions = {name: metadata.version(name) for name in PACKAGES}
         write_json(path, {"config": new, "versions": versions, "commit": _git_commit()})
 

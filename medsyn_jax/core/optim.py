@@ -9,8 +9,12 @@ import optax
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 
-# Weight decay is for matrices: not for biases, normalisation scales or embeddings of positions.
-DECAY_RULES: tree.Rules = ((r".*(kernel|table)", True), (r".*", False))
+# Weight decay is for matrices: not for biases, normalisation scales, positions or token types.
+DECAY_RULES: tree.Rules = (
+    (r".*/(position|type)/table", False),
+    (r".*(kernel|table)", True),
+    (r".*", False),
+)
 
 
 def warmup_cosine(peak: float, steps: int, warmup: int, end: float = 0.0) -> optax.Schedule:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
+from medsyn_jax.core.errors import UserError
+
 Range = tuple[float, float]
 
 
@@ -20,7 +22,15 @@ def normalize(
 
 
 def center_crop(images: UInt8[Array, "b h w"], size: int) -> UInt8[Array, "b s s"]:
-    """The middle `size` x `size` pixels: what evaluation sees. size <= h, w."""
+    """The middle `size` x `size` pixels: what evaluation sees.
+
+    Raises UserError if the images are smaller: they would come back in another size.
+    """
+    if size > min(images.shape[1:]):
+        raise UserError(
+            f"config.augment.size: {size} is more than the {min(images.shape[1:])} pixels of "
+            "config.data.size: evaluation crops, it does not enlarge"
+        )
     top, left = ((n - size) // 2 for n in images.shape[1:])
     return images[:, top : top + size, left : left + size]
 

@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from medsyn_jax.models.kernels import gelu
 from medsyn_jax.models.layers import LayerNorm, Linear, attend, dropout, in_order, numbered
 
 _init = jax.nn.initializers.normal(0.02)
@@ -73,7 +74,7 @@ class Layer(nnx.Module):
         query, keys, value = (f(x).reshape(shape) for f in (self.query, self.key, self.value))
         y = attend(query, keys, value, mask, self.rate, rngs[0]).reshape(x.shape)
         x = self.attention_norm(x + dropout(self.out(y), self.rate, rngs[1]))
-        y = self.down(jax.nn.gelu(self.up(x), approximate=False))
+        y = self.down(gelu(self.up(x)))
         return self.mlp_norm(x + dropout(y, self.rate, rngs[2]))
 
 

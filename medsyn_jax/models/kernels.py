@@ -35,10 +35,11 @@ def _matrix_product(x: Float[Array, "m k"], kernel: Float[Array, "k n"]) -> Floa
 def _matrix_product_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     """XLA:CPU transposes the first factor of x^T dy in memory: that should be the narrower one.
 
+    It is not worth it where the product, which is then transposed by each of its readers, is large.
     Without the barrier XLA would simplify the transposed product back into the other order.
     """
     x, kernel = saved
-    if x.shape[1] <= dy.shape[1]:
+    if x.size <= dy.size + 3 * kernel.size:
         outer = _product(x, dy, 0, 0)
     else:
         outer = lax.optimization_barrier(_product(dy, x, 0, 0)).T
@@ -56,6 +57,12 @@ def _flat_matmul(x: Array, kernel: Array) -> Array:
 def matmul(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array, "*n o"]:
     """x @ kernel."""
     return lax.platform_dependent(x, kernel, cpu=_flat_matmul, default=jnp.matmul)
+
+
+def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The exact GELU, x Phi(x), computed in float32 by erf (jax.nn has the slower erfc)."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
 
 
 def _convolution(x: Array, kernel: Array, stride: int) -> Array:

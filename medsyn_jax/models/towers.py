@@ -12,6 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from medsyn_jax.core.errors import UserError
 from medsyn_jax.models.bert import Bert
 from medsyn_jax.models.heads import LinearHead, MlpHead, NormedHead
 from medsyn_jax.models.resnet import ResNet
@@ -41,7 +42,10 @@ def head(
     kind, width = settings["kind"], settings["width"]
     if kind == "linear":
         return LinearHead(inputs, width, dtype=dtype, rngs=rngs)
-    maker = {"normed": NormedHead, "mlp": MlpHead}[kind]
+    makers = {"normed": NormedHead, "mlp": MlpHead}
+    if kind not in makers:
+        raise UserError(f"config.heads.kind: {kind!r}: choose from linear, {', '.join(makers)}")
+    maker = makers[kind]
     return maker(inputs, settings["hidden"], width, dtype=dtype, rngs=rngs)
 
 
@@ -74,6 +78,8 @@ class PairEncoder(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if text["pooling"] not in POOLINGS:
+            raise UserError(f"config.text.pooling: {text['pooling']!r}: choose from {POOLINGS}")
         self.pooling = text["pooling"]
         self.image = image_encoder(image, dtype, rngs)
         self.text = text_encoder(text, vocab_size, dtype, rngs)

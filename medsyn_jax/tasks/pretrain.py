@@ -50,7 +50,7 @@ def run(config: Any, workdir: Path) -> None:
     if config.method not in METHODS:
         raise UserError(f"config.method: {config.method!r} is unknown: choose from {list(METHODS)}")
     _check_files(config)
-    log.write_config(workdir, config, FREE)
+    log.check_config(workdir, config, FREE)
     mesh = meshes.make_mesh(**config.mesh)
     local = meshes.per_process(config.data.batch_size, mesh, config.optim.accumulate)
     data = _data(config, workdir)
@@ -67,6 +67,7 @@ def run(config: Any, workdir: Path) -> None:
     state = states.create(make_model, tx, mesh, meshes.FSDP_RULES, key)
     state = _import_weights(config, state)
     log.say(f"{len(data)} training records, {plan.steps} steps; {states.summary(state)}")
+    log.write_config(workdir, config, FREE)
     loss_fn = _loss_fn(config, structure)
     embed = steps.compile_eval(_embed_fn(config, structure), state, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints")

@@ -22,7 +22,7 @@ class Checkpoints:
     """The checkpoints of one run, under `directory`/<step>/{params, stats, opt, meta}.
 
     `meta` holds the step, the iterator's state and what early stopping knows. Kept are the latest
-    checkpoint and, among those saved with a score, the one with the lowest.
+    two (should the last be damaged) and, of those with a score, the one with the lowest.
     """
 
     def __init__(self, directory: Path, read_only: bool = False):
@@ -30,7 +30,7 @@ class Checkpoints:
             raise UserError(f"{directory}: no checkpoints there: train first")
         keep = policies.AnyPreservationPolicy(
             [
-                policies.LatestN(1),
+                policies.LatestN(2),
                 policies.BestN(
                     get_metric_fn=lambda metrics: metrics["score"],
                     reverse=True,

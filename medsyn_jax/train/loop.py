@@ -149,7 +149,7 @@ def _read(trainer: Trainer, pending: Pending) -> None:
         raise UserError(
             f"the {names_of[wrong[0]]} is {metrics[wrong[0]]} at step {pending.step}, trained on "
             f"{shown}: look at these, "
-            "or lower config.optim.lr; the last checkpoint is from before it"
+            "or lower config.optim.lr in another --workdir; the last checkpoint is from before it"
         )
     plan = trainer.plan
     rate = trainer.log.progress(pending.step, metrics["loss"])

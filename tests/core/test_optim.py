@@ -89,3 +89,11 @@ def test_clipping_counts_trained_leaves_only():
 def test_freezing_rules_that_cannot_be_meant(frozen, says):
     with pytest.raises(UserError, match=says):
         optim.adamw(PARAMS, optax.constant_schedule(0.1), frozen=frozen)
+
+
+def test_positions_and_token_types_are_not_decayed():
+    decayed = {
+        name: tree.match(optim.DECAY_RULES, f"text/embeddings/{name}/table")
+        for name in ("word", "position", "type")
+    }
+    assert decayed == {"word": True, "position": False, "type": False}

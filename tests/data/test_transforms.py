@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import transforms
 
 KEY = jax.random.key(0)
@@ -70,3 +71,8 @@ def test_views_depend_on_the_place_in_the_batch_and_the_key_alone(images):
 def test_centre_crop():
     x = jnp.arange(36, dtype=jnp.uint8).reshape(1, 6, 6)
     np.testing.assert_array_equal(transforms.center_crop(x, 2)[0], [[14, 15], [20, 21]])
+
+
+def test_a_crop_larger_than_the_image_is_refused():
+    with pytest.raises(UserError, match=r"config.augment.size: 8 is more than the 6 pixels"):
+        transforms.center_crop(jnp.zeros((1, 6, 6), jnp.uint8), 8)
