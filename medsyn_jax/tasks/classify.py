@@ -64,11 +64,12 @@ def run(config: Any, workdir: Path) -> None:
     """
     _check_files(config)
     found = _encoders(config)
-    log.write_config(workdir, config, FREE)
+    log.check_config(workdir, config, FREE)
     mesh = meshes.make_mesh(**config.mesh)
     directory = _prepare(config, workdir)
     parts = {split: shards.open_split(directory, split) for split in splits.SPLITS}
     task = make_task(config.labels, parts["train"].label_names)
+    log.write_config(workdir, config, FREE)
     figures: dict[str, dict[str, Figure]] = {}
     for encoder in found:
         tables = {

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -42,18 +43,21 @@ def make_step(
             (loss, (stats, metrics)), grads = grad_fn(params, stats, batch, key)
             return grads, stats, {"loss": loss, **metrics}
 
-        def micro(stats: Any, inputs: tuple) -> tuple:
-            part, key = inputs
+        def micro(carried: tuple, inputs: tuple) -> tuple:
+            (stats, total), (part, key) = carried, inputs
             (loss, (stats, metrics)), grads = grad_fn(params, stats, part, key)
-            return stats, (grads, {"loss": loss, **metrics})
+            total = jax.tree.map(jnp.add, total, grads)
+            return (stats, total), {"loss": loss, **metrics}
 
         # Every micro-batch takes one record in `accumulate` from each device: nothing moves.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
         )
-        stats, summed = jax.lax.scan(micro, stats, (parts, jax.random.split(key, accumulate)))
-        grads, metrics = jax.tree.map(lambda x: x.mean(0), summed)
-        return grads, stats, metrics
+        start = (stats, jax.tree.map(jnp.zeros_like, params))
+        keys = jax.random.split(key, accumulate)
+        (stats, total), metrics = jax.lax.scan(micro, start, (parts, keys))
+        grads = jax.tree.map(lambda x: x / accumulate, total)
+        return grads, stats, jax.tree.map(lambda x: x.mean(0), metrics)
 
     def step(state: State, batch: dict[str, jax.Array], key: jax.Array) -> tuple[State, dict]:
         key = jax.random.fold_in(key, state["step"])
