@@ -1,7 +1,7 @@
 """Pre-training of an image and a text encoder on pairs, and how well they then find each other."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,21 @@ def _data(config: Any, workdir: Path) -> Data:
         )
 
     train = [source(folder, "train") for folder in folders]
-    return Data(train, source(folders[0], "valid"), source(folders[0], "test"), tokenizer)
+    data = Data(train, source(folders[0], "valid"), source(folders[0], "test"), tokenizer)
+    _check_leaks(data, settings.sources)
+    return data
+
+
+def _check_leaks(data: Data, names: Sequence[str]) -> None:
+    """No source may train on a subject that the first one holds out, under whatever split."""
+    held = {*data.valid.subjects(), *data.test.subjects()} if len(names) > 1 else set()
+    for name, source in zip(names[1:], data.train[1:], strict=True):
+        both = sorted(held.intersection(source.subjects()))
+        if both:
+            raise UserError(
+                f"config.data.sources: {name} trains on {len(both)} subjects, such as {both[0]}, "
+                f"that {names[0]} holds out for validation or test: ingest it with the same splits"
+            )
 
 
 def _tokenizer(config: Any, workdir: Path, folder: Path) -> tokenizers.Tokenizer:

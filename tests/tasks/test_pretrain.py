@@ -225,3 +225,21 @@ def test_a_tokenizer_that_was_cut_short_is_made_anew(world, tmp_path, monkeypatc
 
 def test_jax_sees_the_devices_of_this_file():
     assert jax.device_count() == 8
+
+
+def test_a_source_that_trains_on_held_out_subjects_is_refused():
+    """A synthetic set, say, whose own splits put subjects of the real test split into train."""
+
+    class Split:
+        def __init__(self, *subjects):
+            self.subjects = lambda: list(subjects)
+
+    real, names = Split("a", "b"), ("real", "synthetic")
+    held = {"valid": Split("c"), "test": Split("d"), "tokenizer": None}
+    pretrain._check_leaks(pretrain.Data([real, Split("a", "x")], **held), names)
+    for leak in ("c", "d"):
+        data = pretrain.Data([real, Split("a", leak)], **held)
+        with pytest.raises(
+            UserError, match=f"synthetic trains on 1 .*such as {leak}, that"
+        ):
+            pretrain._check_leaks(data, names)
