@@ -202,9 +202,9 @@ def _normalize_backward(eps: float, relu: bool, saved: tuple, dys: tuple) -> tup
     dbias = slope.sum(axes)
     dscale = ((slope * wide).sum(axes) - mean * dbias) * inverse
     a = scale * inverse
-    b = -a * inverse * dscale / count
-    c = -a * dbias / count - b * mean
-    dx = slope * along_last(a, x.ndim) + wide * along_last(b, x.ndim) + along_last(c, x.ndim)
+    b = a * inverse * dscale / count
+    centered = (wide - along_last(mean, x.ndim)) * along_last(b, x.ndim)
+    dx = (slope - along_last(dbias / count, x.ndim)) * along_last(a, x.ndim) - centered
     return dx.astype(x.dtype), dscale, dbias, dy if has_shortcut else None
 
 

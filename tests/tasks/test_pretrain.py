@@ -239,7 +239,5 @@ def test_a_source_that_trains_on_held_out_subjects_is_refused():
     pretrain._check_leaks(pretrain.Data([real, Split("a", "x")], **held), names)
     for leak in ("c", "d"):
         data = pretrain.Data([real, Split("a", leak)], **held)
-        with pytest.raises(
-            UserError, match=f"synthetic trains on 1 .*such as {leak}, that"
-        ):
+        with pytest.raises(UserError, match=f"synthetic trains on 1 .*such as {leak}, that"):
             pretrain._check_leaks(data, names)
