@@ -12,7 +12,6 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from medsyn_jax.core import pages
 from medsyn_jax.core.errors import UserError
 
 TASKS = ("ingest", "pretrain", "classify")  # each is tasks/<name>.py with run(config, workdir)
@@ -128,5 +127,4 @@ def _make(workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    pages.restart_with_large()
     sys.exit(main())

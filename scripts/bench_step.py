@@ -22,7 +22,7 @@ import torch
 from flax import nnx
 from transformers import BertConfig, BertModel
 
-from medsyn_jax.core import optim, pages
+from medsyn_jax.core import optim
 from medsyn_jax.models.bert import Bert
 from medsyn_jax.models.layers import split, statistics
 from medsyn_jax.models.resnet import resnet50
@@ -157,5 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    pages.restart_with_large()
     main()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medsyn_jax.models import kernels
-from medsyn_jax.models.layers import BatchNorm
+from medsyn_jax.models.layers import BatchNorm, dropout
 
 
 def normal(seed, *shape):
@@ -86,3 +86,24 @@ def test_running_statistics_are_the_unbiased_ones_and_evaluation_uses_them():
     seen = norm(x, train=False)
     mean, var = (np.asarray(v[...])[None, None] for v in (norm.mean, norm.var))
     np.testing.assert_allclose(seen, (np.asarray(x) - mean) / np.sqrt(var + 1e-5), atol=1e-5)
+
+
+def test_gelu_is_the_exact_one():
+    x = jnp.linspace(-6, 6, 101)
+    assert_same_gradients(kernels.gelu, lambda x: jax.nn.gelu(x, approximate=False), x, atol=1e-5)
+    assert kernels.gelu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("last", [64, 65])
+def test_dropout_keeps_the_mean_and_draws_each_element_by_itself(last):
+    x, rate = jnp.ones((400, last)), 0.1
+    y = np.asarray(dropout(x, rate, jax.random.key(0)))
+    assert set(np.unique(y).round(4)) == {0.0, np.float32(1 / (1 - rate)).round(4)}
+    # 400 draws an element: a share beyond .1 +- .08 is five standard deviations away.
+    assert np.abs((y == 0).mean(0) - rate).max() < 0.08
+    assert abs((y == 0).mean() - rate) < 0.01
+    dropped = (y == 0).astype(float) - rate
+    half = (last + 1) // 2  # elements that share a random word must not share its decision
+    pairs = (dropped[:, : last - half] * dropped[:, half:]).mean()
+    assert abs(pairs) < 0.005
+    assert dropout(x, rate, None) is x
