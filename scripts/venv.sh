@@ -18,7 +18,12 @@ if [ ! -x .venv/bin/pip ]; then
   }
   "$python" -m venv .venv
 fi
-.venv/bin/pip install -q --disable-pip-version-check -e "$what"
+# What was asked for before, of the same pyproject.toml, is there: no network is needed again.
+stamp=.venv/$(printf '%s\n' "$what" | cat - pyproject.toml | cksum | tr -c '0-9\n' _).installed
+if [ ! -e "$stamp" ]; then
+  .venv/bin/pip install -q --disable-pip-version-check -e "$what"
+  touch "$stamp"
+fi
 PATH=$PWD/.venv/bin:$PATH
 export PATH
 exec "$@"

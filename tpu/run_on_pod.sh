@@ -3,13 +3,14 @@
 #
 #   tpu/run_on_pod.sh NAME ZONE WORKDIR --config configs/convirt.py:paper [--config.FIELD=...]
 #
-# Needs gcloud, and the commit at hand reachable by the hosts (REPO, default: the remote `origin`).
+# Needs gcloud, and the commit at hand reachable by the hosts (REPO, default: the remote `origin`),
+# and Python 3.11 or newer on them (PYTHON=/path/to/python names another than python3).
 # WORKDIR, like every data folder in the config, is a path that all hosts see (Filestore, or a
 # bucket mounted by gcsfuse). The same command after a preemption resumes. Stop with
 #   gcloud compute tpus tpu-vm ssh NAME --zone ZONE --worker=all --command='pkill -TERM -f medsyn_jax.main'
 set -eu
 if [ $# -lt 4 ]; then
-  sed -n '2,9p' "$0" >&2
+  sed -n '2,10p' "$0" >&2
   exit 2
 fi
 name=$1 zone=$2 workdir=$3
@@ -26,5 +27,5 @@ exec gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker=all --comman
   cd medsyn_jax_repo
   git fetch -q && git checkout -q '$commit'
   export MEDSYN_DISTRIBUTED=1
-  scripts/venv.sh '.[tpu]' python -m medsyn_jax.main --workdir '$workdir' $flags
+  PYTHON='${PYTHON:-python3}' scripts/venv.sh '.[tpu]' python -m medsyn_jax.main --workdir '$workdir' $flags
 "
