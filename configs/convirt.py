@@ -2,10 +2,9 @@
 
 demo: the embedded phantom corpus, minutes on two CPU cores, nothing to download.
 smoke: the same in seconds, for tests.
-paper: MIMIC-CXR, ResNet-50 and Bio_ClinicalBERT, in the parametrisation of MGCA's code
-  (temperature .07, both directions weighted 1). The original paper's is
-  --config.loss.temperature=.1 --config.loss.image_to_text=.75 --config.loss.text_to_image=.25
-  --config.heads.kind=mlp --config.heads.width=512 --config.optim.lr=1e-4.
+paper: MIMIC-CXR, ResNet-50 and Bio_ClinicalBERT, in the parametrisation of MGCA's code.
+original: the same in the paper's: one random sentence, batch 32, strong augmentation, the last six
+  layers of BERT, Adam at a constant rate (the paper halves it when validation stalls).
 pairs: your own pairs at 224 with a ResNet-50, and a text encoder of MiniLM's shape whose weights
   and tokenizer --config.text.weights=DIR --config.data.tokenizer=DIR name:
   --config.data.sources="('pairs.csv',)" (columns by --config.ingest.pairs.image=image and so on).
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-VARIANTS = (*common.VARIANTS, "pairs")
+VARIANTS = (*common.VARIANTS, "original", "pairs")
 
 
 def get_config(variant: str = "demo") -> ConfigDict:
@@ -26,6 +25,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
             "sources": ("phantom",),  # ingested folders, CSV files, or the embedded corpus;
             "weights": (1.0,),  # how often a record comes from each; the first is also evaluated
             "sections": ("findings", "impression"),
+            "random_sentence": False,  # train on one sentence of the report, a new one each time
             "size": 64,  # side of the images that the loader hands over
             "tokenizer": "",  # Hugging Face folder; empty: WordPiece trained on the corpus
             "vocab_size": 1000,
@@ -44,8 +44,8 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.optim = common.adamw(lr=1e-3, warmup=0.1, weight_decay=0.05, clip=1.0)
     config.train = common.schedule(epochs=8.0)
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
-    changes = {"smoke": _smoke, "paper": _paper, "pairs": _pairs}
-    return changes[variant](config) if variant in changes else config
+    changes = {"smoke": _smoke, "paper": _paper, "original": _original, "pairs": _pairs}
+    return changes.get(variant, lambda config: config)(config)
 
 
 def _smoke(config: ConfigDict) -> ConfigDict:
@@ -84,4 +84,17 @@ def _paper(config: ConfigDict) -> ConfigDict:
     config.heads.update({"hidden": 2048, "width": 128})
     config.optim.update({"lr": 2e-5, "warmup": 0.4, "clip": 0.0})
     config.train.epochs = 50.0
+    return config
+
+
+def _original(config: ConfigDict) -> ConfigDict:
+    config = _paper(config)
+    config.data.update({"random_sentence": True, "batch_size": 32})
+    config.augment.update({"area": (0.6, 1.0), "flip": 0.5, "rotate": 20.0, "shift": 0.1})
+    config.augment.update({"zoom": (0.95, 1.05), "jitter": (0.6, 1.4), "blur": (0.1, 3.0)})
+    config.text.pooling = "max"
+    config.heads.update({"kind": "mlp", "hidden": 512, "width": 512})
+    config.loss.update({"temperature": 0.1, "image_to_text": 0.75, "text_to_image": 0.25})
+    config.optim.update({"lr": 1e-4, "end_lr": 1e-4, "warmup": 0.0, "weight_decay": 0.0})
+    config.optim.frozen = ("text/embeddings/.*", r"text/layers/[0-5]/.*")
     return config
