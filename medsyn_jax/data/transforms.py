@@ -113,5 +113,6 @@ def _toned(key: Array, x: Array, jitter: Range, blur: Range) -> Array:
         i = jnp.arange(x.shape[0], dtype=jnp.float32)
         sigma = jnp.maximum(_uniform(soft, blur), 1e-3)
         kernel = jax.nn.softmax(-0.5 * jnp.square((i[:, None] - i[None]) / sigma), axis=-1)
-        x = kernel @ x @ kernel.T
+        with jax.default_matmul_precision("float32"):  # as `scale_and_translate` does
+            x = kernel @ x @ kernel.T
     return x

@@ -71,7 +71,8 @@ def score(logits: Float[Array, "n c"], labels: Shaped[Array, "n ..."], kind: Kin
 
 def logits(probe: Probe, features: Float[Array, "n f"]) -> Float[Array, "s n c"]:
     """Logits of every seed's layer."""
-    return jnp.einsum("nf,sfc->snc", features, probe.kernel) + probe.bias[:, None]
+    exact = jax.lax.Precision.HIGHEST  # as in `fit`
+    return jnp.einsum("nf,sfc->snc", features, probe.kernel, precision=exact) + probe.bias[:, None]
 
 
 @partial(jax.jit, static_argnames="classes")
