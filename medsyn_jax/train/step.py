@@ -27,7 +27,9 @@ def make_step(
     accumulate: number of micro-batches whose gradients and metrics are averaged before the update,
     one after another; a contrastive loss then sees the negatives of its own micro-batch only.
     frozen: the regexes that `tx` was made with; those parameters are constants of the loss, so that
-    their gradients cost nothing and count in no norm.
+    their gradients cost nothing and count in no norm. The running statistics that they match
+    ("image/.*") stay as they are, too. That is not torch's `.eval()`: a frozen part in training
+    still normalizes by the statistics of the batch and still drops out.
     """
     rules = (*((pattern, True) for pattern in frozen), (".*", False))
 
@@ -61,7 +63,9 @@ def make_step(
 
     def step(state: State, batch: dict[str, jax.Array], key: jax.Array) -> tuple[State, dict]:
         key = jax.random.fold_in(key, state["step"])
-        grads, stats, metrics = gradients(state["params"], state["stats"], batch, key)
+        grads, moved, metrics = gradients(state["params"], state["stats"], batch, key)
+        still = tree.map_rules(rules, moved)
+        stats = jax.tree.map(lambda new, old, s: old if s else new, moved, state["stats"], still)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with fp32
             updates, opt = tx.update(grads, state["opt"], state["params"])
             params = optax.apply_updates(state["params"], updates)

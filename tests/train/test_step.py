@@ -104,3 +104,17 @@ def test_frozen_parameters_cost_no_gradient_and_count_in_no_norm():
     assert float(cheap(still, batch, KEY)[1]["grad_norm"]) < float(
         free(inputs, batch, KEY)[1]["grad_norm"]
     )
+
+
+def test_the_statistics_of_a_frozen_part_stay():
+    structure, params, _ = states.shapes(toy.make_model)
+    frozen = ("image/.*",)
+    tx = optim.adamw(params, optax.constant_schedule(1e-3), frozen=frozen)
+    state = {**toy.initial(), "opt": tx.init(toy.initial()["params"])}
+    step = jax.jit(steps.make_step(toy.loss_fn_of(structure), tx, 2, frozen))
+    new, _ = step(state, toy.batch_of(0), KEY)
+    for part in ("params", "stats"):
+        old, moved = tree.named(state[part]), tree.named(toy.on_host(new[part]))
+        same = {name for name in old if np.array_equal(old[name], moved[name])}
+        assert {n for n in old if n.startswith("image/")} <= same
+        assert not {n for n in same if n.startswith("image_head/") and "bias" not in n}
