@@ -5,19 +5,42 @@ a config's fields mean without sharing a config object.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from medsyn_jax.core.config import check_choice, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.models.bert import Bert
 from medsyn_jax.models.heads import LinearHead, MlpHead, NormedHead
-from medsyn_jax.models.resnet import ResNet
+from medsyn_jax.models.resnet import Block, ResNet, Stem
 
 POOLINGS = ("cls", "mean", "max")
+HEADS = ("normed", "mlp", "linear")
+
+
+def check(image: Mapping[str, Any], text: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
+    """UserError if `PairEncoder` cannot be built from these settings."""
+    config = {"image": image, "text": text, "heads": heads}
+    sizes = ("image.width", "text.width", "text.heads", "text.max_length", "heads.width")
+    check_numbers(config, above_0=sizes)
+    check_choice("image.block", image["block"], get_args(Block))
+    check_choice("image.stem", image["stem"], get_args(Stem))
+    check_choice("text.pooling", text["pooling"], POOLINGS)
+    check_choice("heads.kind", heads["kind"], HEADS)
+    if len(image["depths"]) != 4 or min(image["depths"]) < 1:
+        raise UserError(
+            f"config.image.depths: {image['depths']}: give the number of blocks of each of the "
+            "four stages, such as (3, 4, 6, 3)"
+        )
+    if text["width"] % text["heads"]:
+        raise UserError(
+            f"config.text.heads: {text['heads']} do not divide config.text.width {text['width']}: "
+            "change one of the two"
+        )
 
 
 def image_encoder(settings: Mapping[str, Any], dtype: DTypeLike, rngs: nnx.Rngs) -> ResNet:
@@ -38,14 +61,11 @@ def text_encoder(
 def head(
     settings: Mapping[str, Any], inputs: int, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> NormedHead | MlpHead | LinearHead:
-    """settings: kind ("normed", "mlp" or "linear"), hidden, width (of the shared space)."""
+    """settings: kind (one of HEADS), hidden, width (of the shared space)."""
     kind, width = settings["kind"], settings["width"]
     if kind == "linear":
         return LinearHead(inputs, width, dtype=dtype, rngs=rngs)
-    makers = {"normed": NormedHead, "mlp": MlpHead}
-    if kind not in makers:
-        raise UserError(f"config.heads.kind: {kind!r}: choose from linear, {', '.join(makers)}")
-    maker = makers[kind]
+    maker = {"normed": NormedHead, "mlp": MlpHead}[kind]
     return maker(inputs, settings["hidden"], width, dtype=dtype, rngs=rngs)
 
 
@@ -65,7 +85,8 @@ def pool_tokens(
 class PairEncoder(nnx.Module):
     """An image tower and a text tower that end in one space of `heads["width"]` dimensions.
 
-    image, text, heads: settings as above; text also has `pooling`, one of POOLINGS.
+    image, text, heads: settings as above; text also has `pooling`, one of POOLINGS. Raises
+    UserError for settings that do not go together (`check`).
     """
 
     def __init__(
@@ -78,8 +99,7 @@ class PairEncoder(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if text["pooling"] not in POOLINGS:
-            raise UserError(f"config.text.pooling: {text['pooling']!r}: choose from {POOLINGS}")
+        check(image, text, heads)
         self.pooling = text["pooling"]
         self.image = image_encoder(image, dtype, rngs)
         self.text = text_encoder(text, vocab_size, dtype, rngs)

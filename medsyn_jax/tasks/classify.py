@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core.config import check_files, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import datasets, ingestion, shards, splits
 from medsyn_jax.objectives import classify
@@ -62,7 +63,7 @@ def run(config: Any, workdir: Path) -> None:
     classes, `.../accuracy`; and `pretrained-random/...`, the difference of the last two.
     Raises UserError for an encoder, a data set or labels that do not fit the config.
     """
-    _check_files(config)
+    _check(config)
     found = _encoders(config)
     log.check_config(workdir, config, FREE)
     mesh = meshes.make_mesh(**config.mesh)
@@ -100,21 +101,18 @@ def run(config: Any, workdir: Path) -> None:
     log.write_results(workdir, "classify", {k: dict(v) for k, v in results.items()})
 
 
-def _check_files(config: Any) -> None:
-    """Every file that the config names but the disk lacks, in one message, before any work."""
+def _check(config: Any) -> None:
+    """All that the config alone tells to be wrong, and the files that it names but nobody has."""
+    above_0 = ("data.batch_size", "seeds", "probe.learning_rate", "probe.batch_size")
+    above_0 += ("probe.epochs", "probe.patience", "encoder.std")
+    check_numbers(config, above_0, from_0=("data.threads", "probe.weight_decay"))
     if not config.data.source:
         raise UserError(
             "config.data.source: is empty: give the folder of class folders, a CSV of pairs or an "
             "ingested data set, by --config.data.source=PATH"
         )
-    named = {"data.source": config.data.source, "encoder.weights": config.encoder.weights}
-    missing = [
-        f"config.{field} {value!r} (looked at {Path(value).absolute()})"
-        for field, value in named.items()
-        if value and value != "phantom" and not Path(value).exists()
-    ]
-    if missing:
-        raise UserError(f"missing: {'; '.join(missing)}: see docs/data.md for where it comes from")
+    source = "" if config.data.source == "phantom" else config.data.source
+    check_files({"data.source": source, "encoder.weights": config.encoder.weights})
 
 
 def _encoders(config: Any) -> list[encoders.Encoder]:
@@ -187,7 +185,7 @@ def probe_features(
     """Figures on the test split, `<fraction>/<figure>` -> Figure, of one encoder's features."""
     train, valid = (task.targets(tables[split].labels) for split in ("train", "valid"))
     test = task.targets(tables["test"].labels, test=True)
-    _check_labels(task, train, valid)
+    _check_labels(task, {"train": train, "valid": valid, "test": test})
     settings = probe.ProbeSettings(kind=task.kind, **config.probe)
     seeds = [jax.random.fold_in(jax.random.key(config.seed), i) for i in range(config.seeds)]
     arrays = [tables["train"].features, train, tables["valid"].features, valid]
@@ -223,9 +221,9 @@ def probe_features(
     return figures
 
 
-def _check_labels(task: Task, train: np.ndarray, valid: np.ndarray) -> None:
-    """Refuse labels from which nothing can be learnt or no epoch chosen."""
-    for split, targets in (("train", train), ("valid", valid)):
+def _check_labels(task: Task, targets_of: dict[str, np.ndarray]) -> None:
+    """Refuse labels from which nothing can be learnt, no epoch chosen, or no figure computed."""
+    for split, targets in targets_of.items():
         if targets.ndim == 1:
             usable = len(np.unique(targets[targets >= 0])) > 1
         else:

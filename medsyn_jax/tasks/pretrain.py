@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from medsyn_jax.core import log, metrics, optim
 from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core.config import check_choice, check_files, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import datasets, loader, shards, tokenizers, transforms
 from medsyn_jax.models import towers, weights
@@ -30,6 +31,7 @@ FREE = ("mesh.", "data.threads", "ingest.workers", "train.log_every")
 
 # A method says how the outputs of its model become (loss, metrics).
 METHODS: dict[str, Callable[..., tuple]] = {"convirt": contrastive_loss}
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass
@@ -47,9 +49,7 @@ class Data:
 
 def run(config: Any, workdir: Path) -> None:
     """Train, keep the checkpoint with the lowest validation loss, and write retrieval figures."""
-    if config.method not in METHODS:
-        raise UserError(f"config.method: {config.method!r} is unknown: choose from {list(METHODS)}")
-    _check_files(config)
+    _check(config)
     log.check_config(workdir, config, FREE)
     mesh = meshes.make_mesh(**config.mesh)
     local = meshes.per_process(config.data.batch_size, mesh, config.optim.accumulate)
@@ -112,38 +112,35 @@ def run(config: Any, workdir: Path) -> None:
     log.say_cost("done")
 
 
-def _check_files(config: Any) -> None:
-    """Everything a config names but the disk lacks, in one message, before any work."""
-    named = {
-        "config.data.tokenizer": config.data.tokenizer,
-        "config.image.weights": config.image.weights,
-        "config.text.weights": config.text.weights,
-    }
-    named |= {
-        f"config.data.sources[{i}]": source
-        for i, source in enumerate(config.data.sources)
-        if source != "phantom"
-    }
-    missing = [f"{k} {v!r} (looked at {Path(v).absolute()})" for k, v in named.items() if v]
-    missing = [
-        text
-        for text, v in zip(missing, filter(None, named.values()), strict=True)
-        if not Path(v).exists()
-    ]
-    if missing:
+def _check(config: Any) -> None:
+    """All that the config alone tells to be wrong, and the files that it names but nobody has."""
+    check_choice("method", config.method, METHODS)
+    check_choice("dtype", config.dtype, DTYPES)
+    above_0 = ("data.batch_size", "data.size", "data.tokens", "augment.size", "loss.temperature")
+    above_0 += ("optim.accumulate", "train.epochs", "train.evals_per_epoch")
+    above_0 += ("train.checkpoints_per_epoch", "train.log_every")
+    check_numbers(config, above_0, from_0=("data.threads", "train.patience", "optim.warmup"))
+    towers.check(*(config[part].to_dict() for part in ("image", "text", "heads")))
+    sources, weights = config.data.sources, config.data.weights
+    if len(sources) != len(weights):
         raise UserError(
-            f"missing: {'; '.join(missing)}: see docs/data.md for where each comes from"
+            f"config.data.weights: {len(weights)} weights for {len(sources)} sources: "
+            "give one for each"
         )
+    if config.data.tokens > config.text.max_length:
+        raise UserError(
+            f"config.data.tokens: {config.data.tokens} is more than the text encoder's "
+            f"config.text.max_length {config.text.max_length}"
+        )
+    named = {"data.tokenizer": config.data.tokenizer}
+    named |= {f"{part}.weights": config[part].weights for part in ("image", "text")}
+    named |= {f"data.sources[{i}]": s for i, s in enumerate(sources) if s != "phantom"}
+    check_files(named)
 
 
 def _data(config: Any, workdir: Path) -> Data:
     """Ingest what is not ingested yet (on the first process), and open it."""
     settings = config.data
-    if len(settings.sources) != len(settings.weights):
-        raise UserError(
-            f"config.data.weights: {len(settings.weights)} weights for {len(settings.sources)} "
-            "sources: give one for each"
-        )
     root = workdir.parent / "data"
     if jax.process_index() == 0:
         for named in settings.sources:
@@ -151,11 +148,6 @@ def _data(config: Any, workdir: Path) -> Data:
     meshes.wait_for_all("ingested")
     folders = [datasets.prepare(named, config.ingest, root) for named in settings.sources]
     tokenizer = _tokenizer(config, workdir, folders[0])
-    if settings.tokens > config.text.max_length:
-        raise UserError(
-            f"config.data.tokens: {settings.tokens} is more than the text encoder's "
-            f"config.text.max_length {config.text.max_length}"
-        )
 
     def source(folder: Path, split: str) -> loader.Source:
         return loader.Source(

@@ -105,6 +105,10 @@ def _check_fractions(folder: Path) -> None:
         ({"labels.names": ("bright",), "labels.kind": "multiclass"}, "too few labels"),
         ({"labels.names": ("rare",)}, "no label of rare has both"),
         ({"fractions": (0.0,)}, "label fraction: 0.0"),
+        ({"data.batch_size": 0}, "config.data.batch_size: 0: give a number above 0"),
+        ({"data.threads": -1}, "config.data.threads: -1: give a number of 0 or more"),
+        ({"probe.epochs": 0}, "config.probe.epochs: 0: give a number above 0"),
+        ({"seeds": 0}, "config.seeds: 0: give a number above 0"),
         ({"probe.learning_rate": 1e30}, "config.probe.learning_rate: 1e\\+30: .* diverged"),
     ],
 )
@@ -114,6 +118,22 @@ def test_a_mistake_is_one_line_that_names_the_field(world, tmp_path, changes, me
     with pytest.raises(UserError, match=message) as error:
         classify.run(config, tmp_path / "probe")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
+def test_a_test_split_without_any_figure_is_refused_before_a_fit(kind, monkeypatch):
+    """Both classes in train and valid, but in test the second is uncertain, so it is left out."""
+    labels = {split: np.array([[1, 0], [0, 1]] * 4, np.int8) for split in ("train", "valid")}
+    labels["test"] = np.array([[1, 0], [-1, -1]] * 4, np.int8)
+    tables = {
+        split: features.Table(np.ones((8, 2), np.float32), x, np.arange(8))
+        for split, x in labels.items()
+    }
+    monkeypatch.setattr(classify.probe, "fit", lambda *_, **__: pytest.fail("fitted"))
+    with pytest.raises(UserError, match=r"no label of a, b has both .* in the test split"):
+        classify.probe_features(
+            get_config("smoke"), Path(), "random", task_of(kind, NAMES[:2]), tables, []
+        )
 
 
 def test_uncertain_is_never_an_answer_of_the_test_split():

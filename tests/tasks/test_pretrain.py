@@ -164,7 +164,23 @@ WRONG = [
         r"config\.data\.sources\[0\] 'nowhere\.csv' \(looked at /.*/nowhere\.csv\): see docs",
     ),
     ({"data.tokenizer": "no-folder"}, r"missing: config\.data\.tokenizer 'no-folder'"),
-    ({"method": "other"}, r"config\.method: 'other' is unknown: choose from \['convirt'\]"),
+    ({"method": "other"}, r"config\.method: 'other' is unknown: choose from convirt"),
+    ({"dtype": "foo"}, r"config\.dtype: 'foo' is unknown: choose from float32, bfloat16"),
+    ({"image.block": "foo"}, r"config\.image\.block: 'foo' is unknown: choose from basic, bottle"),
+    ({"image.stem": "5x5"}, r"config\.image\.stem: '5x5' is unknown: choose from 7x7, 3x3"),
+    ({"image.depths": (1, 1)}, r"config\.image\.depths: \(1, 1\): give the number of blocks"),
+    ({"text.heads": 5}, r"config\.text\.heads: 5 do not divide config\.text\.width 32: change"),
+    ({"text.pooling": "sum"}, r"config\.text\.pooling: 'sum' is unknown: choose from cls, mean"),
+    ({"heads.kind": "big"}, r"config\.heads\.kind: 'big' is unknown: choose from normed, mlp"),
+    *(
+        ({field: value}, rf"config\.{field}: {value}: give a number above 0")
+        for field in ("train.evals_per_epoch", "train.checkpoints_per_epoch", "train.epochs")
+        for value in (0.0, -1.0)
+    ),
+    ({"train.log_every": 0}, r"config\.train\.log_every: 0: give a number above 0"),
+    ({"data.threads": -1}, r"config\.data\.threads: -1: give a number of 0 or more"),
+    ({"loss.temperature": 0.0}, r"config\.loss\.temperature: 0\.0: give a number above 0"),
+    ({"data.batch_size": 0}, r"config\.data\.batch_size: 0: give a number above 0"),
     ({"data.batch_size": 12}, r"batch_size: 12 does not divide over 8 devices: .* multiple of 8"),
     ({"optim.accumulate": 3}, r"32 does not divide over 8 devices x 3 micro-batches"),
     ({"mesh.data": 3}, r"config\.mesh: data=3 x fsdp=1 does not fit the 8 devices"),
