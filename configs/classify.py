@@ -38,6 +38,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         "unmentioned_zero": False,  # whether a label that is not mentioned counts as negative
     }
     config.fractions = (0.01, 0.1, 1.0)
+    config.fractions_from = ""  # fractions/ of another run on this data set, instead of drawing
     config.seeds = 3  # each with a subset, an initialization and an order of its own
     config.probe = {
         "learning_rate": 5e-4,

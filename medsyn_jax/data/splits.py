@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +128,56 @@ def write_keys(path: Path, keys: Sequence[str]) -> str:
     finally:
         temporary.unlink(missing_ok=True)
     return hashlib.sha256(text).hexdigest()
+
+
+def write_fraction(path: Path, keys: Sequence[str]) -> None:
+    """Writes a label fraction and, beside it in <name>.sha256, its hash for `sha256sum -c`.
+
+    The hash comes first: whatever a kill leaves, there is no list without its hash.
+    """
+    text = "".join(f"{key}\n" for key in keys).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(text).hexdigest()
+    path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
+    write_keys(path, keys)
+
+
+def read_fraction(path: Path, known: Mapping[str, int]) -> list[int]:
+    """Reads a label fraction that `write_fraction` wrote.
+
+    Args:
+        path: of the list; its hash is beside it.
+        known: the place of each key that may be drawn.
+
+    Returns:
+        The places of the keys, in the order of the file.
+
+    Raises:
+        UserError: when a file is missing, the list has been changed or holds nothing, holds a key
+            twice, or one that is not known.
+    """
+    beside = path.with_suffix(".sha256")
+    try:
+        recorded = beside.read_text().split()
+    except OSError as error:
+        raise UserError(
+            f"split file: {beside}: cannot be read ({error.strerror}): make it by `sha256sum "
+            f"{path.name} > {beside.name}`, or take the folder of another run"
+        ) from None
+    keys = read_keys(path, (recorded or [""])[0])
+    strange = [key for key in keys if key not in known]
+    if strange or len(set(keys)) < max(len(keys), 1):
+        what = (
+            f"{len(strange)} of its {len(keys)} keys, such as {strange[0]}, are not in the train "
+            "split of this data set"
+            if strange
+            else "holds no key, or one twice"
+        )
+        raise UserError(
+            f"split file: {path}: {what}: take one that was drawn from this data set, or move it "
+            "away to have it drawn"
+        )
+    return [known[key] for key in keys]
 
 
 def read_keys(path: Path, sha256: str | None = None) -> list[str]:

@@ -71,6 +71,8 @@ def run(config: Any, workdir: Path) -> None:
     parts = {split: shards.open_split(directory, split) for split in splits.SPLITS}
     task = make_task(config.labels, parts["train"].label_names)
     log.write_config(workdir, config, FREE)
+    if task.kind == "multilabel" and min(config.fractions) < 1 and not config.fractions_from:
+        log.say("label fractions are drawn without regard to labels: records may have several")
     figures: dict[str, dict[str, Figure]] = {}
     for encoder in found:
         tables = {
@@ -111,8 +113,11 @@ def _check(config: Any) -> None:
             "config.data.source: is empty: give the folder of class folders, a CSV of pairs or an "
             "ingested data set, by --config.data.source=PATH"
         )
+    if not config.fractions or not all(0 < share <= 1 for share in config.fractions):
+        raise UserError(f"config.fractions: {config.fractions}: give shares above 0 and at most 1")
     source = "" if config.data.source == "phantom" else config.data.source
-    check_files({"data.source": source, "encoder.weights": config.encoder.weights})
+    named = {"data.source": source, "encoder.weights": config.encoder.weights}
+    check_files(named | {"fractions_from": config.fractions_from})
 
 
 def _encoders(config: Any) -> list[encoders.Encoder]:
@@ -240,19 +245,23 @@ def _subsets(
 ) -> np.ndarray:
     """Rows int32 [s, k], padded with -1, of the training records that each seed learns from.
 
-    They are a function of the keys, the share and the seed alone; fractions/ has them written down,
-    each with its hash beside it (as `sha256sum -c` reads it).
+    They are read from `config.fractions_from`, or else from fractions/ of this run. What is not
+    there is drawn, a function of the keys, the share and the seed alone, and written there. classes
+    [n]: each is drawn in its own proportion; without them (several labels a record) the draw pays
+    no regard to labels, so that a rare one may be missing from a small share.
     """
     place = {key: row for row, key in enumerate(keys)}
-    chosen = []
+    given, chosen = config.fractions_from, []
     for seed in range(config.seed, config.seed + config.seeds):
+        path = Path(given or workdir / "fractions") / f"{100 * share:g}%-seed{seed}.txt"
+        if given or path.exists():
+            chosen.append(splits.read_fraction(path, place))
+            continue
         drawn = splits.fraction(keys, classes, share, seed)
         chosen.append([place[key] for key in drawn])
         if jax.process_index() == 0:
-            path = workdir / "fractions" / f"{100 * share:g}%-seed{seed}.txt"
             with log.full_disk_is_user_error(path):
-                digest = splits.write_keys(path, drawn)
-                path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
+                splits.write_fraction(path, drawn)
     padded = np.full((len(chosen), max(map(len, chosen))), -1, np.int32)
     for row, rows in zip(padded, chosen, strict=True):
         row[: len(rows)] = rows

@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from configs.classify import get_config
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import splits
 from medsyn_jax.models import weights
 from medsyn_jax.tasks import classify
 from medsyn_jax.train import encoders, features
@@ -104,7 +105,9 @@ def _check_fractions(folder: Path) -> None:
         ({"labels.kind": "many"}, "config.labels.kind: 'many'"),
         ({"labels.names": ("bright",), "labels.kind": "multiclass"}, "too few labels"),
         ({"labels.names": ("rare",)}, "no label of rare has both"),
-        ({"fractions": (0.0,)}, "label fraction: 0.0"),
+        ({"fractions": (0.0,)}, r"config.fractions: \(0.0,\): give shares above 0"),
+        ({"fractions": ()}, r"config.fractions: \(\): give shares above 0"),
+        ({"fractions_from": "gone"}, r"config.fractions_from 'gone' \(looked at /"),
         ({"data.batch_size": 0}, "config.data.batch_size: 0: give a number above 0"),
         ({"data.threads": -1}, "config.data.threads: -1: give a number of 0 or more"),
         ({"probe.epochs": 0}, "config.probe.epochs: 0: give a number above 0"),
@@ -118,6 +121,41 @@ def test_a_mistake_is_one_line_that_names_the_field(world, tmp_path, changes, me
     with pytest.raises(UserError, match=message) as error:
         classify.run(config, tmp_path / "probe")
     assert "\n" not in str(error.value)
+
+
+def test_fractions_come_from_the_files_that_are_there(tmp_path):
+    config, keys = get_config("smoke"), [f"k{i}" for i in range(10)]
+
+    def drawn(run, known=keys):
+        return classify._subsets(config, tmp_path / run, 0.5, known, None)
+
+    own = drawn("own")
+    np.testing.assert_array_equal(drawn("own"), own)
+    folder = tmp_path / "own" / "fractions"
+    first = folder / "50%-seed0.txt"
+    splits.write_fraction(first, ["k9", "k1", "k4"])  # somebody's own choice, with its hash
+    edited = drawn("own")
+    assert edited[0].tolist() == [9, 1, 4, -1, -1]
+    np.testing.assert_array_equal(edited[1:], own[1:])
+    with pytest.raises(UserError, match=r"50%-seed0.txt: 1 of its 3 keys, such as k9, are not in"):
+        drawn("own", keys[:9])
+
+    config.fractions_from = str(folder)
+    np.testing.assert_array_equal(drawn("other"), edited)
+    assert not (tmp_path / "other").exists()
+    first.write_text("k9\nk1\n")
+    with pytest.raises(UserError, match=r"50%-seed0.txt: was changed after it was written"):
+        drawn("other")
+    for keys_of, what in (([], "holds no key"), (["k1", "k1"], "or one twice")):
+        splits.write_fraction(first, keys_of)
+        with pytest.raises(UserError, match=rf"50%-seed0.txt: .*{what}"):
+            drawn("other")
+    first.unlink()
+    with pytest.raises(UserError, match=r"50%-seed0.txt: cannot be read"):
+        drawn("other")
+    first.with_suffix(".sha256").unlink()
+    with pytest.raises(UserError, match=r"50%-seed0.sha256: cannot be read .*`sha256sum"):
+        drawn("other")
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
