@@ -23,11 +23,12 @@ import grain
 import numpy as np
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import images, shards
+from medsyn_jax.data import images, reports, shards
 from medsyn_jax.data.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]
 _AHEAD = 2  # batches made ahead of the one in use, for each thread
+_LEAST_WORDS = 3  # of a sentence that says something
 
 
 class Source:
@@ -42,6 +43,9 @@ class Source:
         size: side of the images in pixels; stored images of another size are resized.
         cache_mib: keep the decoded records in memory if all fit into so many MiB: each is then
             decoded once, not once an epoch.
+        random_sentence: in training, each time that a record is drawn, its text is one of its
+            sentences, all alike likely (ConVIRT, arXiv 2010.00747, 3.3); those of fewer than 3
+            words only where there is no longer one. Evaluation reads the whole text all the same.
 
     Raises:
         UserError: for a directory that is not whole, or a split that it lacks.
@@ -56,24 +60,28 @@ class Source:
         length: int,
         size: int,
         cache_mib: int = 512,
+        random_sentence: bool = False,
     ):
         self.records = shards.open_split(directory, split)
         self.sections, self.tokenizer = tuple(sections), tokenizer
         self.length, self.size = length, size
+        self.random_sentence = random_sentence
         self.label_names = self.records.label_names
         self._cache: Batch | None = None
         if len(self) * (size * size + 5 * length) <= cache_mib * 2**20:
             self._cache = self._empty(len(self))
             self._filled = np.zeros(len(self), bool)
+            self._texts = [""] * len(self)  # kept for `random_sentence` alone
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cache": None}  # not to be sent to worker processes
-
-    def take(self, indices: np.ndarray) -> Batch:
+    def take(self, indices: np.ndarray, draws: np.ndarray | None = None) -> Batch:
         """The records at `indices`, int[b], in that order.
+
+        Args:
+            indices: of the records.
+            draws: float[b] in [0, 1): which sentence of each record to read; None: all of them.
 
         Returns:
             image uint8[b, size, size], ids int32[b, length], mask bool[b, length],
@@ -81,14 +89,20 @@ class Source:
         """
         if self._cache is None:
             batch = self._empty(len(indices))
-            self._read(indices, batch, np.arange(len(indices)))
-            return batch
-        missing = np.unique(indices[~self._filled[indices]])
-        if len(missing):
-            # Two threads may read the same record; both write the same bytes.
-            self._read(missing, self._cache, missing)
-            self._filled[missing] = True
-        return {name: array[indices] for name, array in self._cache.items()}
+            texts = self._read(indices, batch, np.arange(len(indices)))
+            if draws is None:
+                batch["ids"], batch["mask"] = self.tokenizer.encode(texts, self.length)
+        else:
+            missing = np.unique(indices[~self._filled[indices]])
+            if len(missing):
+                # Two threads may read the same record; both write the same bytes.
+                self._fill(missing, self._cache)
+            batch = {name: array[indices] for name, array in self._cache.items()}
+            texts = [self._texts[index] for index in indices.tolist()]
+        if draws is not None:
+            chosen = list(map(_sentence, texts, draws.tolist()))
+            batch["ids"], batch["mask"] = self.tokenizer.encode(chosen, self.length)
+        return batch
 
     def texts(self) -> list[str]:
         """What the model reads of every record, before it is tokenized."""
@@ -111,8 +125,16 @@ class Source:
             "labels": np.empty((count, len(self.label_names)), np.int8),
         }
 
-    def _read(self, indices: np.ndarray, out: Batch, rows: np.ndarray) -> None:
-        """Decodes the records at `indices` into the `rows` of `out`."""
+    def _fill(self, indices: np.ndarray, cache: Batch) -> None:
+        texts = self._read(indices, cache, indices)
+        if self.random_sentence:
+            for index, text in zip(indices.tolist(), texts, strict=True):
+                self._texts[index] = text
+        cache["ids"][indices], cache["mask"][indices] = self.tokenizer.encode(texts, self.length)
+        self._filled[indices] = True
+
+    def _read(self, indices: np.ndarray, out: Batch, rows: np.ndarray) -> list[str]:
+        """Decodes the records at `indices` into the `rows` of `out`, but for their texts."""
         texts = []
         for index, row in zip(indices.tolist(), rows.tolist(), strict=True):
             stored = self.records.features(index)
@@ -122,7 +144,14 @@ class Source:
             out["image"][row] = image
             out["labels"][row] = shards.value(stored, "labels")
             texts.append(shards.text(stored, self.sections))
-        out["ids"][rows], out["mask"][rows] = self.tokenizer.encode(texts, self.length)
+        return texts
+
+
+def _sentence(text: str, draw: float) -> str:
+    """One sentence of `text`, chosen by a number in [0, 1)."""
+    every = reports.sentences(text) or [text]
+    telling = [s for s in every if reports.token_count(s) >= _LEAST_WORDS] or every
+    return telling[int(draw * len(telling))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +171,18 @@ class Mixture:
         first = self.sources[0].label_names
         return all(source.label_names == first for source in self.sources)
 
-    def take(self, indices: np.ndarray) -> Batch:
-        """The records with these numbers, int[b], with their `index` int32[b]; see `Source`."""
+    def take(self, indices: np.ndarray, draws: np.ndarray | None = None) -> Batch:
+        """The records with these numbers, int[b], with their `index` int32[b]; see `Source`.
+
+        draws: float[b] in [0, 1), used for sources of `random_sentence` alone.
+        """
         owners = np.searchsorted(self.offsets, indices, "right") - 1
         batch: Batch = {}
         for number in np.unique(owners).tolist():
             rows = np.flatnonzero(owners == number)
-            part = self.sources[number].take(indices[rows] - self.offsets[number])
+            source = self.sources[number]
+            own = draws[rows] if draws is not None and source.random_sentence else None
+            part = source.take(indices[rows] - self.offsets[number], own)
             if len(rows) == len(indices):
                 batch = part
                 break
@@ -178,7 +212,6 @@ def train_loader(
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 2,
-    processes: int = 0,
 ) -> TrainBatches:
     """The endless stream of training batches of one process.
 
@@ -193,8 +226,6 @@ def train_loader(
         process_index: of this process, below `process_count`.
         process_count: processes that share the stream.
         threads: that read and decode; 0 does it in the calling thread.
-        processes: that do so, each with `threads`, where one process is not enough (Python's
-            lock holds it to about 10,000 records/s); they keep no records in memory.
 
     Returns:
         An iterator over batches: image uint8[b, h, w],
@@ -216,44 +247,36 @@ def train_loader(
         for number, (first, last) in enumerate(pairwise(mixture.offsets.tolist()))
     ]
     stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights)
-    chunks = stream.batch(batch_size, drop_remainder=True)[process_index::process_count]
+
+    def take(chunk: int, indices: np.ndarray) -> Batch:
+        positions = range(chunk * batch_size, (chunk + 1) * batch_size)
+        return mixture.take(indices, _draws(seed, positions) if sentences else None)
+
+    sentences = any(source.random_sentence for source in sources)
+    batches = stream.batch(batch_size, drop_remainder=True).map_with_index(take)
     order = json.dumps([seed, weights, [source.fingerprint for source in sources]])
     whole = batch_size * process_count
-    return TrainBatches(chunks.map(mixture.take), whole, order, threads, processes)
+    return TrainBatches(batches[process_index::process_count], whole, order, threads)
 
 
 class TrainBatches(Iterator[Batch]):
     """Iterator over training batches that can be put to any step; see `train_loader`."""
 
-    def __init__(
-        self,
-        batches: grain.MapDataset[Batch],
-        batch_size: int,
-        order: str,
-        threads: int,
-        processes: int,
-    ):
+    def __init__(self, batches: grain.MapDataset[Batch], batch_size: int, order: str, threads: int):
         """batch_size: over all processes of the run. order: what the stream's order rests on."""
         self.batch_size = batch_size
         self.order = hashlib.sha256(order.encode()).hexdigest()[:16]
-        self._batches, self._threads, self._processes = batches, threads, processes
+        self._batches, self._threads = batches, threads
         self._iterator: grain.DatasetIterator[Batch] | None = None
         self._step = 0
 
     def __next__(self) -> Batch:
         if self._iterator is None:
             stream = self._batches[self._step :].to_iter_dataset(_options(self._threads))
-            if self._processes:
-                workers = grain.MultiprocessingOptions(self._processes, _AHEAD)
-                stream = stream.mp_prefetch(workers)
             self._iterator = iter(stream)
         batch = next(self._iterator)
         self._step += 1
         return batch
-
-    def step(self) -> int:
-        """How many batches have been drawn: the number of the next one."""
-        return self._step
 
     def seek(self, step: int) -> None:
         """Makes the batch of `step` the next one, without reading those before it."""
@@ -285,7 +308,7 @@ class TrainBatches(Iterator[Batch]):
         self.seek(step)
 
     def close(self) -> None:
-        """Stops the threads and processes; the next batch starts them again."""
+        """Stops the threads; the next batch starts them again."""
         if self._iterator is not None:
             self._iterator.close()
         self._iterator = None
@@ -360,6 +383,11 @@ def record_keys(sources: Sequence[Source], indices: Sequence[int] | np.ndarray) 
 def _options(threads: int) -> grain.ReadOptions:
     # A thread makes whole batches, so the buffer counts batches, not records.
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_AHEAD * threads)
+
+
+def _draws(seed: int, positions: range) -> np.ndarray:
+    """float[b] in [0, 1): one number for each position of the stream, whoever asks."""
+    return np.array([np.random.default_rng([seed, p]).random() for p in positions])
 
 
 def _shuffle_seed(seed: int, number: int) -> int:

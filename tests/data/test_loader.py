@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 
 from medsyn_jax.core.errors import UserError
@@ -140,27 +139,13 @@ def test_a_stream_goes_on_where_it_was_on_any_number_of_processes(make_source, t
     pair = [loader.train_loader(sources, [1.0, 1.0], 4, 1, p, 2, threads) for p in range(2)]
     for part in pair:
         part.set_state(state)
-        assert part.step() == 7
+        assert part.get_state() == state
     for wanted in expected:
         equal(joined([next(part) for part in pair]), wanted)
     again.seek(0)
     assert again.get_state()["records"] == 0
     for part in (first, again, *pair):
         part.close()
-
-
-def test_worker_processes_change_nothing(make_source):
-    if not flags.FLAGS.is_parsed():  # Grain's workers ask for flags, which `main` has parsed
-        flags.FLAGS.mark_as_parsed()
-    source = make_source()
-    plain = loader.train_loader([source], [1.0], 4, seed=0, threads=0)
-    batches = loader.train_loader([source], [1.0], 4, seed=0, threads=1, processes=2)
-    batches.seek(3)
-    plain.seek(3)
-    for _ in range(5):
-        equal(next(batches), next(plain))
-    assert batches.get_state() == plain.get_state()
-    batches.close()
 
 
 def test_a_state_of_another_stream_is_refused(make_source):
@@ -191,6 +176,59 @@ def test_sources_mix_by_their_weights_at_every_stretch(make_source):
         number, own = (0, index) if index < 20 else (1, index - 20)
         image = sources[number].records[int(own)]["image"]
         np.testing.assert_array_equal(drawn[0]["image"][row], image)
+
+
+@pytest.mark.parametrize("cache_mib", [0, 64])
+def test_a_record_is_read_by_one_sentence_chosen_by_its_place_in_the_stream(
+    make_source, tokenizer, cache_mib
+):
+    source = make_source(cache_mib=cache_mib, random_sentence=True)
+    plain = make_source(30, "other")
+    whole = loader.train_loader([source, plain], [3.0, 1.0], 8, seed=1, threads=0)
+    drawn = draw(whole, 30)
+    met = {index: set() for index in range(23)}
+    for batch in drawn:
+        for index, ids in zip(batch["index"], batch["ids"], strict=True):
+            if index < 23:
+                met[index].add(tuple(ids))
+            else:
+                np.testing.assert_array_equal(ids, plain.take(np.array([index - 23]))["ids"][0])
+    for index, texts in met.items():
+        one, other = (source.records[index][name] for name in SECTIONS)
+        assert texts <= set(map(tuple, tokenizer.encode([one, other], 12)[0]))
+    # Of the 7 or 8 times that a record was met it is rare that all chose alike.
+    assert sum(len(texts) == 2 for texts in met.values()) > 15
+    parts = [loader.train_loader([source, plain], [3.0, 1.0], 4, 1, p, 2, 2) for p in range(2)]
+    for part in parts:
+        part.set_state({"records": 8 * 20, "order": whole.order})
+    for expected in drawn[20:]:
+        equal(joined([next(part) for part in parts]), expected)
+    for part in parts:
+        part.close()
+
+
+def test_evaluation_reads_the_whole_text_of_a_source_of_random_sentences(make_source):
+    source, plain = make_source(random_sentence=True), make_source(name="plain")
+    for got, expected in zip(
+        loader.eval_loader(source, 8), loader.eval_loader(plain, 8), strict=True
+    ):
+        equal(got, expected)
+    assert source.texts() == plain.texts()
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        (
+            "Normal. The lungs are clear. No acute finding. ",
+            ["The lungs are clear.", "No acute finding."],
+        ),
+        ("Normal. No change.", ["Normal.", "No change."]),
+        ("", ["", ""]),
+    ],
+)
+def test_a_sentence_has_three_words_if_any_has(text, chosen):
+    assert [loader._sentence(text, draw) for draw in (0.0, np.nextafter(1, 0))] == chosen
 
 
 def test_labels_of_different_meaning_do_not_mix(make_source):
