@@ -107,9 +107,10 @@ def fit(trainer: Trainer, state: State) -> State:
     plan, step = trainer.plan, int(state["step"])
     key = meshes.replicate_key(trainer.mesh, trainer.key)
     start = step
+    stop = False
     pending: Pending | None = None
     with _Sigterm() as sigterm:
-        while step < plan.steps and not trainer.progress.done:
+        while step < plan.steps and not trainer.progress.done and not stop:
             batch = next(trainer.batches)
             arrays = meshes.to_devices(trainer.mesh, batch)
             with jax.transfer_guard("disallow"):
@@ -129,11 +130,11 @@ def fit(trainer: Trainer, state: State) -> State:
                 score = _evaluate(trainer, state, step) if evaluate else None
                 _save(trainer, state, score)
                 trainer.log.resume()
-            if stop:
-                trainer.checkpoints.wait()
-                say(f"SIGTERM: saved at step {step}; the same command resumes")
-                raise Preempted(step)
-    trainer.checkpoints.wait()
+        trainer.checkpoints.wait()
+        # It may have come during the last evaluation or save, and what the caller does takes long.
+        if stop or sigterm.reached(step + 1):
+            say(f"SIGTERM: saved at step {step}; the same command resumes")
+            raise Preempted(step)
     return state
 
 

@@ -196,6 +196,22 @@ def test_sigterm_saves_and_the_same_command_goes_on(make, unbroken):
     assert lines(trainer) == lines(one)
 
 
+def test_sigterm_during_the_last_evaluation_is_not_lost(make, unbroken):
+    def terminate(step):
+        if step == STEPS:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 1 / step
+
+    with pytest.raises(loop.Preempted) as caught:
+        train(make("late term", scores=terminate))
+    assert (caught.value.code, caught.value.step) == (143, STEPS)
+    trainer = make("late term")
+    assert trainer.checkpoints.latest() == STEPS
+    whole, one = unbroken
+    assert_same(train(trainer), whole)
+    assert lines(trainer) == lines(one)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(make, unbroken):
     def spoil(batch):
         batch["image"][3] = np.nan
