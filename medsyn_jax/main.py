@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,15 +107,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(config, workdir)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
-        if "jax" in sys.modules:  # a mistake in the command is told without importing it
-            from medsyn_jax.core import mesh
-
-            mesh.leave_at_once(2)
+        _leave_others(2)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        _leave_others(128 + signal.SIGINT)
         return 128 + signal.SIGINT
+    except Exception:
+        _leave_others(1, traceback.format_exc())
+        raise
     return 0
+
+
+def _leave_others(status: int, said: str = "") -> None:
+    """Leave at once, with what Python would print at a regular exit, if others wait for this
+    process."""
+    if "jax" in sys.modules:  # a mistake in the command is told without importing it
+        from medsyn_jax.core import mesh
+
+        mesh.leave_at_once(status, said)
 
 
 def _make(workdir: Path) -> None:

@@ -7,9 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from medsyn_jax import main as command_line
+from medsyn_jax.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONVIRT = "--config=configs/convirt.py"
@@ -95,6 +97,38 @@ def test_a_bug_passes_through(monkeypatch, tmp_path, what):
     monkeypatch.setattr(command_line, "run", run)
     with pytest.raises(what, match="a bug"):
         command_line.main(["main"])
+
+
+class Left(BaseException):
+    """Stands for the end of this process."""
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "says"),
+    [
+        (ValueError("a bug"), 1, ["Traceback (most recent call last):", "ValueError: a bug"]),
+        (UserError("a: mistake"), 2, ["error: a: mistake"]),
+        (KeyboardInterrupt(), 130, ["interrupted; the same"]),
+    ],
+)
+def test_one_of_several_processes_never_waits_for_the_others(
+    monkeypatch, tmp_path, capsys, what, status, says
+):
+    def run(config, workdir):
+        raise what
+
+    def leave(status):
+        raise Left(status)
+
+    monkeypatch.setattr(command_line, "parse", lambda argv: (None, tmp_path))
+    monkeypatch.setattr(command_line, "run", run)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(Left) as left:
+        command_line.main(["main"])
+    assert left.value.args == (status,)
+    err = capsys.readouterr().err
+    assert all(err.count(text) == 1 for text in says), err
 
 
 def test_ctrl_c_is_one_line_and_status_130(monkeypatch, tmp_path, capsys):

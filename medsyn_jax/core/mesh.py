@@ -57,10 +57,11 @@ def wait_for_all(what: str) -> None:
         client.wait_at_barrier(what, timeout_in_ms=_PATIENCE_MS)
 
 
-def leave_at_once(status: int) -> None:
+def leave_at_once(status: int, said: str = "") -> None:
     """End this process if it is one of several: at a regular exit it would wait for the others,
-    which wait for it. They notice its end, and end as well."""
+    which wait for it. They notice its end, and end as well. said: printed on stderr before that."""
     if jax.distributed.is_initialized():
+        print(said, end="", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
