@@ -26,11 +26,6 @@ from medsyn_jax.data.plan import Part, Plan, make_plan
 
 PLAN_FILE = "plan.json"
 REJECTS = "rejects.csv"
-_NOT_CONTENT = (
-    "path",
-    "workers",
-    "max_reject_share",
-)  # settings that do not change what is written
 _POLL_S = 0.2
 _LINE_EVERY_S = 10.0
 
@@ -100,7 +95,7 @@ def _accept(directory: Path, plan: Plan) -> None:
             names = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
             changed = (
                 ", ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in names)
-                or "the records or files of the source have changed"
+                or "the records or files of the source, or the code that reads them, have changed"
             )
             raise UserError(
                 f"ingest: {directory}: holds another data set ({changed}): "

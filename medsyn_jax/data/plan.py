@@ -21,6 +21,10 @@ from medsyn_jax.data import records, shards, splits
 
 # Settings that do not change what is written.
 _NOT_CONTENT = ("path", "workers", "max_reject_share")
+_END = 4096  # bytes
+# Code that does not make the record of a real image: the listing has its say item by item.
+_LISTED = frozenset({"sources"})
+_REAL = _LISTED | {"phantom"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +95,7 @@ def make_plan(config: Any) -> Plan:
         rejects,
         listing.dropped,
         settings,
-        _fingerprint(settings, items),
+        _fingerprint(settings, parts),
     )
 
 
@@ -108,24 +112,32 @@ def _list(config: Any) -> records.Listing:
 def _settings(config: Any) -> dict[str, Any]:
     """What of the config shapes the records: all but where they lie and how fast they are made."""
     values = json.loads(config.to_json())
+    values.get("mimic_cxr", {}).pop("reports", None)
     others = set(records.SOURCES) - {config.source}
     return {k: v for k, v in sorted(values.items()) if k not in others and k not in _NOT_CONTENT}
 
 
-def _fingerprint(settings: dict[str, Any], items: Sequence[records.Item]) -> str:
-    """A hash of all that decides what the shards hold; the same after the source is moved."""
+def _fingerprint(settings: dict[str, Any], parts: Sequence[Part]) -> str:
+    """A hash of what decides what the shards hold; the same after the source is moved.
+
+    Noticed: the settings, which record goes where, what the table or folder says of each, the size
+    and the first and last 4 KiB of every image and report file, the code that makes a record.
+    Not noticed: a change farther inside a file that keeps its size (to read all of a large source
+    takes as long as to ingest it), and another version of Pillow, pydicom or ArrayRecord.
+    """
     digest = hashlib.sha256(json.dumps([shards.FORMAT, settings], sort_keys=True).encode())
-    if settings["source"] == "phantom":
-        for file in _code("phantom"):
-            digest.update(file.read_bytes())
+    for file in _code("records", without=_LISTED if settings["source"] == "phantom" else _REAL):
+        digest.update(file.read_bytes())
     with futures.ThreadPoolExecutor(32) as pool:  # a network disk may take its time for each
-        for item, sizes in zip(items, pool.map(_sizes, items), strict=True):
-            line = (item.key, item.subject, item.split, item.report, item.labels, item.view, sizes)
-            digest.update(json.dumps(line).encode())
+        for part in parts:
+            digest.update(part.name.encode())
+            for item, files in zip(part.items, pool.map(_files, part.items), strict=True):
+                line = (item.key, item.subject, item.report, item.labels, item.view, files)
+                digest.update(json.dumps(line).encode())
     return digest.hexdigest()
 
 
-def _code(module: str) -> list[Path]:
+def _code(module: str, without: frozenset[str]) -> list[Path]:
     """The files of a module of this folder and of those that it imports from here."""
     folder, todo, found = Path(__file__).parent, {module}, set()
     while todo:
@@ -136,19 +148,27 @@ def _code(module: str) -> list[Path]:
                 continue
             package, _, inner = node.module.partition(f"{__package__}")
             if not package and not inner:
-                todo |= {alias.name for alias in node.names} - found
+                todo |= {alias.name for alias in node.names} - found - without
             elif not package:
-                todo |= {inner.lstrip(".")} - found
+                todo |= {inner.lstrip(".")} - found - without
     return [folder / f"{name}.py" for name in sorted(found)]
 
 
-def _sizes(item: records.Item) -> list[int]:
+def _files(item: records.Item) -> list:
+    """The phantom's numbers, or size and hash of both ends of each file that the item names."""
     if not isinstance(item.image, str):
         return list(item.image)
-    sizes = []
-    for path in (item.image, item.report_path):
-        try:
-            sizes.append(os.stat(path).st_size if path else 0)
-        except OSError:
-            sizes.append(-1)
-    return sizes
+    return [_ends(path) for path in (item.image, item.report_path) if path]
+
+
+def _ends(path: str) -> tuple[int, str]:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            ends = file.read(_END)
+            if size > 2 * _END:
+                file.seek(-_END, os.SEEK_END)
+            ends += file.read(_END)
+    except OSError:
+        return -1, ""
+    return size, hashlib.sha256(ends).hexdigest()

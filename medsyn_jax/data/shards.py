@@ -207,11 +207,6 @@ def describe(directory: Path | str) -> dict[str, Any]:
     return info
 
 
-def label_names(directory: Path | str) -> list[str]:
-    """The name of each entry of `labels`."""
-    return list(describe(directory)["label_names"])
-
-
 class Records:
     """Random access to the records of one split of a shard directory.
 
@@ -248,11 +243,19 @@ class Records:
             data = self.source[index]
         except RuntimeError as error:
             raise UserError(
-                f"data: {self.directory}: record {index} of {self.split} cannot be read, its "
-                f"shard is damaged ({str(error)[:80]}): restore it, or ingest again"
+                f"data: record {index} of {self.split} cannot be read, {self._file_of(index)} is "
+                f"damaged ({str(error)[:80]}): restore it, or delete it and ingest again"
             ) from error
         example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
         return example.FromString(data).features.feature
+
+    def _file_of(self, index: int) -> Path:
+        for name, file in self.info["files"].items():
+            if f"-{self.split}.array_record-" in name:
+                if index < file["records"]:
+                    return self.directory / name
+                index -= file["records"]
+        raise IndexError(index)
 
     def texts(self, sections: Sequence[str]) -> list[str]:
         """What a model reads of every record, in order; see `text`."""

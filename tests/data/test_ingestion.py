@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.ingest import get_config
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import ingestion, plan, records, shards
 from medsyn_jax.data.ingestion import ingest
@@ -92,7 +93,7 @@ def test_another_source_in_the_same_directory_is_refused(make_pairs, tmp_path):
     config.min_tokens = 3
     image = Path(config.path).parent / "img" / "003.png"
     image.write_bytes(image.read_bytes() + b"longer")
-    with pytest.raises(UserError, match="the records or files of the source have changed"):
+    with pytest.raises(UserError, match="the records or files of the source, or the code"):
         ingest(config, directory)
     assert snapshot(directory) == before
 
@@ -108,10 +109,44 @@ def test_moving_the_source_and_the_speed_do_not_change_the_fingerprint(make_pair
     assert plan.make_plan(config).fingerprint != fingerprint
 
 
-def test_a_phantom_fingerprint_covers_the_code_that_draws_it():
-    files = {path.name for path in plan._code("phantom")}
-    assert {"phantom.py", "phantom_report.py", "thorax.py"} <= files
-    assert not {"shards.py", "loader.py"} & files
+def test_where_the_reports_of_mimic_lie_is_not_content():
+    config = get_config("paper").ingest
+    before = plan._settings(config)
+    config.mimic_cxr.reports = "elsewhere"
+    assert plan._settings(config) == before
+    assert config.mimic_cxr.reports == "elsewhere"
+
+
+def test_a_fingerprint_covers_the_ends_of_each_file_but_not_its_inside(make_pairs):
+    config = make_pairs(size=128)
+    image = Path(config.path).parent / "img" / "003.png"
+    whole = image.read_bytes()
+    assert len(whole) > 2 * 4096 + 100
+    found = []
+    for place in (None, 50, len(whole) // 2, -50, -4096, 4096):
+        changed = bytearray(whole)
+        if place is not None:
+            changed[place] ^= 1
+        image.write_bytes(changed)
+        found.append(plan.make_plan(config).fingerprint)
+    first, head, inside, tail, last, behind = found
+    assert first == inside == behind
+    assert len({first, head, tail, last}) == 4
+
+
+def test_a_fingerprint_covers_the_code_that_makes_a_record(make_pairs, tmp_path, monkeypatch):
+    phantom = {path.name for path in plan._code("records", plan._LISTED)}
+    real = {path.name for path in plan._code("records", plan._REAL)}
+    assert {"phantom.py", "phantom_report.py", "thorax.py"} <= phantom - real
+    assert {"records.py", "images.py", "reports.py"} <= real & phantom
+    assert not {"shards.py", "loader.py", "sources.py"} & phantom
+    config, code = make_pairs(), tmp_path / "code.py"
+    monkeypatch.setattr(plan, "_code", lambda *_, **__: [code])
+    prints = []
+    for text in ("scale = 1", "scale = 2"):
+        code.write_text(text)
+        prints.append(plan.make_plan(config).fingerprint)
+    assert prints[0] != prints[1]
 
 
 def test_a_directory_of_something_else_is_refused(make_pairs, tmp_path):
@@ -282,6 +317,27 @@ def test_a_damaged_shard_is_named_and_mended_alone(make_pairs, tmp_path, damage)
     assert snapshot(directory) == whole
     after = times(directory)
     assert {name for name in after if after[name] != before[name]} == {victim.name}
+
+
+def test_a_shard_damaged_inside_is_mended_alone_once_deleted(make_pairs, tmp_path):
+    config = make_pairs()
+    directory = ingest(config, tmp_path / "out")
+    whole, before = snapshot(directory), times(directory)
+    info = (directory / "medsyn.json").read_bytes()
+    victim = directory / sorted(n for n in whole if "train" in n)[1]
+    damaged = bytearray(whole[victim.name])
+    middle = len(damaged) // 2
+    damaged[middle : middle + 64] = bytes(64)
+    victim.write_bytes(damaged)
+    with pytest.raises(UserError, match=f"{victim.name} is damaged .*delete it and ingest again"):
+        shards.open_split(directory, "train").subjects()
+    victim.unlink()
+    ingest(config, directory)
+    assert snapshot(directory) == whole
+    assert len(shards.open_split(directory, "train").subjects()) > 5
+    after = times(directory)
+    assert {name for name in after if after[name] != before[name]} == {victim.name}
+    assert (directory / "medsyn.json").read_bytes() == info
 
 
 def test_a_second_writer_waits_for_the_first(make_pairs, tmp_path, monkeypatch):

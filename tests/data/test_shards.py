@@ -24,7 +24,7 @@ def test_records_come_back_as_they_went_in(make_pairs, tmp_path):
         assert data.keys == [data[i]["key"] for i in range(len(data))]
         found |= {data[i]["key"]: data[i] for i in range(len(data))}
     assert sorted(found) == [f"img/{i:03d}.png" for i in range(24)]
-    assert shards.label_names(directory) == ["odd"]
+    assert shards.open_split(directory, "train").label_names == ["odd"]
     for i in range(24):
         record = found[f"img/{i:03d}.png"]
         with Image.open(Path(config.path).parent / record["key"]) as stored:
@@ -112,13 +112,13 @@ def test_directories_that_hold_no_data_are_told(make_pairs, tmp_path):
     text = info.read_text()
     info.write_text(text[:100])
     with pytest.raises(UserError, match="is not valid JSON"):
-        shards.label_names(directory)
+        shards.describe(directory)
     info.write_text(text.replace('"format": 1', '"format": 99'))
     with pytest.raises(UserError, match="has format 99"):
-        shards.label_names(directory)
+        shards.describe(directory)
     info.unlink()
     with pytest.raises(UserError, match=r"has no medsyn\.json"):
-        shards.label_names(directory)
+        shards.describe(directory)
 
 
 def test_a_changed_split_file_is_refused(make_pairs, tmp_path):
