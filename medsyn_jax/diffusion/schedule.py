@@ -1,0 +1,397 @@
+"""Samplers as tables of coefficients, made from a `scheduler_config.json` of diffusers.
+
+Every sampler here is a linear multistep method. In step i the model puts out o(x_i, t_i), of which
+
+    e_i = entry[0] x_i + entry[1] o
+
+is kept (the output itself, or the x_0 that it stands for), and then
+
+    x_{i+1}  = mix[0] . (x_i, last_i, e_i, e_{i-1}, ...)
+    last_{i+1} = mix[1] . (x_i, last_i, e_i, e_{i-1}, ...)
+
+where `last` is the state that the next step may need beside its own (PNDM goes back to it; UniPC
+corrects x_i before it goes on). A new sampler is one function that fills such a table. All is
+computed in float64 on the host and handed over in float32.
+
+The rules for times and for the fields of the file are those of diffusers 0.42, including what
+`OtherScheduler.from_config(scheduler.config)` makes of them: a field that the file leaves out has
+the default of the sampler asked for, not of the class that the file names.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from medsyn_jax.core.errors import UserError
+
+_FILE = "scheduler_config.json"
+_CLASSES = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "PNDMScheduler",
+    "EulerDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
+_OFF = (False,)
+# Per sampler: the values that are built of each field that would change its samples.
+_BUILT: dict[str, dict[str, tuple]] = {
+    "ddim": {"clip_sample": _OFF, "thresholding": _OFF},
+    "pndm": {"skip_prk_steps": (True,), "rescale_betas_zero_snr": _OFF},
+    "euler": {"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
+    "dpm++2m": {
+        "algorithm_type": ("dpmsolver++", "deis"),  # diffusers reads "deis" so
+        "solver_type": ("midpoint", "logrho", "bh1", "bh2"),  # and the last three as midpoint
+        "euler_at_final": _OFF,
+        "use_lu_lambdas": _OFF,
+        "lambda_min_clipped": (-np.inf,),
+        "variance_type": (),
+    },
+    "unipc": {
+        "solver_type": ("bh2", "midpoint", "heun", "logrho"),
+        "predict_x0": (True,),
+        "disable_corrector": ([],),
+        "solver_p": (),
+    },
+}
+_BUILT_SIGMAS = {
+    "use_exponential_sigmas": _OFF,
+    "use_beta_sigmas": _OFF,
+    "sigma_min": (),
+    "sigma_max": (),
+}
+_BUILT_SOLVERS = {
+    "solver_order": (2,),
+    "thresholding": _OFF,
+    "lower_order_final": (True,),
+    "use_flow_sigmas": _OFF,
+    "use_dynamic_shifting": _OFF,
+    "shift_terminal": (),
+}
+_BUILT_EVERYWHERE = {
+    "prediction_type": ("epsilon", "v_prediction"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+}
+
+
+class Steps(NamedTuple):
+    """What the sampler reads in each of its s steps; float32, axis 0 has length s."""
+
+    time: np.ndarray  # [s] where the model is evaluated, 0 to T - 1; fractional for Euler
+    sigma: np.ndarray  # [s] noise level there, sqrt((1 - a) / a) of the cumulative product a
+    scale: np.ndarray  # [s] of the model's input: o = model(scale x, time)
+    entry: np.ndarray  # [s, 2] weights of x and o in what is kept
+    mix: np.ndarray  # [s, 2, 2 + k] weights of x, last and the k latest entries, newest first
+
+
+class Table(NamedTuple):
+    """A sampler over a number of steps."""
+
+    init_sigma: np.ndarray  # [] standard deviation of the noise that it starts from
+    steps: Steps
+
+
+def make_table(sampler: str, config: Mapping[str, Any], steps: int) -> Table:
+    """The table of `sampler` ("ddim", "pndm", "euler", "dpm++2m" or "unipc").
+
+    config: the content of a `scheduler_config.json` of any class in _CLASSES. steps: of the
+    sampler; PNDM evaluates the model once more, because it does its second step twice.
+    Raises UserError if the sampler is unknown, `steps` is out of range, or a field of the file asks
+    for something that is not built.
+    Sources: DDIM arXiv 2010.02502 eq. 12 with eta 0; PNDM 2202.09778 eq. 9 and the linear multistep
+    coefficients of its Algorithm 2; Euler 2206.00364; DPM-Solver++(2M) 2211.01095 Algorithm 2;
+    UniPC 2302.04867 with B(h) = e^h - 1, order 2.
+    """
+    if sampler not in _TABLES:
+        raise UserError(f"sampler: {sampler!r} is unknown: choose one of {', '.join(_TABLES)}")
+    name = config.get("_class_name")
+    if name not in _CLASSES:
+        _refuse("_class_name", name, _CLASSES)
+    options = _options(sampler, config)
+    alphas = alphas_cumprod(config)
+    if not isinstance(steps, int) or not 1 <= steps <= len(alphas):
+        raise UserError(f"sampler steps: {steps!r} is not a whole number from 1 to {len(alphas)}")
+    if options["rescale_betas_zero_snr"] and options["prediction_type"] == "epsilon":
+        raise UserError(
+            f"{_FILE}: prediction_type: epsilon says nothing of the image at zero signal-to-noise "
+            f"ratio: set rescale_betas_zero_snr to false, or use v_prediction"
+        )
+    table = _TABLES[sampler](options, alphas, steps)
+    single = [np.asarray(a, np.float32) for a in (table.init_sigma, *table.steps)]
+    return Table(single[0], Steps(*single[1:]))
+
+
+def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
+    """float64 [T]: cumulative products of 1 - beta, falling within [0, 1).
+
+    Reads num_train_timesteps, beta_schedule (linear, scaled_linear or squaredcos_cap_v2),
+    beta_start, beta_end, trained_betas and rescale_betas_zero_snr (arXiv 2305.08891, Algorithm 1:
+    the last product becomes 0); the defaults are those of diffusers. Raises UserError.
+    """
+    count = _option(config, "num_train_timesteps", 1000)
+    if not isinstance(count, int) or count < 1:
+        raise UserError(f"{_FILE}: num_train_timesteps: {count!r} is not a whole number above 0")
+    kind = _option(config, "beta_schedule", "linear")
+    start, end = _option(config, "beta_start", 1e-4), _option(config, "beta_end", 0.02)
+    fields = "trained_betas" if config.get("trained_betas") is not None else "beta_start, beta_end"
+    try:
+        if fields == "trained_betas":
+            betas = np.asarray(config["trained_betas"], np.float64)
+        elif kind == "linear":
+            betas = np.linspace(start, end, count)
+        elif kind == "scaled_linear":
+            betas = np.linspace(start**0.5, end**0.5, count) ** 2
+        elif kind == "squaredcos_cap_v2":
+            angle = (np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2
+            kept = np.cos(angle) ** 2
+            betas = np.minimum(1 - kept[1:] / kept[:-1], 0.999)
+        else:
+            _refuse("beta_schedule", kind, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        sound = betas.shape == (count,) and bool(((betas > 0) & (betas < 1)).all())
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UserError(f"{_FILE}: {fields}: must give {count} numbers between 0 and 1")
+    alphas = np.cumprod(1 - betas)
+    if _option(config, "rescale_betas_zero_snr", False):
+        root = np.sqrt(alphas)
+        alphas = np.square((root - root[-1]) * (root[0] / (root[0] - root[-1])))
+    return alphas
+
+
+def _option(config: Mapping[str, Any], name: str, default: Any) -> Any:
+    value = config.get(name)
+    return default if value is None else value
+
+
+def _options(sampler: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that tables are made of; UserError where one asks for what is not built."""
+    built = _BUILT_EVERYWHERE | _BUILT[sampler]
+    if sampler not in ("ddim", "pndm"):
+        built |= _BUILT_SIGMAS
+    if sampler in ("dpm++2m", "unipc"):
+        built |= _BUILT_SOLVERS
+    for name, values in built.items():
+        value = config.get(name)
+        if value is not None and value not in values:
+            _refuse(name, value, values)
+    if sampler == "pndm" and not config.get("skip_prk_steps"):
+        _refuse("skip_prk_steps", False, (True,))
+    defaults = {
+        "prediction_type": "epsilon",
+        "timestep_spacing": "leading" if sampler in ("ddim", "pndm") else "linspace",
+        "steps_offset": 0,
+        "set_alpha_to_one": sampler == "ddim",
+        "rescale_betas_zero_snr": False,
+        "final_sigmas_type": "zero",
+        "use_karras_sigmas": False,
+        "beta_schedule": "linear",
+    }
+    options = {name: _option(config, name, default) for name, default in defaults.items()}
+    offset = options["steps_offset"]
+    if not isinstance(offset, int) or offset < 0:
+        raise UserError(f"{_FILE}: steps_offset: {offset!r} is not a whole number of at least 0")
+    return options
+
+
+def _refuse(name: str, value: Any, values: tuple) -> NoReturn:
+    choice = " or ".join(map(str, values)) or "null"
+    raise UserError(f"{_FILE}: {name}: {value!r} is not supported: use {choice}")
+
+
+def _times(options: Mapping[str, Any], count: int, steps: int, points: int) -> np.ndarray:
+    """[steps] falling times within 0 .. count - 1 (arXiv 2305.08891, table 2), not yet rounded.
+
+    points: of the grid whose first `steps` are taken; the solvers of higher order leave its end
+    (time 0) out.
+    """
+    spacing = options["timestep_spacing"]
+    if spacing == "linspace":
+        times = np.linspace(0, count - 1, points)[::-1][:steps]
+    elif spacing == "leading":
+        times = (np.arange(points) * (count // points))[::-1][:steps] + options["steps_offset"]
+    else:
+        times = np.round(np.arange(count, 0, -count / steps))[:steps] - 1
+    if times[0] > count - 1 or (np.diff(times.round()) >= 0).any():
+        raise UserError(
+            f"sampler steps: {steps} with timestep_spacing {spacing} and steps_offset "
+            f"{options['steps_offset']} do not fit the {count} training steps: use fewer"
+        )
+    return times
+
+
+def _predictions(prediction: str, keep: Any, add: Any) -> tuple[np.ndarray, np.ndarray]:
+    """x_0 and the noise as weights of (x, output), [..., 2] each, for x = keep x_0 + add noise."""
+    keep, add = np.asarray(keep), np.asarray(add)
+    if prediction == "v_prediction":
+        return np.stack([keep, -add], -1), np.stack([add, keep], -1)
+    zero = np.zeros_like(keep)
+    return np.stack([1 / keep, -add / keep], -1), np.stack([zero, zero + 1], -1)
+
+
+def _sigmas(alphas: np.ndarray) -> np.ndarray:
+    """Noise levels of all training times; the infinite one of a zero-SNR schedule is set to 4096,
+    as diffusers does."""
+    alphas = np.append(alphas[:-1], alphas[-1] or 2.0**-24)
+    return np.sqrt((1 - alphas) / alphas)
+
+
+def _before(options: Mapping[str, Any], alphas: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The products at `times`, where a time below 0 means beyond the schedule's clean end."""
+    end = 1.0 if options["set_alpha_to_one"] else alphas[0]
+    return np.where(times >= 0, alphas[times], end)
+
+
+def _plain_mix(steps: int, entries: int) -> np.ndarray:
+    """Weights that leave x as it is and hand it on as `last`."""
+    mix = np.zeros((steps, 2, 2 + entries))
+    mix[:, :, 0] = 1
+    return mix
+
+
+def _ddim(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
+    times = _times(options, len(alphas), steps, steps).round().astype(int)
+    # As in diffusers, the stride is that of "leading", whatever the spacing of the times.
+    here, there = alphas[times], _before(options, alphas, times - len(alphas) // steps)
+    x0, noise = _predictions(options["prediction_type"], np.sqrt(here), np.sqrt(1 - here))
+    mix = _plain_mix(steps, 1)
+    mix[:, 0, [0, 2]] = np.sqrt(there)[:, None] * x0 + np.sqrt(1 - there)[:, None] * noise
+    entry = np.tile([0.0, 1.0], (steps, 1))
+    return Table(np.ones(()), Steps(times, _sigmas(alphas)[times], np.ones(steps), entry, mix))
+
+
+def _pndm(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
+    times = _times(options, len(alphas), steps, steps).round().astype(int)
+    times = np.insert(times, 1, times[1]) if steps > 1 else times
+    stride = len(alphas) // steps
+    start, goal = times.copy(), times - stride
+    if steps > 1:  # the second evaluation redoes the first step from its start
+        start[1], goal[1] = times[1] + stride, times[1]
+    here, there = alphas[start], _before(options, alphas, goal)
+    _, noise = _predictions(options["prediction_type"], np.sqrt(here), np.sqrt(1 - here))
+    on_x = np.sqrt(there / here)
+    on_noise = (here - there) / (
+        here * np.sqrt(1 - there) + np.sqrt(here * (1 - here) * there)
+    )  # eq. 9
+    # Adams-Bashforth weights, newest first; the second evaluation is not used again.
+    orders = [[1], [1 / 2, 1 / 2], [3 / 2, 0, -1 / 2], [23 / 12, -16 / 12, 0, 5 / 12]]
+    orders += [[55 / 24, -59 / 24, 37 / 24, 0, -9 / 24], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
+    mix = _plain_mix(len(times), 5)
+    mix[:, 0] = 0
+    for i in range(len(times)):
+        weights = np.array(orders[min(i, 5)])
+        mix[i, 0, 1 if i == 1 else 0] = on_x[i] + on_noise[i] * noise[i, 0]
+        mix[i, 0, 2 : 2 + len(weights)] = on_noise[i] * noise[i, 1] * weights
+    entry = np.tile([0.0, 1.0], (len(times), 1))
+    sigma = _sigmas(alphas)[times]
+    return Table(np.ones(()), Steps(times, sigma, np.ones(len(times)), entry, mix))
+
+
+def _grid(
+    options: Mapping[str, Any], alphas: np.ndarray, steps: int, *, solver: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Times [steps] and noise levels [steps + 1], the last one being where sampling ends.
+
+    solver: of the higher orders, which take whole times; Euler takes any.
+    """
+    every = _sigmas(alphas)
+    times = _times(options, len(alphas), steps, steps + solver)
+    times = times.round() if solver else times
+    sigmas = np.interp(times, np.arange(len(every)), every)
+    if options["use_karras_sigmas"]:  # arXiv 2206.00364, eq. 5, rho 7
+        low, high = (every[0], every[-1]) if solver else (sigmas[-1], sigmas[0])
+        sigmas = np.linspace(high ** (1 / 7), low ** (1 / 7), steps) ** 7
+        times = np.interp(np.log(sigmas), np.log(every), np.arange(len(every)))
+        times = times.round() if solver else times
+    end = 0.0 if options["final_sigmas_type"] == "zero" else every[0]
+    return times, np.append(sigmas, end)
+
+
+def _euler(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
+    times, sigmas = _grid(options, alphas, steps, solver=False)
+    sigma, move = sigmas[:-1], np.diff(sigmas)
+    scale = 1 / np.sqrt(sigma**2 + 1)
+    # The state is x_0 + sigma noise: the model sees it scaled, and the noise is its slope.
+    _, slope = _predictions(options["prediction_type"], scale, sigma * scale)
+    mix = _plain_mix(steps, 1)
+    mix[:, 0, 0] += move * slope[:, 0] * scale
+    mix[:, 0, 2] = move * slope[:, 1]
+    entry = np.tile([0.0, 1.0], (steps, 1))
+    leading = options["timestep_spacing"] == "leading"
+    return Table(np.sqrt(sigma[0] ** 2 + leading), Steps(times, sigma, scale, entry, mix))
+
+
+def _advance(sigmas: np.ndarray, i: int, order: int) -> tuple[float, float, float]:
+    """Weights of x, e_i and e_{i-1} (values of x_0) in x_{i+1}: DPM-Solver++(2M), midpoint.
+
+    With h the step in log(1 / sigma), e^-h is the ratio of the noise levels.
+    """
+    here, there = sigmas[i], sigmas[i + 1]
+    keep_here, keep_there = 1 / np.sqrt(here**2 + 1), 1 / np.sqrt(there**2 + 1)
+    gain = keep_there * (1 - there / here)
+    slope = 0.0
+    if order == 2:
+        slope = 0.5 * gain * np.log(here / there) / np.log(sigmas[i - 1] / here)
+    return there * keep_there / (here * keep_here), gain + slope, -slope
+
+
+def _solver_table(
+    options: Mapping[str, Any], times: np.ndarray, sigmas: np.ndarray, mix: np.ndarray
+) -> Table:
+    sigma = sigmas[:-1]
+    keep = 1 / np.sqrt(sigma**2 + 1)
+    x0, _ = _predictions(options["prediction_type"], keep, sigma * keep)
+    return Table(np.ones(()), Steps(times, sigma, np.ones(len(times)), x0, mix))
+
+
+def _dpm(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
+    times, sigmas = _grid(options, alphas, steps, solver=True)
+    mix = _plain_mix(steps, 2)
+    for i in range(steps):
+        plain_end = i == steps - 1 and (steps < 15 or sigmas[-1] == 0)
+        mix[i, 0, [0, 2, 3]] = _advance(sigmas, i, 1 if i == 0 or plain_end else 2)
+    return _solver_table(options, times, sigmas, mix)
+
+
+def _unipc(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
+    times, sigmas = _grid(options, alphas, steps, solver=True)
+    mix = np.zeros((steps, 2, 5))
+    order = 0
+    for i in range(steps):
+        corrected = _corrected(sigmas, i, order) if i else np.eye(5)[0]
+        order = min(2, i + 1, steps - i)
+        on_x, newest, older = _advance(sigmas, i, order)
+        mix[i, 0] = on_x * corrected + np.array([0, 0, newest, older, 0])
+        mix[i, 1] = corrected
+    return _solver_table(options, times, sigmas, mix)
+
+
+def _corrected(sigmas: np.ndarray, i: int, order: int) -> np.ndarray:
+    """UniC: x_i anew from (x_i, last, e_i, e_{i-1}, e_{i-2}), `last` being x_{i-1} as corrected.
+
+    order: of the step that led to x_i.
+    """
+    on_last, gain, _ = _advance(sigmas, i - 1, 1)
+    h = np.log(sigmas[i - 1] / sigmas[i])
+    b = np.expm1(-h)
+    if order == 1:
+        weights = np.array([0.5, -0.5, 0.0])
+    else:
+        ratio = np.log(sigmas[i - 1] / sigmas[i - 2]) / h
+        phi_2 = b / -h - 1
+        phi_3 = phi_2 / -h - 1 / 2
+        rho = np.linalg.solve([[1, 1], [ratio, 1]], [phi_2 / b, 2 * phi_3 / b])
+        weights = np.array([rho[1], -rho[1] - rho[0] / ratio, rho[0] / ratio])
+    return np.array([0, on_last, 0, gain, 0]) + gain * np.array([0, 0, *weights])
+
+
+_TABLES: dict[str, Callable[[Mapping[str, Any], np.ndarray, int], Table]] = {
+    "ddim": _ddim,
+    "pndm": _pndm,
+    "euler": _euler,
+    "dpm++2m": _dpm,
+    "unipc": _unipc,
+}
+SAMPLERS = tuple(_TABLES)
