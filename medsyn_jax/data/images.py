@@ -29,13 +29,15 @@ _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _DEPTHS = (8, 10, 12, 14, 16)
 
 
-def decode_grey(path: str | os.PathLike[str], at_least: int = 0) -> Grey:
+def decode_grey(path: str | os.PathLike[str], at_least: int = 0, bits: int = 0) -> Grey:
     """Reads a PNG, JPEG, TIFF, BMP or DICOM file.
 
     Args:
       path: the file; its content decides what it is, not its name.
       at_least: 0, or a side in pixels: a JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size,
         as long as neither side becomes smaller than this.
+      bits: used in the 16 of a PNG or TIFF of such, 8..16; 0 takes the fewest of 8, 10, 12, 14 and
+        16 that hold the image, so that a dim image of 12 bits can pass for one of 10.
 
     Returns:
       uint8 [height, width]. Colour is weighted by ITU-R 601, transparent parts lie over black, an
@@ -43,7 +45,8 @@ def decode_grey(path: str | os.PathLike[str], at_least: int = 0) -> Grey:
 
     Raises:
       RejectedRecord: "<path>: <reason>": missing, empty, truncated, not an image, several frames,
-        a DICOM in colour, a pixel type that is no picture, more than MAX_PIXELS, or all one value.
+        a DICOM in colour, a pixel type that is no picture, more than MAX_PIXELS, all one value, or
+        a value that does not fit into `bits`.
     """
     try:
         content = Path(path).read_bytes()
@@ -55,7 +58,7 @@ def decode_grey(path: str | os.PathLike[str], at_least: int = 0) -> Grey:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            pixels = _decode(content, Path(path).suffix.lower(), at_least)
+            pixels = _decode(content, Path(path).suffix.lower(), at_least, bits)
         except RejectedRecord as error:
             raise RejectedRecord(f"{path}: {error}") from None
     low, high = int(pixels.min()), int(pixels.max())
@@ -64,7 +67,7 @@ def decode_grey(path: str | os.PathLike[str], at_least: int = 0) -> Grey:
     return pixels
 
 
-def _decode(content: bytes, suffix: str, at_least: int) -> Grey:
+def _decode(content: bytes, suffix: str, at_least: int, bits: int) -> Grey:
     try:
         if not content:
             raise RejectedRecord("the file is empty (0 bytes)")
@@ -74,7 +77,7 @@ def _decode(content: bytes, suffix: str, at_least: int) -> Grey:
         image = _opened(stream)
         if image is not None:
             with image:
-                return _picture(image, at_least)
+                return _picture(image, at_least, bits)
         if suffix in (".dcm", ".dicom"):  # old DICOM files have nothing that tells
             return _dicom(stream)
         raise RejectedRecord("not a PNG, JPEG, TIFF, BMP or DICOM file")
@@ -102,7 +105,7 @@ def _opened(stream: BinaryIO) -> Image.Image | None:
         raise RejectedRecord(f"more than {MAX_PIXELS // 1_000_000} million pixels") from None
 
 
-def _picture(image: Image.Image, at_least: int) -> Grey:
+def _picture(image: Image.Image, at_least: int, bits: int) -> Grey:
     _check_size(*image.size)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a camera's JPEG with previews behind it
@@ -114,7 +117,7 @@ def _picture(image: Image.Image, at_least: int) -> Grey:
     image.load()
     if _turned(image):
         ImageOps.exif_transpose(image, in_place=True)
-    return _deep(np.asarray(image)) if image.mode in _DEEP_MODES else _plain(image)
+    return _deep(np.asarray(image), bits) if image.mode in _DEEP_MODES else _plain(image)
 
 
 def _turned(image: Image.Image) -> bool:
@@ -133,12 +136,14 @@ def _plain(image: Image.Image) -> Grey:
     return np.asarray(image.convert("L"))
 
 
-def _deep(pixels: np.ndarray) -> Grey:
-    """16-bit containers often hold 10, 12 or 14 bits; the largest value tells which."""
+def _deep(pixels: np.ndarray, bits: int) -> Grey:
+    """16-bit containers often hold 10, 12 or 14 bits; without `bits` the largest value tells."""
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high > 65535:
         raise RejectedRecord(f"pixels from {low} to {high}, not 16 bit grey")
-    depth = next(depth for depth in _DEPTHS if high < 1 << depth)
+    depth = bits or next(depth for depth in _DEPTHS if high < 1 << depth)
+    if high >= 1 << depth:
+        raise RejectedRecord(f"a pixel of {high}, more than ingest.bits={depth} can hold")
     return _to_bytes(np.arange(1 << depth), 0, (1 << depth) - 1)[pixels]
 
 
@@ -252,12 +257,6 @@ def square(image: Grey, size: int) -> Grey:
     canvas = np.zeros((size, size), np.uint8)
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
     return canvas
-
-
-def short_side(image: Grey, size: int) -> Grey:
-    """Resizes so that the shorter side has `size` pixels; the proportions stay."""
-    scale = size / min(image.shape)
-    return _resize(image, *(max(size, round(side * scale)) for side in image.shape))
 
 
 def _resize(image: Grey, height: int, width: int) -> Grey:

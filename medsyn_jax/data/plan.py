@@ -106,6 +106,8 @@ def _list(config: Any) -> records.Listing:
         )
     if config.records_per_shard < 1 or config.size < 1:
         raise UserError("ingest: size and records_per_shard must be at least 1")
+    if config.bits not in (0, *range(8, 17)):
+        raise UserError(f"ingest.bits: {config.bits}: use 8 to 16, or 0 to ask every image")
     return records.SOURCES[config.source](config)
 
 

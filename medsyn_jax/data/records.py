@@ -5,6 +5,7 @@ its own (`example`), in any process and in any order.
 
 Fields of `config` (the ingest config) that are read here and in `sources`:
   source, path, size (pixels), sections, min_tokens, frontal_only, seed,
+  bits: used in the images of 16, 0 = each image's own (`images.decode_grey`),
   inverted: whether bone is dark in the files of this source, although they do not say so,
   phantom.{subjects, studies_per_subject},
   pairs.{image, report, subject, split, labels, view}: column names, "" = no such column,
@@ -73,8 +74,8 @@ def example(item: Item, config: Any) -> dict:
     # The report is cheap to read and to reject: before the image.
     texts = _texts(report, item, config)
     # Half of the decoder's work on a large JPEG is saved without a visible loss.
-    pixels = images.decode_grey(item.image, at_least=2 * config.size)
-    if config.get("inverted"):
+    pixels = images.decode_grey(item.image, 2 * config.size, config.bits)
+    if config.inverted:
         pixels = 255 - pixels
     return {
         "key": item.key,

@@ -49,6 +49,15 @@ def test_16_bit_is_scaled_by_its_depth(tmp_path, bits):
     assert got.tolist() == [[0, 127, 255, 255]]  # the brightest never wraps to 0
 
 
+def test_bits_of_a_source_hold_for_its_dim_images_too(tmp_path):
+    dim = saved(tmp_path / "dim.png", np.array([[0, 500, 1000]], np.uint16))
+    assert images.decode_grey(dim).tolist() == [[0, 125, 249]]  # taken for 10 bits
+    assert images.decode_grey(dim, bits=12).tolist() == [[0, 31, 62]]
+    with pytest.raises(RejectedRecord, match=r"dim\.png: a pixel of 1000, more than ingest.bits=9"):
+        images.decode_grey(dim, bits=9)
+    assert images.decode_grey(saved(tmp_path / "8.png", GRADIENT), bits=12).max() == GRADIENT.max()
+
+
 def test_16_bit_keeps_a_dim_picture_dim(tmp_path):
     got = images.decode_grey(saved(tmp_path / "a.png", np.array([[0, 1500]], np.uint16)))
     assert got.tolist() == [[0, round(1500 * 255 / 4095)]]
@@ -374,13 +383,6 @@ def test_resizing_is_antialiased():
     stripes[:, ::2] = 255
     small = images.square(stripes, 64).astype(int)
     assert np.abs(small - 127.5).max() < 3
-
-
-def test_short_side():
-    image = np.arange(200, dtype=np.uint8).repeat(100).reshape(200, 100)
-    assert images.short_side(image, 50).shape == (100, 50)
-    assert images.short_side(image.T, 50).shape == (50, 100)
-    assert images.short_side(image[:99], 50).shape == (50, 51)
 
 
 def test_encode_png():

@@ -9,7 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from configs.ingest import get_config
 from medsyn_jax.core.errors import UserError
@@ -179,6 +181,26 @@ def test_unusable_records_become_reject_rows(make_pairs, tmp_path):
     assert len(keys) == len(set(keys)) == 57
     assert not set(keys) & set(found)
     assert shards.describe(directory)["rejects"] == 3
+
+
+def test_bits_of_the_source_reach_its_images(make_pairs, tmp_path):
+    config = make_pairs()
+    image = Path(config.path).parent / "img" / "004.png"
+    for record, top in ((4, 4095), (5, 1000), (6, 5000)):
+        pixels = np.linspace(0, top, 256).astype(np.uint16).reshape(16, 16)
+        Image.fromarray(pixels).save(image.with_name(f"{record:03d}.png"))
+    config.update({"bits": 12, "split_shares": (1.0, 0.0, 0.0)})
+    directory = ingest(config, tmp_path / "out")
+    assert (
+        "img/006.png: a pixel of 5000, more than ingest.bits=12"
+        in rejects(directory)["img/006.png"]
+    )
+    data = shards.open_split(directory, "train")
+    tops = {data.keys[i]: data[i]["image"].max() for i in range(len(data))}
+    assert (tops["img/004.png"], tops["img/005.png"]) == (255, 62)
+    config.bits = 17
+    with pytest.raises(UserError, match=r"ingest\.bits: 17: use 8 to 16"):
+        ingest(config, tmp_path / "other")
 
 
 def test_a_short_report_is_left_out_without_counting_as_a_fault(make_pairs, tmp_path):

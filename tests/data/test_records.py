@@ -27,6 +27,8 @@ def settings(source: str, path="", **fields) -> ConfigDict:
             "sections": ("findings", "impression"),
             "min_tokens": 3,
             "frontal_only": True,
+            "bits": 0,
+            "inverted": False,
             "seed": 5,
             "phantom": {"subjects": 3, "studies_per_subject": 2},
             "pairs": {
