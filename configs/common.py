@@ -20,7 +20,7 @@ def phantom(size: int, subjects: int) -> ConfigDict:
             "sections": ("findings", "impression"),
             "min_tokens": 3,
             "frontal_only": True,
-            "bits": 0,  # that 16-bit files really use, say 12; 0: by the largest value of each image
+            "bits": 0,  # that 16-bit files really use, say 12; 0: by the largest value of each
             "inverted": False,  # True where bone is dark and the files do not say so
             "max_reject_share": 0.05,
             "records_per_shard": 512,
