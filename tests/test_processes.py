@@ -9,10 +9,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
+from configs.classify import get_config
+from medsyn_jax.tasks import classify
 from scripts import chaos
+from tests.train.runs import write_pairs
 
+CLASSIFY = "configs/classify.py:smoke"
 STEPS = 8
 DEVICES = 4
 
@@ -63,6 +68,43 @@ def test_a_run_that_was_stopped_and_killed_ends_as_the_unbroken_one(
     for process in range(1, processes):  # only the first one writes and talks
         assert "results: " not in torn.output(process).read_text()
         assert "saved at" not in torn.output(process).read_text()
+
+
+def test_two_processes_probe_as_one_and_only_the_first_needs_the_raw_data(unbroken, tmp_path):
+    """The second one runs where the path of the CSV leads nowhere."""
+    write_pairs(tmp_path / "pairs")
+    (tmp_path / "elsewhere").mkdir()
+    fields = {"encoder.workdir": str(unbroken[0].workdir), "seeds": 2, "fractions": (0.5,)}
+    fields |= {"ingest.pairs.subject": "subject", "ingest.pairs.split": "split"}
+    fields |= {"ingest.pairs.labels": ("bright", "left"), "data.source": "pairs/pairs.csv"}
+    command = [sys.executable, "-m", "medsyn_jax.main", f"--config={chaos.ROOT}/{CLASSIFY}"]
+    command += [f"--config.{field}={value}" for field, value in fields.items()]
+    command += [f"--workdir={tmp_path}/two/run"]
+    env = chaos.environment(tmp_path, DEVICES // 2) | {"PYTHONPATH": str(chaos.ROOT)}
+    env |= {"MEDSYN_COORDINATOR": f"127.0.0.1:{chaos.free_port()}", "MEDSYN_PROCESSES": "2"}
+    logs, running = [tmp_path / "0.log", tmp_path / "1.log"], []
+    for process, cwd in enumerate([tmp_path, tmp_path / "elsewhere"]):
+        with logs[process].open("w") as log:
+            alone = env | {"MEDSYN_PROCESS": str(process)}
+            output = {"stdout": log, "stderr": log}
+            running.append(subprocess.Popen(command, cwd=cwd, env=alone, **output))
+    try:
+        codes = [child.wait(120) for child in running]
+    finally:
+        for child in running:
+            child.kill()
+    said = [path.read_text() for path in logs]
+    assert codes == [0, 0], "\n".join(said)
+    assert [text.count("results: ") for text in said] == [1, 0]
+
+    config = get_config("smoke")
+    config.update_from_flattened_dict(fields | {"data.source": str(tmp_path / "pairs/pairs.csv")})
+    classify.run(config, tmp_path / "one" / "run")
+    one, two = (sorted((tmp_path / n / "run" / "features").glob("*")) for n in ("one", "two"))
+    assert len(one) == 6  # of three splits, by two encoders
+    for a, b in zip(one, two, strict=True):
+        want, got = np.load(a)["features"], np.load(b)["features"]
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6, err_msg=a.name)
 
 
 def test_a_mistake_that_one_process_finds_ends_the_others(runs, tmp_path):

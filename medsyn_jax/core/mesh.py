@@ -47,14 +47,34 @@ def initialize() -> None:
 def wait_for_all(what: str) -> None:
     """Until every process has done `what`, a name used once a run, however long one takes for it.
 
-    A collective would give up after 30 s on CPU, and ingestion may take hours.
+    A collective would give up after 30 s on CPU, and training a tokenizer may take longer.
     """
     if jax.process_count() > 1:
-        from jax._src import distributed  # there is no public way to the barrier
+        _client().wait_at_barrier(what, timeout_in_ms=_PATIENCE_MS)
 
-        client = distributed.global_state.client
-        assert client is not None
-        client.wait_at_barrier(what, timeout_in_ms=_PATIENCE_MS)
+
+def from_first(text: str, name: str) -> str:
+    """The first process's `text` on every process, however long it takes until it has one.
+
+    name: used once a run. If the first process ends instead, the others end as well.
+    """
+    if jax.process_count() == 1:
+        return text
+    if jax.process_index() == 0:
+        _client().key_value_set(name, text)
+        return text
+    return _client().blocking_key_value_get(name, _PATIENCE_MS)
+
+
+def _client() -> Any:
+    from jax._src import distributed  # there is no public way to it
+
+    if distributed.global_state.client is None:
+        raise UserError(
+            f"{jax.process_count()} processes see each other's devices but have not met: set "
+            "MEDSYN_DISTRIBUTED=1 on each, or MEDSYN_COORDINATOR and its numbers"
+        )
+    return distributed.global_state.client
 
 
 def leave_at_once(status: int, said: str = "") -> None:

@@ -8,15 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.config import check_files, check_numbers
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import datasets, ingestion, shards, splits
+from medsyn_jax.data import shards, splits
 from medsyn_jax.objectives import classify
-from medsyn_jax.train import encoders, features, probe
+from medsyn_jax.train import corpus, encoders, features, probe
 
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 
@@ -67,7 +66,7 @@ def run(config: Any, workdir: Path) -> None:
     found = _encoders(config)
     log.check_config(workdir, config, FREE)
     mesh = meshes.make_mesh(**config.mesh)
-    directory = _prepare(config, workdir)
+    directory = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
     parts = {split: shards.open_split(directory, split) for split in splits.SPLITS}
     task = make_task(config.labels, parts["train"].label_names)
     log.write_config(workdir, config, FREE)
@@ -115,7 +114,8 @@ def _check(config: Any) -> None:
         )
     if not config.fractions or not all(0 < share <= 1 for share in config.fractions):
         raise UserError(f"config.fractions: {config.fractions}: give shares above 0 and at most 1")
-    source = "" if config.data.source == "phantom" else config.data.source
+    raw = config.data.source != "phantom" and jax.process_index() == 0  # the only one to read it
+    source = config.data.source if raw else ""
     named = {"data.source": source, "encoder.weights": config.encoder.weights}
     check_files(named | {"fractions_from": config.fractions_from})
 
@@ -127,26 +127,6 @@ def _encoders(config: Any) -> list[encoders.Encoder]:
         given = (settings.weights, settings.layout, settings.mean, settings.std)
         found.append(encoders.imported(workdir, *given))
     return found
-
-
-def _prepare(config: Any, workdir: Path) -> Path:
-    """The data set as shards, ingested by the first process if need be."""
-    root = workdir.parent / "data"
-
-    def prepare() -> Path:
-        source = Path(config.data.source)
-        if config.ingest.source != "folder" or (source / shards.INFO).exists():
-            return datasets.prepare(config.data.source, config.ingest, root)
-        settings = ConfigDict(config.ingest.to_dict())
-        settings.path = str(source)
-        plan = ingestion.make_plan(settings)
-        return ingestion.ingest(settings, root / f"{source.name}-{plan.fingerprint[:8]}", plan)
-
-    if jax.process_count() > 1:
-        if jax.process_index() == 0:
-            prepare()
-        meshes.wait_for_all("ingested")
-    return prepare()
 
 
 def make_task(settings: Any, available: Sequence[str]) -> Task:

@@ -16,11 +16,11 @@ from medsyn_jax.core import log, metrics, optim
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.config import check_choice, check_files, check_numbers
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import datasets, loader, shards, tokenizers, transforms
+from medsyn_jax.data import loader, shards, tokenizers, transforms
 from medsyn_jax.models import towers, weights
 from medsyn_jax.models.layers import statistics
 from medsyn_jax.objectives.contrastive import contrastive_loss, normalize
-from medsyn_jax.train import loop
+from medsyn_jax.train import corpus, loop
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
 from medsyn_jax.train.checkpoint import Checkpoints
@@ -134,19 +134,19 @@ def _check(config: Any) -> None:
         )
     named = {"data.tokenizer": config.data.tokenizer}
     named |= {f"{part}.weights": config[part].weights for part in ("image", "text")}
-    named |= {f"data.sources[{i}]": s for i, s in enumerate(sources) if s != "phantom"}
+    if jax.process_index() == 0:  # the only one that reads them
+        named |= {f"data.sources[{i}]": s for i, s in enumerate(sources) if s != "phantom"}
     check_files(named)
 
 
 def _data(config: Any, workdir: Path) -> Data:
-    """Ingest what is not ingested yet (on the first process), and open it."""
+    """Ingest what is not ingested yet, and open it."""
     settings = config.data
     root = workdir.parent / "data"
-    if jax.process_index() == 0:
-        for named in settings.sources:
-            datasets.prepare(named, config.ingest, root)
-    meshes.wait_for_all("ingested")
-    folders = [datasets.prepare(named, config.ingest, root) for named in settings.sources]
+    folders = [
+        corpus.prepare(named, config.ingest, root, f"source {i}")
+        for i, named in enumerate(settings.sources)
+    ]
     tokenizer = _tokenizer(config, workdir, folders[0])
 
     def source(folder: Path, split: str) -> loader.Source:

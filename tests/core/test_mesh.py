@@ -54,3 +54,11 @@ def test_coordinator_needs_its_numbers(monkeypatch):
     monkeypatch.setenv("MEDSYN_PROCESSES", "two")
     with pytest.raises(UserError, match="must be whole numbers"):
         meshes.initialize()
+
+
+def test_processes_that_see_each_other_but_never_met_are_told_how(monkeypatch):
+    assert meshes.from_first("here", "folder") == "here"  # a process alone
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    for wait in (lambda: meshes.wait_for_all("done"), lambda: meshes.from_first("here", "folder")):
+        with pytest.raises(UserError, match=r"4 processes .* set MEDSYN_DISTRIBUTED=1 on each"):
+            wait()
