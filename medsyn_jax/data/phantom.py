@@ -36,8 +36,6 @@ class Phantom:
     """One study.
 
     Attributes:
-      key: unique name, 'p<seed>/s<subject>/<study>'.
-      subject: patient id, shared by the studies of one subject.
       image: uint8 [size, size], bright where the beam is weak, as on a viewing screen.
       labels: 1 present, 0 absent, -1 left open, for each of LABELS.
       masks: 'lungs', 'pneumothorax', 'effusion', each bool [size, size].
@@ -46,8 +44,6 @@ class Phantom:
       view: 'PA' or 'AP'.
     """
 
-    key: str
-    subject: str
     image: np.ndarray
     labels: dict[str, int]
     masks: Masks
@@ -113,8 +109,6 @@ def study(seed: int, subject: int, study: int, size: int) -> Phantom:
         words, made.anatomy, made.pose, made.findings, made.devices, before
     )
     return Phantom(
-        key=f"p{seed}/s{subject:06d}/{study}",
-        subject=f"p{seed}s{subject:06d}",
         image=image,
         labels=findings.labels(made.findings),
         masks=masks,

@@ -26,6 +26,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.files import replaced
 from medsyn_jax.data import reports, splits
 
 FORMAT = 1
@@ -95,27 +96,23 @@ def write_shard(
     Raises:
         OSError: with errno ENOSPC and the like when the disk is full; nothing is left at `path`.
     """
-    temporary = temporary_name(path)
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
-    try:
-        keys, optional, payload = _write_records(writer, examples, label_names)
-        writer.close()
-        _check_written(temporary, len(keys))
-        size = temporary.stat().st_size
-        shard = Shard(
-            path.name, split, keys, list(rejects), list(left_out), optional, payload, size
-        )
+    with replaced(path) as temporary:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+        try:
+            keys, optional, payload = _write_records(writer, examples, label_names)
+            writer.close()
+            _check_written(temporary, len(keys))
+        except RuntimeError as error:  # array_record tells of a full disk in words only, at the end
+            for number in _DISK_FULL:
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number), str(path)) from error
+            raise
+        finally:
+            if writer.is_open():
+                _close_quietly(writer)
+        size, lists = temporary.stat().st_size, (list(rejects), list(left_out))
+        shard = Shard(path.name, split, keys, *lists, optional, payload, size)
         write_text(_note(path), json.dumps(dataclasses.asdict(shard)))
-        os.replace(temporary, path)
-    except RuntimeError as error:  # array_record tells of a full disk in words only, and at the end
-        for number in _DISK_FULL:
-            if os.strerror(number) in str(error):
-                raise OSError(number, os.strerror(number), str(path)) from error
-        raise
-    finally:
-        if writer.is_open():
-            _close_quietly(writer)
-        temporary.unlink(missing_ok=True)
     return shard
 
 
@@ -133,18 +130,8 @@ def finished(path: Path) -> Shard | None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that readers see the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    try:
+    with replaced(path) as temporary:
         temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def temporary_name(path: Path) -> Path:
-    """Where `path` is written until it is whole; `.*.tmp` is nobody's finished file."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def write_tfds_info(directory: Path, shards: Sequence[Shard], label_names: Sequence[str]) -> None:

@@ -6,13 +6,13 @@ A subject's split is a hash of (seed, subject), so that records added later neve
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.files import replaced
 
 SPLITS = ("train", "valid", "test")
 
@@ -120,13 +120,8 @@ def fraction(keys: Sequence[str], labels: np.ndarray | None, share: float, seed:
 def write_keys(path: Path, keys: Sequence[str]) -> str:
     """Writes one key a line, all or nothing, and returns the sha256 of the file."""
     text = "".join(f"{key}\n" for key in keys).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replaced(path) as temporary:
         temporary.write_bytes(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return hashlib.sha256(text).hexdigest()
 
 
