@@ -77,10 +77,11 @@ def add_bias(x: Float[Array, "*n f"], bias: Float[Array, " f"]) -> Float[Array, 
 
 
 class Conv(nnx.Module):
-    """A square convolution without bias: `kernel` [k, k, inputs, outputs], padded as torch does.
+    """A square convolution: `kernel` [k, k, inputs, outputs], and a `bias` if asked for.
 
-    The padding is (k - 1) // 2 on every side, whatever the stride. Initialized as torchvision's
-    ResNet: normal, variance 2 / (k k outputs).
+    `edges` are the zeros before and after each row and column; without them they are (k - 1) // 2
+    on every side as in torch, whatever the stride. Initialized as torchvision's ResNet by default:
+    normal, variance 2 / (k k outputs). The bias starts at zero.
     """
 
     def __init__(
@@ -90,17 +91,28 @@ class Conv(nnx.Module):
         size: int,
         stride: int = 1,
         *,
+        bias: bool = False,
+        edges: tuple[int, int] | None = None,
+        init: Callable | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (size, size, inputs, outputs)
-        init = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        self.stride = stride
+        init = init or jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        self.stride, self.edges = stride, edges
         self.dtype = dtype
         self.kernel = nnx.Param(init(rngs.params(), shape))
+        self.bias = nnx.data(nnx.Param(jnp.zeros(outputs)) if bias else None)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
-        return convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if self.edges is None:
+            y = convolve(x, kernel, self.stride)
+        else:
+            strides, edges = (self.stride,) * 2, (self.edges,) * 2
+            axes = ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=axes)
+        return y if self.bias is None else add_bias(y, self.bias[...])
 
 
 class BatchNorm(nnx.Module):
@@ -167,6 +179,36 @@ class LayerNorm(nnx.Module):
         return (y + along_last(self.bias[...], x.ndim)).astype(self.dtype)
 
 
+class GroupNorm(nnx.Module):
+    """Group normalization (Wu and He, 2018) over all axes but the first and `groups` of the last.
+
+    Raises ValueError if the features do not divide into the groups.
+    """
+
+    def __init__(
+        self, features: int, groups: int, *, eps: float = 1e-5, dtype: DTypeLike = jnp.float32
+    ):
+        if features % groups:
+            raise ValueError(f"{features} features do not divide into {groups} groups")
+        self.groups, self.eps, self.dtype = groups, eps, dtype
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, x: Float[Array, "b *n f"]) -> Float[Array, "b *n f"]:
+        """Sums go over positions first and then over a group's channels: the channels are last."""
+        wide = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
+        centered = wide - self._per_group(wide)
+        factor = jax.lax.rsqrt(self._per_group(jnp.square(centered)) + self.eps)
+        y = centered * (factor * along_last(self.scale[...], 3)) + along_last(self.bias[...], 3)
+        return y.astype(self.dtype).reshape(x.shape)
+
+    def _per_group(self, x: Float[Array, "b n f"]) -> Float[Array, "b 1 f"]:
+        """The mean over positions and over each group, at each of the group's channels."""
+        b, _, f = x.shape
+        mean = x.mean(1).reshape(b, self.groups, -1).mean(-1, keepdims=True)
+        return jnp.broadcast_to(mean, (b, self.groups, f // self.groups)).reshape(b, 1, f)
+
+
 def dropout(x: Float[Array, "*n"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*n"]:
     """Zeroes a share `rate` of x and scales the rest accordingly; x itself without a key.
 
@@ -199,3 +241,21 @@ def attend(
     logits = jnp.where(mask[:, None, None, :], logits / math.sqrt(query.shape[-1]), -1e30)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bnts,bsnd->btnd", dropout(weights, rate, rng), value)
+
+
+def fast_attend(
+    query: Float[Array, "b t n d"],
+    key: Float[Array, "b s n d"],
+    value: Float[Array, "b s n d"],
+    causal: bool = False,
+) -> Float[Array, "b t n d"]:
+    """Scaled dot-product attention of n heads; if `causal`, to positions s <= t only.
+
+    cuDNN's flash attention where it exists (GPU, 16-bit floats, at most 128 dimensions a head,
+    a multiple of 8), else XLA's. Both take the softmax in float32.
+    """
+    fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0 and query.dtype.itemsize == 2
+    flash = fits and jax.default_backend() == "gpu"
+    return jax.nn.dot_product_attention(
+        query, key, value, is_causal=causal, implementation="cudnn" if flash else "xla"
+    )

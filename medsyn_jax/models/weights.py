@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -47,29 +48,35 @@ class Place(NamedTuple):
 Plan = dict[str, Place]  # by our name
 
 
+Rules = tuple[tuple[str, str, Transform], ...]
+
+
 class Layout(NamedTuple):
     """How a family of files names a model's leaves.
 
     rules: (regex of our name, template of the file's key, transform). A named group `s` of the
         regex is `{s}` in the template, and `{s1}` is the same number counted from one.
-    prefixes: what may stand before every key. left_out: regex of keys that may be there besides.
+    prefixes: what may stand before every key, first what `save` writes. left_out: regex of keys
+        that may be there besides.
     aliases: old endings of keys (new, old), all or none of which a file uses.
     """
 
-    rules: tuple[tuple[str, str, Transform], ...]
+    rules: Rules
     prefixes: tuple[str, ...] = ("",)
     left_out: str = "(?!)"
     aliases: tuple[tuple[str, str], ...] = ()
 
 
-def _norm(ours: str, theirs: str) -> tuple[tuple[str, str, Transform], ...]:
+def norm(ours: str, theirs: str) -> Rules:
+    """The rules of a normalization, whatever statistics it has."""
     names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     return tuple((f"{ours}/{a}", f"{theirs}.{b}", SAME) for a, b in names.items())
 
 
-def _dense(ours: str, theirs: str) -> tuple[tuple[str, str, Transform], ...]:
+def dense(ours: str, theirs: str, transform: Transform = MATRIX) -> Rules:
+    """The rules of a linear layer, whose `transform` is that of its kernel."""
     return (
-        (f"{ours}/kernel", f"{theirs}.weight", MATRIX),
+        (f"{ours}/kernel", f"{theirs}.weight", transform),
         (f"{ours}/bias", f"{theirs}.bias", SAME),
     )
 
@@ -81,11 +88,11 @@ _LAYER = r"layers/(?P<n>\d+)"
 TORCHVISION = Layout(
     rules=(
         ("stem/conv/kernel", "conv1.weight", CONV),
-        *_norm("stem/norm", "bn1"),
+        *norm("stem/norm", "bn1"),
         (f"{_CONV}/conv/kernel", "layer{s1}.{b}.conv{c1}.weight", CONV),
-        *_norm(f"{_CONV}/norm", "layer{s1}.{b}.bn{c1}"),
+        *norm(f"{_CONV}/norm", "layer{s1}.{b}.bn{c1}"),
         (f"{_BLOCK}/shortcut/conv/kernel", "layer{s1}.{b}.downsample.0.weight", CONV),
-        *_norm(f"{_BLOCK}/shortcut/norm", "layer{s1}.{b}.downsample.1"),
+        *norm(f"{_BLOCK}/shortcut/norm", "layer{s1}.{b}.downsample.1"),
     ),
     left_out=r"fc\.(weight|bias)",
 )
@@ -93,11 +100,11 @@ _STAGE = "encoder.stages.{s}.layers.{b}"
 HF_RESNET = Layout(
     rules=(
         ("stem/conv/kernel", "embedder.embedder.convolution.weight", CONV),
-        *_norm("stem/norm", "embedder.embedder.normalization"),
+        *norm("stem/norm", "embedder.embedder.normalization"),
         (f"{_CONV}/conv/kernel", f"{_STAGE}.layer.{{c}}.convolution.weight", CONV),
-        *_norm(f"{_CONV}/norm", f"{_STAGE}.layer.{{c}}.normalization"),
+        *norm(f"{_CONV}/norm", f"{_STAGE}.layer.{{c}}.normalization"),
         (f"{_BLOCK}/shortcut/conv/kernel", f"{_STAGE}.shortcut.convolution.weight", CONV),
-        *_norm(f"{_BLOCK}/shortcut/norm", f"{_STAGE}.shortcut.normalization"),
+        *norm(f"{_BLOCK}/shortcut/norm", f"{_STAGE}.shortcut.normalization"),
     ),
     prefixes=("", "resnet."),
     left_out=r"classifier\.1\.(weight|bias)",
@@ -107,14 +114,14 @@ HF_BERT = Layout(
         ("embeddings/word/table", "embeddings.word_embeddings.weight", SAME),
         ("embeddings/position/table", "embeddings.position_embeddings.weight", SAME),
         ("embeddings/type/table", "embeddings.token_type_embeddings.weight", SAME),
-        *_norm("embeddings/norm", "embeddings.LayerNorm"),
-        *_dense(f"{_LAYER}/(?P<a>query|key|value)", "encoder.layer.{n}.attention.self.{a}"),
-        *_dense(f"{_LAYER}/out", "encoder.layer.{n}.attention.output.dense"),
-        *_norm(f"{_LAYER}/attention_norm", "encoder.layer.{n}.attention.output.LayerNorm"),
-        *_dense(f"{_LAYER}/up", "encoder.layer.{n}.intermediate.dense"),
-        *_dense(f"{_LAYER}/down", "encoder.layer.{n}.output.dense"),
-        *_norm(f"{_LAYER}/mlp_norm", "encoder.layer.{n}.output.LayerNorm"),
-        *_dense("pooler", "pooler.dense"),
+        *norm("embeddings/norm", "embeddings.LayerNorm"),
+        *dense(f"{_LAYER}/(?P<a>query|key|value)", "encoder.layer.{n}.attention.self.{a}"),
+        *dense(f"{_LAYER}/out", "encoder.layer.{n}.attention.output.dense"),
+        *norm(f"{_LAYER}/attention_norm", "encoder.layer.{n}.attention.output.LayerNorm"),
+        *dense(f"{_LAYER}/up", "encoder.layer.{n}.intermediate.dense"),
+        *dense(f"{_LAYER}/down", "encoder.layer.{n}.output.dense"),
+        *norm(f"{_LAYER}/mlp_norm", "encoder.layer.{n}.output.LayerNorm"),
+        *dense("pooler", "pooler.dense"),
     ),
     prefixes=("", "bert."),
     left_out=r"(bert\.)?embeddings\.position_ids|(bert\.)?pooler\.dense\.(weight|bias)|cls\..*",
@@ -128,11 +135,20 @@ LAYOUTS = {
 }
 
 
-def load(path: str | Path, layout: str, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
-    """The weights of a file in trees like `params` and `stats`, as float32 numpy arrays.
+def load(
+    path: str | Path,
+    layout: str | Layout,
+    params: Tree,
+    stats: Tree,
+    *,
+    dtype: DTypeLike = np.float32,
+    report: Callable[[str], None] | None = None,
+) -> tuple[Tree, Tree]:
+    """The weights of a file in trees like `params` and `stats`, as numpy arrays of `dtype`.
 
     path: a .safetensors file, the .safetensors.index.json of a sharded one, or their folder.
-    layout: a name of LAYOUTS, or "" to find out. params, stats: anything with shapes.
+    layout: a name of LAYOUTS, "" to find out, or a layout itself. params, stats: anything with
+    shapes. report: gets the line that names what was left out; without it the log does.
     Raises UserError that lists what is missing, extra or misshapen, or says what is wrong with the
     file itself.
     """
@@ -145,9 +161,10 @@ def load(path: str | Path, layout: str, params: Tree, stats: Tree) -> tuple[Tree
     counters = {_counter(key) for key in keys if key.endswith(".running_var")}
     _refuse_misfits(path, tensors, ours, plan, drop | counters)
     if drop:
-        logging.getLogger(__name__).info("%s: left out by name: %s", path, ", ".join(sorted(drop)))
-    flat = {
-        name: np.ascontiguousarray(transform.read(tensors[key]), np.float32)
+        report = report or logging.getLogger(__name__).info
+        report(f"{path}: left out by name: {', '.join(sorted(drop))}")
+    flat = {  # each tensor is let go once it is converted: a U-Net is 3.4 GB
+        name: np.ascontiguousarray(transform.read(tensors.pop(key)), dtype)
         for name, (key, transform) in plan.items()
     }
     return (
@@ -156,7 +173,7 @@ def load(path: str | Path, layout: str, params: Tree, stats: Tree) -> tuple[Tree
     )
 
 
-def save(path: str | Path, layout: str, params: Tree, stats: Tree) -> None:
+def save(path: str | Path, layout: str | Layout, params: Tree, stats: Tree) -> None:
     """Writes a .safetensors file that torch's `load_state_dict(strict=True)` of `layout` accepts.
 
     The file appears only when it is complete. Raises UserError when it cannot be written, or when
@@ -165,9 +182,10 @@ def save(path: str | Path, layout: str, params: Tree, stats: Tree) -> None:
     path, ours = Path(path), tree.named(params) | tree.named(stats)
     if path.suffix != ".safetensors":
         raise UserError(f"weights: {path}: the name of the file to write must end in .safetensors")
-    plan = _expected(_layout(layout), ours)
+    layout = _layout(layout)
+    plan = _expected(layout, ours, layout.prefixes[0])
     if plan is None:
-        raise UserError(f"weights: {path}: layout {layout!r} has no names for this model's leaves")
+        raise UserError(f"weights: {path}: this layout has no names for this model's leaves")
     tensors = {}
     for name, (key, transform) in plan.items():
         tensors[key] = np.ascontiguousarray(transform.write(np.asarray(jax.device_get(ours[name]))))
@@ -184,7 +202,9 @@ def save(path: str | Path, layout: str, params: Tree, stats: Tree) -> None:
         part.unlink(missing_ok=True)
 
 
-def _layout(name: str) -> Layout:
+def _layout(name: str | Layout) -> Layout:
+    if isinstance(name, Layout):
+        return name
     if name not in LAYOUTS:
         raise UserError(f"weights: layout {name!r}: choose one of {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
@@ -215,7 +235,7 @@ def _expected(layout: Layout, names: Tree, prefix: str = "", old: bool = False) 
     return plan
 
 
-def _plan(tensors: Tensors, layout: str, ours: Tree, path: Path) -> tuple[Plan, str]:
+def _plan(tensors: Tensors, layout: str | Layout, ours: Tree, path: Path) -> tuple[Plan, str]:
     """The naming that shares most keys with the file, of `layout` or, if that is "", of all.
 
     Beside it, the layout's regex of what is left out.
@@ -248,7 +268,7 @@ def _refuse_misfits(
         if key not in tensors:
             continue
         given, wanted = tensors[key].shape, tuple(ours[name].shape)
-        if len(given) != len(wanted) or transform.read(tensors[key]).shape != wanted:
+        if given != transform.write(np.broadcast_to(np.float32(0), wanted)).shape:
             misshapen.append(f"{key} {list(given)} for {name} {list(wanted)}")
         if tensors[key].dtype.name not in ("float32", "float16", "bfloat16"):
             mistyped.append(f"{key} {tensors[key].dtype}")
@@ -273,7 +293,7 @@ def _read(path: Path) -> Tensors:
         path = _in_folder(path)
     if not path.is_file():
         raise UserError(f"weights: {path}: no such file or folder")
-    if not path.name.endswith(".index.json"):
+    if path.suffix != ".json":
         return _read_file(path)
     try:
         parts: dict[str, str] = json.loads(path.read_text())["weight_map"]
@@ -295,9 +315,12 @@ def _read(path: Path) -> Tensors:
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in ("model.safetensors", "model.safetensors.index.json"):
-        if (folder / name).is_file():
-            return folder / name
+    for stem in ("model", "diffusion_pytorch_model"):
+        for name in (f"{stem}.safetensors", f"{stem}.safetensors.index.json"):
+            if (folder / name).is_file():
+                return folder / name
+    if len(found := sorted(folder.glob("*.safetensors*.json"))) == 1:  # of a variant such as fp16
+        return found[0]
     found = sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
         return found[0]
