@@ -3,8 +3,9 @@
     python scripts/bench_loader.py [--data DIR] [--size 256] [--tokens 96] [--batch-size 64]
         [--threads 1 2] [--step-images-per-second N]
 
-Without --data it writes a small phantom corpus first. With --step-images-per-second (what the
-training step reaches, by its progress line) it says whether training would wait for data.
+Without --data it writes a small phantom corpus first. The last line says whether training would
+wait for data, if --step-images-per-second tells what its step reaches (a training's progress line
+says so, where it does not wait), or else from which rate on it would.
 """
 
 from __future__ import annotations
@@ -74,9 +75,8 @@ def report(options: argparse.Namespace, data: Path, folder: Path) -> None:
         for threads in sorted(set(options.threads)):
             rate = loading(source(cache_mib), options.batch_size, threads, bool(cache_mib))
             line(f"{name}, {threads} threads", 1e6 / rate)
-            best = rate if not cache_mib else best
-    if options.step_images_per_second:
-        compare(best, options.step_images_per_second)
+            best = max(best, rate) if not cache_mib else best
+    print(verdict(best, options.step_images_per_second))
 
 
 def stages(
@@ -126,15 +126,16 @@ def line(name: str, microseconds: float) -> None:
     print(f"  {name:<26}{microseconds:>12.0f}{1e6 / microseconds:>12.0f}")
 
 
-def compare(rate: float, step: float) -> None:
+def verdict(rate: float, step: float | None) -> str:
+    """Whether a step of so many images/s starves on a loader of `rate`, which reads from disk."""
+    if step is None:
+        return f"training would starve if its step took more than {rate:.0f} images/s"
     if rate < step:
-        print(
+        return (
             f"warning: training would starve: the loader gives {rate:.0f} images/s, the step takes "
             f"{step:.0f}: more data.threads, smaller stored images, or more CPU cores"
         )
-    else:
-        share = step / rate
-        print(f"training will not wait: its {step:.0f} images/s take {share:.0%} of the loader")
+    return f"training will not wait: its {step:.0f} images/s take {step / rate:.0%} of the loader"
 
 
 if __name__ == "__main__":

@@ -308,6 +308,23 @@ def test_records_without_a_report_have_the_tokens_of_an_empty_text(tmp_path, tok
     assert batch["labels"].shape == (3, 0)
 
 
+def test_the_benchmark_ends_with_whether_training_would_starve(make_source, capsys, monkeypatch):
+    from scripts import bench_loader
+
+    monkeypatch.setattr(bench_loader, "SECONDS", 0.02)
+    monkeypatch.setattr(bench_loader, "loading", lambda s, b, threads, warm: 100.0 / threads)
+    arguments = ["bench", "--data", str(make_source().records.directory), "--size", "16"]
+    arguments += ["--tokens", "8", "--threads", "1", "2"]
+    last = []
+    for more in ([], ["--step-images-per-second", "90"], ["--step-images-per-second", "101"]):
+        monkeypatch.setattr("sys.argv", arguments + more)
+        bench_loader.main()
+        last.append(capsys.readouterr().out.splitlines()[-1])
+    assert last[0] == "training would starve if its step took more than 100 images/s"
+    assert last[1] == "training will not wait: its 90 images/s take 90% of the loader"
+    assert last[2].startswith("warning: training would starve: the loader gives 100 images/s")
+
+
 def test_real_pairs_load(shared_data, tmp_path, tokenizer, make_pairs):
     config = make_pairs(size=64, workers=2)
     config.path = str(shared_data / "covid_pairs" / "pairs.csv")

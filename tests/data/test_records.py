@@ -493,6 +493,14 @@ def test_folder_without_splits_and_with_a_subject_pattern(tmp_path):
     assert {item.subject for item in listing(config).items} == {"A-p1", "B-p2", "B"}
 
 
+def test_the_subject_pattern_of_the_docs_takes_the_folder_of_a_patient(tmp_path):
+    for name in ("train/A/p1/x.png", "train/B/p1/y.png", "test/A/p2/x.png"):
+        picture(tmp_path / name)
+    found = listing(settings("folder", tmp_path, **{"folder.subject": "/([^/]+)/[^/]+$"}))
+    assert sorted(item.subject for item in found.items) == ["p1", "p1", "p2"]
+    assert found.label_names == ("A", "B")
+
+
 def test_folder_that_cannot_be_used(tmp_path):
     missing = tmp_path / "none"
     with pytest.raises(UserError, match=f"no folder: {missing} does not exist"):
