@@ -33,10 +33,12 @@ def say(text: str) -> None:
 
 
 def say_cost(what: str) -> None:
-    """One line with the time since the program started and its peak host memory so far."""
+    """One line with the time since the program started and its peak host memory so far, without
+    that of the processes that it started (ingestion's workers)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     mib = peak / (2**20 if sys.platform == "darwin" else 2**10)
-    say(f"{what} after {time.monotonic() - _STARTED:.1f} s; peak host memory {mib:.0f} MiB")
+    cost = f"{time.monotonic() - _STARTED:.1f} s; peak host memory {mib:.0f} MiB (this process)"
+    say(f"{what} after {cost}")
 
 
 @contextmanager

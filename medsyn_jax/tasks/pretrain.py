@@ -101,7 +101,7 @@ def run(config: Any, workdir: Path) -> None:
         checkpoints.wait()  # whatever ended the loop, what is being saved gets finished
     state = checkpoints.restore(checkpoints.best() or plan.steps, state)
     checkpoints.close()
-    embedded = _embed_all(embed, state, data.test, local, mesh)
+    embedded = _embed_all(embed, state, data.test, local, config.data.threads, mesh)
     figures = metrics.retrieval(
         embedded["image"] @ embedded["text"].T,
         embedded["reports"],
@@ -262,12 +262,12 @@ def _embed_fn(config: Any, structure: Any) -> Callable:
 
 
 def _embed_all(
-    embed: Callable, state: State, source: loader.Source, local: int, mesh: Mesh
+    embed: Callable, state: State, source: loader.Source, local: int, threads: int, mesh: Mesh
 ) -> dict[str, np.ndarray]:
     """Embeddings [n, d] of a whole split in its order, with its reports and subjects."""
     parts: dict[str, list[np.ndarray]] = {"image": [], "text": []}
-    batches = loader.eval_loader(source, local, jax.process_index(), jax.process_count())
-    for batch in batches:
+    this, count = jax.process_index(), jax.process_count()
+    for batch in loader.eval_loader(source, local, this, count, threads):
         arrays = meshes.to_devices(mesh, batch)
         image, text, real = jax.device_get(
             (*embed(state["params"], state["stats"], arrays), _whole(arrays["weight"], mesh))
@@ -286,7 +286,7 @@ def _validate(
     config: Any, embed: Callable, state: State, source: loader.Source, local: int, mesh: Mesh
 ) -> Mapping[str, float]:
     """The objective over the whole validation split at once, and recall@1 both ways."""
-    e = _embed_all(embed, state, source, local, mesh)
+    e = _embed_all(embed, state, source, local, config.data.threads, mesh)
     loss, _ = METHODS[config.method](jnp.asarray(e["image"]), jnp.asarray(e["text"]), **config.loss)
     found = metrics.retrieval(e["image"] @ e["text"].T, e["reports"], ks=(1,), resamples=1)
     names = ("image_to_text/recall@1", "text_to_image/recall@1")

@@ -157,12 +157,15 @@ def restore_part(
     make_model: builds the part alone, say the image encoder, whose names are those that stand
     below `prefix` ("image") in the checkpoint. Raises UserError if the two do not fit.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    step = checkpoints.best()
-    if step is None:
-        raise UserError(f"{workdir / 'checkpoints'}: holds no complete checkpoint: train first")
     structure, *wanted = states.shapes(make_model)
-    saved = checkpoints.restore_all(step, ("params", "stats"))
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    try:
+        step = checkpoints.best()
+        if step is None:
+            raise UserError(f"{checkpoints.directory}: holds no complete checkpoint: train first")
+        saved = checkpoints.restore_all(step, ("params", "stats"))
+    finally:
+        checkpoints.close()
     parts = []
     for like, flat in zip(wanted, saved, strict=True):
         below = {

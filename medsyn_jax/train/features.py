@@ -58,8 +58,8 @@ def table(
 ) -> Table:
     """The table of one split: read from `folder`, or computed and written there.
 
-    A file is found again by a hash of the encoder's weights and of the data, so that it can never
-    be stale; one that cannot be read is made again.
+    A file is found again by a hash of the encoder's fingerprint (weights, structure, preparation)
+    and of the data set's; one that cannot be read is made again.
     """
     made_from = f"{encoder.fingerprint}/{records.info['fingerprint']}/{records.split}"
     key = hashlib.sha256(made_from.encode()).hexdigest()[:12]

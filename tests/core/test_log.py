@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 
 import pytest
 from ml_collections import ConfigDict
@@ -84,3 +85,9 @@ def test_results_are_printed_and_written(tmp_path, capsys):
         "task": "pretrain",
         "metrics": {"test/recall": {"value": 0.5, "n": 4, "ci95": [0.25, 0.75]}},
     }
+
+
+def test_the_cost_is_that_of_this_process(capsys):
+    log.say_cost("done")
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"done after [\d.]+ s; peak host memory \d+ MiB \(this process\)\n", said)

@@ -116,13 +116,20 @@ def test_the_exported_encoders_are_those_of_the_best_checkpoint(world):
                 np.testing.assert_array_equal(leaf, flat[f"{part}/{name}"], err_msg=name)
 
 
-def test_the_same_command_again_evaluates_only(world, capsys):
-    workdir = world / "plain"
+def test_the_same_command_again_evaluates_only(world, capsys, monkeypatch):
+    workdir, threads, eval_loader = world / "plain", [], pretrain.loader.eval_loader
+
+    def spied(*arguments):
+        threads.append(arguments[4])
+        return eval_loader(*arguments)
+
+    monkeypatch.setattr(pretrain.loader, "eval_loader", spied)
     before = figures(workdir), lines(workdir)
     (workdir / "results.json").unlink()
     pretrain.run(plain_config(), workdir)
     assert (figures(workdir), lines(workdir)) == before
     assert "resumed at step 4" in capsys.readouterr().err
+    assert threads == [plain_config().data.threads] == [1]
 
 
 def test_another_config_in_the_same_workdir_is_refused(world):

@@ -146,7 +146,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path):
     gc.collect()
 
 
-def test_one_encoder_out_of_a_run(tmp_path):
+def test_one_encoder_out_of_a_run(tmp_path, monkeypatch):
     state, _ = trained(meshes.make_mesh())
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(state, {})
@@ -155,8 +155,10 @@ def test_one_encoder_out_of_a_run(tmp_path):
     def make(rngs):
         return towers.image_encoder(toy.IMAGE, jax.numpy.float32, rngs)
 
+    closed, close = [], Checkpoints.close
+    monkeypatch.setattr(Checkpoints, "close", lambda self: closed.append(close(self)))
     _, params, stats, step = checkpoint.restore_part(tmp_path, make, "image")
-    assert step == 2
+    assert (step, len(closed)) == (2, 1)
     assert_same(params, state["params"]["image"])
     assert_same(stats, state["stats"]["image"])
     other = dict(toy.IMAGE, depths=(2, 1, 1, 1))
