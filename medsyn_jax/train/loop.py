@@ -4,6 +4,7 @@ import math
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from time import monotonic
 from types import FrameType
 from typing import Any, Protocol
 
@@ -107,11 +108,11 @@ def fit(trainer: Trainer, state: State) -> State:
     plan, step = trainer.plan, int(state["step"])
     key = meshes.replicate_key(trainer.mesh, trainer.key)
     start = step
-    stop = False
+    stop, waiting = False, _Waiting()
     pending: Pending | None = None
     with _Sigterm() as sigterm:
         while step < plan.steps and not trainer.progress.done and not stop:
-            batch = next(trainer.batches)
+            batch = waiting.next(trainer.batches, pending)
             arrays = meshes.to_devices(trainer.mesh, batch)
             with jax.transfer_guard("disallow"):
                 state, metrics = trainer.step(state, arrays, key)
@@ -136,6 +137,25 @@ def fit(trainer: Trainer, state: State) -> State:
             say(f"SIGTERM: saved at step {step}; the same command resumes")
             raise Preempted(step)
     return state
+
+
+class _Waiting:
+    """Says once if, after the first 20 steps, the device waits for batches for 30 % of the time."""
+
+    def __init__(self) -> None:
+        self._steps, self._waited, self._since, self._said = 0, 0.0, monotonic(), False
+
+    def next(self, batches: Batches, running: Pending | None) -> dict[str, np.ndarray]:
+        before, batch, now = monotonic(), next(batches), monotonic()
+        idle = running is None or running.metrics["loss"].is_ready()  # else it computed meanwhile
+        self._waited, self._steps = self._waited + idle * (now - before), self._steps + 1
+        if self._steps % 20 == 0:
+            share = self._waited / max(now - self._since, 1e-9)
+            if share > 0.3 and self._steps > 20 and not self._said:
+                say(f"waiting for batches {share:.0%} of the time: raise --config.data.threads")
+                self._said = True
+            self._waited, self._since = 0.0, now
+        return batch
 
 
 def _read(trainer: Trainer, pending: Pending) -> None:

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -245,3 +246,24 @@ def test_the_loop_moves_nothing_between_host_and_device_unasked(make, compiled):
 
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train(make("guard", step=step))
+
+
+@pytest.mark.parametrize(("seconds", "done", "told"), [(4, True, 1), (2, True, 0), (4, False, 0)])
+def test_a_loader_that_starves_the_device_is_told_once(monkeypatch, capsys, seconds, done, told):
+    """A step takes 5 s on this clock; what the device waits for only counts once it is done."""
+    clock = [0.0]
+    metrics = {"loss": SimpleNamespace(is_ready=lambda: done)}
+    monkeypatch.setattr(loop, "monotonic", lambda: clock[0])
+
+    def batches():
+        while True:
+            # The first 20 steps may wait for a loader that is only starting.
+            clock[0] += seconds if len(drawn) >= 20 else 100
+            yield {}
+
+    drawn, source, waiting = [], batches(), loop._Waiting()
+    for step in range(80):
+        drawn.append(waiting.next(source, loop.Pending(step, metrics, np.arange(1))))
+        clock[0] += 5.0
+    assert len(drawn) == 80
+    assert capsys.readouterr().err.count("waiting for batches 44% of the time: raise") == told
