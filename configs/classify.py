@@ -4,8 +4,10 @@ demo: the embedded phantom corpus, with the encoder of `--config configs/convirt
 smoke: the same in seconds, with the encoder of `--config configs/convirt.py:smoke`.
 kermany: a folder of class folders, say Kermany's paediatric radiographs, normal or pneumonia:
   --config.data.source=DIR --config.encoder.workdir=runs/...
-paper: CheXpert, five labels, ingested. RSNA and COVIDx are class folders, so they run as kermany
-  does, with --config.encoder.workdir=runs/convirt-paper.
+paper: CheXpert, five labels, ingested. RSNA and COVIDx as class folders [train|valid|test/]CLASS/:
+  kermany with --config.encoder.workdir=runs/convirt-paper --config.probe.standardize=False (as
+  published) and --config.ingest.folder.subject= (empty, the file name: one film a patient) or a
+  regular expression that finds the patient in the path; kermany's own rejects their file names.
 Each run also probes the same architecture untrained, and an ImageNet one where a file is given:
   --config.encoder.weights=resnet50.safetensors
 """
