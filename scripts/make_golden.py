@@ -1,8 +1,9 @@
-"""Makes tests/golden/encoders.npz: small torch and transformers encoders, their inputs and outputs.
+"""Makes what the default tests compare with, so that they need no torch.
 
     python scripts/make_golden.py        (needs the extra `parity`)
 
-The default tests compare our encoders with it, so that they need no torch.
+tests/golden/encoders.npz: small torch and transformers encoders, their inputs and outputs.
+tests/golden/samplers.npz: where the schedulers of diffusers lead with a toy denoiser.
 """
 
 import sys
@@ -13,8 +14,10 @@ import torch
 from transformers import BertConfig, BertModel
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "models"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "models")]
 import torch_resnet  # noqa: E402
+
+from tests.diffusion import toy  # noqa: E402
 
 BERT = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 BERT |= {"intermediate_size": 32, "max_position_embeddings": 12}
@@ -24,7 +27,13 @@ def state_of(prefix: str, module: torch.nn.Module) -> dict[str, np.ndarray]:
     return {f"{prefix}/weights/{k}": v.numpy() for k, v in module.state_dict().items()}
 
 
-def main() -> None:
+def save(name: str, arrays: dict[str, np.ndarray]) -> None:
+    path = ROOT / "tests" / "golden" / name
+    np.savez_compressed(path, **arrays)
+    print(f"{path}: {len(arrays)} arrays, {path.stat().st_size / 1024:.0f} KiB")
+
+
+def encoders() -> dict[str, np.ndarray]:
     torch.manual_seed(0)
     arrays = {}
     images = torch.randn(2, 3, 40, 40)
@@ -50,10 +59,16 @@ def main() -> None:
     arrays |= {"ids": ids.numpy().astype(np.int32), "mask": mask.numpy()}
     arrays["bert/states"] = np.stack([state.numpy() for state in out.hidden_states])
     arrays["bert/pooled"] = out.pooler_output.numpy()
-    path = ROOT / "tests" / "golden" / "encoders.npz"
-    np.savez_compressed(path, **arrays)
-    print(f"{path}: {len(arrays)} arrays, {path.stat().st_size / 1024:.0f} KiB")
+    return arrays
+
+
+def samplers() -> dict[str, np.ndarray]:
+    return {
+        f"{sampler}/{case}": toy.diffusers_sample(sampler, toy.CASES[case], toy.GOLDEN_STEPS)
+        for sampler, case in toy.GOLDEN
+    }
 
 
 if __name__ == "__main__":
-    main()
+    save("encoders.npz", encoders())
+    save("samplers.npz", samplers())

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from medsyn_jax.diffusion.schedule import Table
@@ -31,7 +32,7 @@ def record_noise(
 
 
 def plan(
-    sigma: Float[Array, " s"], *, guidance: float, interval: tuple[float, float], cache_every: int
+    sigma: Array | np.ndarray, *, guidance: float, interval: tuple[float, float], cache_every: int
 ) -> tuple[Bool[Array, " s"], Bool[Array, " s"]]:
     """(guided, full) of each step: whether it is evaluated with and without the text, and whether
     with all layers. `sample` explains the arguments; sigma is `table.steps.sigma`."""

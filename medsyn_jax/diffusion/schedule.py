@@ -46,7 +46,7 @@ _BUILT: dict[str, dict[str, tuple]] = {
         "euler_at_final": _OFF,
         "use_lu_lambdas": _OFF,
         "lambda_min_clipped": (-np.inf,),
-        "variance_type": (),
+        "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
     },
     "unipc": {
         "solver_type": ("bh2", "midpoint", "heun", "logrho"),
@@ -187,7 +187,6 @@ def _options(sampler: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "rescale_betas_zero_snr": False,
         "final_sigmas_type": "zero",
         "use_karras_sigmas": False,
-        "beta_schedule": "linear",
     }
     options = {name: _option(config, name, default) for name, default in defaults.items()}
     offset = options["steps_offset"]
@@ -294,14 +293,14 @@ def _grid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Times [steps] and noise levels [steps + 1], the last one being where sampling ends.
 
-    solver: of the higher orders, which take whole times; Euler takes any.
+    solver: of higher order, which takes whole times; Euler takes any.
     """
     every = _sigmas(alphas)
     times = _times(options, len(alphas), steps, steps + solver)
     times = times.round() if solver else times
     sigmas = np.interp(times, np.arange(len(every)), every)
     if options["use_karras_sigmas"]:  # arXiv 2206.00364, eq. 5, rho 7
-        low, high = (every[0], every[-1]) if solver else (sigmas[-1], sigmas[0])
+        high, low = (every[-1], every[0]) if solver else (sigmas[0], sigmas[-1])
         sigmas = np.linspace(high ** (1 / 7), low ** (1 / 7), steps) ** 7
         times = np.interp(np.log(sigmas), np.log(every), np.arange(len(every)))
         times = times.round() if solver else times
