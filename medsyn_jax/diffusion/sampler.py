@@ -64,10 +64,10 @@ def sample(
     classifier-free guidance, u + w (c - u) of the outputs without (u) and with (c) the text (arXiv
     2207.12598), from one call of 2 b records in which a record's two halves are neighbors, so that
     a batch sharded over devices stays where it is. interval: guide only where low < sigma <= high
-    (arXiv 2404.07724, eq. 5), sigma being the noise level sqrt((1 - a) / a) that the paper states
+    (arXiv 2404.07724), sigma being the noise level sqrt((1 - a) / a) that the paper states
     its intervals in; a step outside costs one call of b records. rescale: share in [0, 1] of the
-    guided output that is brought back to the standard deviation of c (arXiv 2305.08891, eqs. 14 to
-    16). cache_every: with a pair of denoisers, all layers run in each cache_every-th step, and
+    guided output that is brought back to the standard deviation of c (arXiv 2305.08891, section
+    3.4). cache_every: with a pair of denoisers, all layers run in each cache_every-th step, and
     where guidance sets in. The options are static.
     """
     assert cache_every == 1 or isinstance(denoise, tuple), "a feature cache needs two functions"
@@ -124,7 +124,8 @@ def _evaluator(
         if full:
             output, new = pair[0](*inputs)
             if half:
-                new = jax.tree.map(lambda old, new: _pair(_halves(old)[0], new), deep, new)
+                # The half without the text is made anew before it is read (see `plan`).
+                new = jax.tree.map(lambda d: _pair(d, d), new)
         else:
             assert pair[1] is not None
             new = deep

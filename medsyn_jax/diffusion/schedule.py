@@ -15,7 +15,8 @@ computed in float64 on the host and handed over in float32.
 
 The rules for times and for the fields of the file are those of diffusers 0.42, including what
 `OtherScheduler.from_config(scheduler.config)` makes of them: a field that the file leaves out has
-the default of the sampler asked for, not of the class that the file names.
+the default of the sampler asked for, not of the class that the file names. (diffusers' Stable
+Diffusion pipelines set steps_offset to 1 and clip_sample to false besides, when they open a folder.)
 """
 
 from collections.abc import Callable, Mapping
@@ -111,8 +112,8 @@ def make_table(sampler: str, config: Mapping[str, Any], steps: int) -> Table:
         _refuse("_class_name", name, _CLASSES)
     options = _options(sampler, config)
     alphas = alphas_cumprod(config)
-    if not isinstance(steps, int) or not 1 <= steps <= len(alphas):
-        raise UserError(f"sampler steps: {steps!r} is not a whole number from 1 to {len(alphas)}")
+    if not 1 <= steps <= len(alphas):
+        raise UserError(f"sampler steps: {steps} is not a number from 1 to {len(alphas)}")
     if options["rescale_betas_zero_snr"] and options["prediction_type"] == "epsilon":
         raise UserError(
             f"{_FILE}: prediction_type: epsilon says nothing of the image at zero signal-to-noise "
