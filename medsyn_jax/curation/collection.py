@@ -1,0 +1,73 @@
+"""A set of images with all that curation asks of it, over one split or several."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medsyn_jax.data import images, loader, shards
+
+SMALL = 32  # pixels of the images that are compared as such
+
+
+@dataclass
+class Collection:
+    """Splits of a set, one after the other, as one: n images."""
+
+    sources: list[loader.Source]
+    features: np.ndarray  # float32 [n, f]
+    labels: np.ndarray  # int8 [n, l]
+    subjects: np.ndarray  # str [n]
+
+    @functools.cached_property
+    def mixture(self) -> loader.Mixture:
+        return loader.Mixture(tuple(self.sources))
+
+    @functools.cached_property
+    def keys(self) -> list[str]:
+        return [key for source in self.sources for key in source.records.keys]
+
+    @functools.cached_property
+    def texts(self) -> np.ndarray:
+        """What the text encoder reads, str [n]."""
+        return np.array([text for source in self.sources for text in source.texts()])
+
+    @functools.cached_property
+    def prompts(self) -> np.ndarray:
+        """What the generator read where that was kept, else `texts`, str [n]."""
+        if "prompt" not in self.stored(0):
+            return self.texts
+        rows = range(len(self.keys))
+        return np.array([shards.value(self.stored(row), "prompt") for row in rows])
+
+    @functools.cached_property
+    def reports(self) -> list[str]:
+        """The whole reports, as they came."""
+        return [shards.value(self.stored(row), "report") for row in range(len(self.keys))]
+
+    def stored(self, row: int) -> Mapping[str, Any]:
+        """The stored fields of a record, to be decoded by `shards.value`."""
+        at = int(np.searchsorted(self.mixture.offsets, row, "right")) - 1
+        return self.sources[at].records.features(row - int(self.mixture.offsets[at]))
+
+    def pixels(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """uint8 [k, s, s], of the size that the encoders take."""
+        return self.mixture.take(np.asarray(rows, int))["image"]
+
+    def thumbnails(self, threads: int) -> np.ndarray:
+        """All images at SMALL pixels, uint8 [n, SMALL, SMALL]."""
+
+        def small(row: int) -> np.ndarray:
+            return images.square(shards.value(self.stored(row), "image"), SMALL)
+
+        with ThreadPoolExecutor(max(threads, 1)) as pool:
+            return np.stack(list(pool.map(small, range(len(self.keys)))))
+
+
+def joined(a: Collection, b: Collection) -> Collection:
+    """Both, one after the other."""
+    both = ((getattr(x, name) for x in (a, b)) for name in ("features", "labels", "subjects"))
+    return Collection(a.sources + b.sources, *(np.concatenate(list(x)) for x in both))

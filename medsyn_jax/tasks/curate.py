@@ -1,0 +1,286 @@
+"""Curation: whether a synthetic set can stand for the real one, and what it gives away of it."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from medsyn_jax.core import log
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core.config import check_files, check_numbers
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.files import replaced
+from medsyn_jax.curation import estimates, fidelity, gallery, page, privacy, quality
+from medsyn_jax.curation.collection import Collection, joined
+from medsyn_jax.data import loader, shards, splits
+from medsyn_jax.objectives import classify
+from medsyn_jax.train import corpus, encoders, features, pairs, probe
+
+FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
+A_PROMPT, PAIRS = 4, 500  # images of a prompt, and prompts or pairs, whose similarity is averaged
+Results = dict[str, dict[str, Any]]
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Judge a synthetic set; writes results.json, records.csv and report.html.
+
+    Raises UserError for an encoder or sets that do not fit the config or each other.
+    """
+    _check(config)
+    trained = Path(config.encoder.workdir)
+    encoder, pair = encoders.pretrained(trained), pairs.pretrained(trained)
+    log.check_config(workdir, config, FREE)
+    mesh = meshes.make_mesh(**config.mesh)
+    found = shards.describe(config.synthetic)
+    directory = corpus.prepare(config.real, config.ingest, workdir.parent / "data")
+    _check_labels(found["label_names"], shards.describe(directory)["label_names"])
+    judged = [s for s in splits.SPLITS if found["splits"].get(s, {}).get("records")]
+
+    def collection(folder: Path, names: Sequence[str]) -> Collection:
+        return _collection(config, encoder, pair, mesh, folder, names, workdir / "features")
+
+    train, valid, test = (collection(directory, (split,)) for split in splits.SPLITS)
+    held_out = joined(valid, test)
+    synthetic = collection(Path(config.synthetic), tuple(config.splits) or judged)
+    results = _fidelity(config, synthetic, held_out)
+    log.write_config(workdir, config, FREE)  # not before the sets are known to be large enough
+    results |= _diversity(config, {"synthetic": synthetic, "real": held_out})
+    results |= _label_agreement(config, train, valid, {"real": test, "synthetic": synthetic})
+    scores, aligned = _alignment(config, pair, mesh, synthetic, held_out)
+    screens, private = _privacy(config, synthetic, held_out, train)
+    results |= aligned | private | _leftovers(synthetic)
+    if jax.process_index() == 0:
+        sheets = page.Sheets(
+            gallery.prompts(synthetic, (train, valid, test), config.seed),
+            gallery.worst_aligned(synthetic, scores, aligned["alignment/threshold"]["value"]),
+            gallery.nearest(synthetic, train, screens),
+        )
+        facts = {
+            "synthetic": f"{config.synthetic}, {len(synthetic.keys)} images",
+            "real": f"{directory}: {len(train.keys)} training images, {len(held_out.keys)} others",
+            "encoder": str(trained),
+        }
+        _write(workdir / "records.csv", gallery.rows(synthetic, train, scores, screens))
+        _write(workdir / "report.html", page.document(facts, results, sheets))
+    log.write_results(workdir, "curate", results)
+    log.say(f"page: {workdir / 'report.html'}")
+
+
+def _write(path: Path, text: str) -> None:
+    with log.full_disk_is_user_error(path), replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _check(config: Any) -> None:
+    """All that the config alone tells to be wrong, and the files that it names but nobody has."""
+    above_0 = ("data.batch_size", "seeds", "probe.learning_rate", "probe.batch_size")
+    above_0 += ("probe.epochs", "probe.patience", "fidelity.draws", "fidelity.subsets")
+    from_0 = ("data.threads", "probe.weight_decay")
+    check_numbers(config, (*above_0, "fidelity.subset_size"), from_0)
+    for part in ("alignment", "privacy"):
+        if not 0 <= config[part].quantile <= 1:
+            raise UserError(
+                f"config.{part}.quantile: {config[part].quantile}: give a share from 0 to 1"
+            )
+    if not config.synthetic or not config.real:
+        raise UserError(
+            "config.synthetic and config.real: one is empty: give the folder of a generated set "
+            "and the data that it is compared with, by --config.synthetic=DIR --config.real=DIR"
+        )
+    real = "" if config.real == "phantom" else config.real
+    check_files({"synthetic": config.synthetic, "real": real})
+
+
+def _check_labels(synthetic: Sequence[str], real: Sequence[str]) -> None:
+    if list(synthetic) != list(real):
+        raise UserError(
+            f"labels: the synthetic set has {', '.join(synthetic) or 'none'}; the real one has "
+            f"{', '.join(real) or 'none'}: compare it with the set whose reports it was made from"
+        )
+
+
+def _collection(
+    config: Any,
+    encoder: encoders.Encoder,
+    pair: pairs.Pair,
+    mesh: Mesh,
+    folder: Path,
+    names: Sequence[str],
+    cache: Path,
+) -> Collection:
+    inputs = (pair.sections, pair.tokenizer, pair.tokens, pair.size)
+    sources = [loader.Source(folder, split, *inputs) for split in names]
+    sizes = {"batch_size": config.data.batch_size, "threads": config.data.threads}
+    tables = [features.table(encoder, s.records, mesh, cache, **sizes) for s in sources]
+    columns = zip(*((t.features, t.labels, t.subjects) for t in tables), strict=True)
+    return Collection(sources, *(np.concatenate(column) for column in columns))
+
+
+def _fidelity(config: Any, synthetic: Collection, real: Collection) -> Results:
+    settings = {**config.fidelity, "seed": config.seed}
+    both = fidelity.compare(synthetic.features, real.features, real.subjects, **settings)
+    results: Results = {}
+    for name, d in zip(("frechet", "kernel"), both, strict=True):
+        for side in ("synthetic", "real"):
+            draws = getattr(d, side)
+            results[f"fidelity/{name}/{side}"] = {
+                "value": float(draws.mean()),
+                "n": d.n,
+                "std": float(draws.std()),
+                "draws": draws.tolist(),
+            }
+    frechet = both[0]
+    ratio = float(frechet.synthetic.mean() / max(frechet.real.mean(), 1e-12))
+    return results | {"fidelity/frechet/ratio": {"value": ratio, "n": frechet.n}}
+
+
+def _diversity(config: Any, sets: dict[str, Collection]) -> Results:
+    results: Results = {}
+    for side, images in sets.items():
+        rng = np.random.default_rng(config.seed)
+        for kind, chosen in _pairs(images.prompts, rng).items():
+            if not len(chosen):
+                continue
+            similarity = np.concatenate(
+                [_similarity(images, chosen[i : i + 64]) for i in range(0, len(chosen), 64)]
+            )
+            groups = images.prompts[chosen[:, 0]]  # pairs of one prompt are not independent
+            entry = estimates.mean(similarity, groups)
+            results[f"diversity/ms_ssim/{side}/{kind}"] = dict(entry)
+    return results
+
+
+def _pairs(prompts: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Rows int [p, 2] of images of one prompt, and of images of two, some hundreds each."""
+    order = rng.permutation(len(prompts))
+    by_prompt: dict[str, list[int]] = {}
+    for row in order.tolist():
+        by_prompt.setdefault(str(prompts[row]), []).append(row)
+    several = [rows[:A_PROMPT] for rows in by_prompt.values() if len(rows) > 1][:PAIRS]
+    same = [pair for rows in several for pair in combinations(rows, 2)]
+    others = np.stack([order, np.roll(order, 1)], axis=1)
+    others = others[prompts[others[:, 0]] != prompts[others[:, 1]]][:PAIRS]
+    return {"same_prompt": np.array(same, int).reshape(-1, 2), "any": others}
+
+
+def _similarity(images: Collection, rows: np.ndarray) -> np.ndarray:
+    """MS-SSIM [p] of pairs of rows [p, 2]."""
+    a, b = (jnp.asarray(images.pixels(rows[:, i]), jnp.float32) / 255.0 for i in (0, 1))
+    return np.asarray(fidelity.ms_ssim(a, b))
+
+
+def _label_agreement(
+    config: Any, train: Collection, valid: Collection, judged: dict[str, Collection]
+) -> Results:
+    """AUROC of each finding, by a probe that learned from real training images."""
+    names = train.sources[0].label_names
+    train_y, valid_y = (_targets(config, c) for c in (train, valid))
+    usable = [
+        all((y[:, i] == known).any() for y in (train_y, valid_y) for known in (0, 1))
+        for i in range(len(names))
+    ]
+    if not any(usable):
+        log.say("no label agreement: no label has both classes in the real train and valid splits")
+        return {}
+    rows = np.tile(np.arange(len(train_y), dtype=np.int32), (config.seeds, 1))
+    keys = jnp.stack([jax.random.fold_in(jax.random.key(config.seed), i) for i in range(len(rows))])
+    fitted = probe.fit(
+        jnp.asarray(train.features),
+        jnp.asarray(train_y),
+        jnp.asarray(rows),
+        jnp.asarray(valid.features),
+        jnp.asarray(valid_y),
+        keys,
+        classes=len(names),
+        settings=probe.ProbeSettings(kind="multilabel", **config.probe),
+    )
+    if not np.isfinite(np.asarray(fitted.score)).all():
+        raise UserError(
+            f"config.probe.learning_rate: {config.probe.learning_rate}: the fit diverged: use a "
+            "smaller one"
+        )
+    results: Results = {}
+    for side, images in judged.items():
+        logits = np.asarray(probe.logits(fitted, jnp.asarray(images.features)))
+        entries = estimates.aurocs(logits, _targets(config, images), names, images.subjects)
+        results |= {f"labels/{side}/auroc/{name}": dict(e) for name, e in entries.items()}
+    return results
+
+
+def _targets(config: Any, images: Collection) -> np.ndarray:
+    """int8 [n, l]: 1, 0, or negative = left out, as "uncertain" always is."""
+    width = images.labels.shape[1]
+    out = np.full(width, classify.UNMENTIONED, np.int8)
+    unmentioned = np.zeros(width, np.int8) if config.unmentioned_zero else out
+    labels = jnp.asarray(images.labels)
+    return np.asarray(classify.apply_policy(labels, jnp.asarray(out), jnp.asarray(unmentioned)))
+
+
+def _alignment(
+    config: Any, pair: pairs.Pair, mesh: Mesh, synthetic: Collection, real: Collection
+) -> tuple[np.ndarray, Results]:
+    """Scores [n] of the synthetic images, and figures of both sets."""
+    results: Results = {}
+    scores: dict[str, np.ndarray] = {}
+    for side, images in (("real", real), ("synthetic", synthetic)):
+        sizes = (config.data.batch_size, config.data.threads)
+        parts = [pairs.embed_all(pair, source, mesh, *sizes) for source in images.sources]
+        image, text = (np.concatenate(x) for x in zip(*parts, strict=True))
+        scores[side] = quality.alignment(image, text)
+        wrong = quality.shuffled_alignment(image, text, images.texts)
+        results[f"alignment/{side}/true"] = dict(estimates.mean(scores[side], images.subjects))
+        if np.isfinite(wrong).all():
+            for name, values in (("shuffled", wrong), ("difference", scores[side] - wrong)):
+                entry = estimates.mean(values, images.subjects)
+                results[f"alignment/{side}/{name}"] = dict(entry)
+    threshold = quality.alignment_threshold(scores["real"], config.alignment.quantile)
+    below = estimates.rate(~quality.keep(scores["synthetic"], threshold))
+    below["chance"] = float(np.mean(~quality.keep(scores["real"], threshold)))
+    results["alignment/threshold"] = {"value": threshold, "n": len(scores["real"])}
+    results["alignment/synthetic/below"] = dict(below)
+    return scores["synthetic"], results
+
+
+def _privacy(
+    config: Any, synthetic: Collection, held_out: Collection, train: Collection
+) -> tuple[dict[str, privacy.Screen], Results]:
+    """Screens by features and by pixels, and their figures."""
+
+    center = train.features.mean(axis=0)
+
+    def directions(images: Collection) -> np.ndarray:
+        # Features that are never negative all point one way: their cosines differ in the third
+        # decimal, unless they are seen from their mean.
+        return privacy.unit(images.features - center)
+
+    def thumbnails(images: Collection) -> np.ndarray:
+        return privacy.unit_pixels(images.thumbnails(config.data.threads))
+
+    screens, results = {}, {}
+    for name, rows in (("features", directions), ("pixels", thumbnails)):
+        three = (rows(synthetic), rows(held_out), rows(train))
+        screens[name] = privacy.screen(*three, config.privacy.quantile)
+    for name, s in screens.items():
+        count = len(held_out.keys)
+        results[f"privacy/{name}/threshold"] = {"value": s.threshold, "n": count}
+        results[f"privacy/{name}/maximum"] = {"value": s.maximum, "n": count}
+        entry = estimates.rate(s.flagged) | {"chance": s.expected}
+        results[f"privacy/{name}/rate"] = dict(entry)
+        above = estimates.rate(s.synthetic.similarity > s.maximum)
+        results[f"privacy/{name}/above_maximum"] = dict(above)
+    either = estimates.rate(np.logical_or.reduce([s.flagged for s in screens.values()]))
+    return screens, results | {"privacy/rate": dict(either)}
+
+
+def _leftovers(synthetic: Collection) -> Results:
+    texts = {"prompt": synthetic.prompts.tolist(), "report": synthetic.reports}
+    return {
+        f"leftovers/{kind}/{mark}": {"value": count, "n": len(found)}
+        for kind, found in texts.items()
+        for mark, count in privacy.leftovers(found).items()
+    }

@@ -1,0 +1,124 @@
+"""The pre-trained pair of encoders of a pre-training run, frozen: which image fits which report."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core import tree
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import loader, tokenizers, transforms
+from medsyn_jax.models import towers
+from medsyn_jax.objectives.contrastive import normalize
+from medsyn_jax.train import checkpoint
+from medsyn_jax.train import state as states
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "stats"],
+    meta_fields=["structure", "tokenizer", "tokens", "sections", "size", "crop", "pixels"],
+)
+@dataclass(frozen=True)
+class Pair:
+    """Both towers with their heads, and the preparation of images and texts that they expect.
+
+    A pytree of its weights, so that `jax.jit(Pair.embed)(pair, images, ids, mask)` takes them as
+    arguments; `jax.jit(pair.embed)` would compile them in as constants.
+    """
+
+    params: Any
+    stats: Any
+    structure: Any
+    tokenizer: tokenizers.Tokenizer
+    tokens: int  # of a text
+    sections: tuple[str, ...]  # of a report that make up its text
+    size: int  # side of the stored images in pixels
+    crop: int  # side of their middle that the encoder sees
+    pixels: tuple[tuple[str, Any], ...]  # mean, std, channels of `transforms.normalize`
+
+    def embed(
+        self, images: UInt8[Array, "b h w"], ids: Int[Array, "b t"], mask: Bool[Array, "b t"]
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
+        """(image, text) embeddings of unit norm, fp32, in evaluation mode; to be jitted.
+
+        images: of `size`; ids, mask: from `tokenizer.encode(texts, tokens)`. The alignment score of
+        a pair is the product of its two.
+        """
+        model = nnx.merge(self.structure, self.params, self.stats, copy=True)
+        seen = transforms.normalize(transforms.center_crop(images, self.crop), **dict(self.pixels))
+        v, t = model(seen, ids, mask, train=False)
+        return normalize(v), normalize(t)
+
+
+def pretrained(workdir: Path) -> Pair:
+    """The pair of the best checkpoint of a pre-training run, on one device.
+
+    Raises UserError if the folder is not the workdir of a run that has saved one.
+    """
+    config = checkpoint.read_config(workdir)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
+    step = checkpoints.best()
+    if step is None:
+        raise UserError(f"{workdir / 'checkpoints'}: holds no complete checkpoint: train first")
+    tokenizer = tokenizers.load(config["data"]["tokenizer"] or workdir / "tokenizer")
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        image, text, heads = (config[part] for part in ("image", "text", "heads"))
+        vocab, dtype = tokenizer.vocab_size, jnp.dtype(config["dtype"])
+        return towers.PairEncoder(image, text, heads, vocab, dtype=dtype, rngs=rngs)
+
+    structure, *like = states.shapes(make)
+    saved = checkpoints.restore_all(step, ("params", "stats"))
+    checkpoints.close()
+    try:
+        params, stats = (tree.unnamed(flat, x) for flat, x in zip(saved, like, strict=True))
+    except KeyError as e:
+        raise UserError(f"{workdir}: its encoders do not fit its config: {e}") from None
+    return Pair(
+        params,
+        stats,
+        structure,
+        tokenizer,
+        tokens=config["data"]["tokens"],
+        sections=tuple(config["data"]["sections"]),
+        size=config["data"]["size"],
+        crop=config["augment"]["size"],
+        pixels=tuple((k, config["image"][k]) for k in ("mean", "std", "channels")),
+    )
+
+
+def embed_all(
+    pair: Pair, source: loader.Source, mesh: Mesh, batch_size: int, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(image, text) embeddings [n, d] of all records of `source`, on every process.
+
+    batch_size: pairs a step over all devices. Raises UserError if they do not divide it.
+    """
+    local = meshes.per_process(batch_size, mesh)
+    everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+    embed = jax.jit(
+        Pair.embed, in_shardings=(everywhere, rows, rows, rows), out_shardings=everywhere
+    )
+    weights = jax.device_get((pair.params, pair.stats))
+    params, stats = jax.device_put(weights, everywhere)
+    pair = replace(pair, params=params, stats=stats)
+    this, count = jax.process_index(), jax.process_count()
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    waiting = None
+    for batch in loader.eval_loader(source, local, this, count, threads):
+        on_devices = meshes.to_devices(mesh, {k: batch[k] for k in ("image", "ids", "mask")})
+        done, waiting = waiting, embed(pair, *on_devices.values())
+        if done is not None:  # fetched while the devices work on the next
+            found.append(jax.device_get(done))
+    found.append(jax.device_get(waiting))
+    image, text = (np.concatenate(x)[: len(source)] for x in zip(*found, strict=True))
+    return image, text
