@@ -15,8 +15,8 @@ computed in float64 on the host and handed over in float32.
 
 The rules for times and for the fields of the file are those of diffusers 0.42, including what
 `OtherScheduler.from_config(scheduler.config)` makes of them: a field that the file leaves out has
-the default of the sampler asked for, not of the class that the file names. (diffusers' Stable
-Diffusion pipelines set steps_offset to 1 and clip_sample to false besides, when they open a folder.)
+the default of the sampler asked for, not of the class that the file names. (When they
+open a folder, diffusers' Stable Diffusion pipelines also set steps_offset 1 and clip_sample false.)
 """
 
 from collections.abc import Callable, Mapping
