@@ -18,7 +18,14 @@ import pytest
 from jaxtyping import install_import_hook
 
 _hook = install_import_hook(
-    ["medsyn_jax.models", "medsyn_jax.objectives", "medsyn_jax.data.transforms"],
+    [
+        "medsyn_jax.models",
+        "medsyn_jax.objectives",
+        "medsyn_jax.diffusion",
+        "medsyn_jax.data.transforms",
+        "medsyn_jax.train.encoders",
+        "medsyn_jax.train.probe",
+    ],
     "beartype.beartype",
 )
 _hook.__enter__()

@@ -145,3 +145,16 @@ def test_ctrl_c_is_one_line_and_status_130(monkeypatch, tmp_path, capsys):
         signal.signal(signal.SIGINT, old)
     err = capsys.readouterr().err
     assert err == "interrupted; the same command goes on from the last checkpoint\n"
+
+
+def test_no_task_imports_torch():
+    """Installed or not: it is no dependency, and would bring threads of its own."""
+    tasks = "\n".join(f"import medsyn_jax.tasks.{task}" for task in command_line.TASKS)
+    told = "print([m for m in ('torch', 'tensorflow', 'diffusers') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{tasks}\n{told}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

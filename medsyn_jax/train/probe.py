@@ -31,10 +31,10 @@ class ProbeSettings:
     every feature to mean 0 and variance 1 over the training records of the fit.
     """
 
-    learning_rate: float
-    weight_decay: float
-    epochs: int
-    patience: int
+    learning_rate: float | Array  # an array where the jit traces it, as the next three
+    weight_decay: float | Array
+    epochs: int | Array
+    patience: int | Array
     kind: Kind
     batch_size: int
     standardize: bool
