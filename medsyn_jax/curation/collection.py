@@ -31,22 +31,31 @@ class Collection:
         return [key for source in self.sources for key in source.records.keys]
 
     @functools.cached_property
+    def _written(self) -> dict[str, np.ndarray]:
+        """All that is written of the records, in one pass over them."""
+        found: dict[str, list[str]] = {"text": [], "prompt": [], "report": []}
+        for row in range(len(self.keys)):
+            stored = self.stored(row)
+            text = shards.text(stored, self.sources[0].sections)
+            found["text"].append(text)
+            found["prompt"].append(shards.value(stored, "prompt") if "prompt" in stored else text)
+            found["report"].append(shards.value(stored, "report"))
+        return {name: np.array(values) for name, values in found.items()}
+
+    @property
     def texts(self) -> np.ndarray:
         """What the text encoder reads, str [n]."""
-        return np.array([text for source in self.sources for text in source.texts()])
+        return self._written["text"]
 
-    @functools.cached_property
+    @property
     def prompts(self) -> np.ndarray:
         """What the generator read where that was kept, else `texts`, str [n]."""
-        if "prompt" not in self.stored(0):
-            return self.texts
-        rows = range(len(self.keys))
-        return np.array([shards.value(self.stored(row), "prompt") for row in rows])
+        return self._written["prompt"]
 
-    @functools.cached_property
-    def reports(self) -> list[str]:
-        """The whole reports, as they came."""
-        return [shards.value(self.stored(row), "report") for row in range(len(self.keys))]
+    @property
+    def reports(self) -> np.ndarray:
+        """The whole reports, as they came, str [n]."""
+        return self._written["report"]
 
     def stored(self, row: int) -> Mapping[str, Any]:
         """The stored fields of a record, to be decoded by `shards.value`."""

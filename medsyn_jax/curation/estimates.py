@@ -36,24 +36,22 @@ def aurocs(
 ) -> dict[str, Estimate]:
     """AUROC of each label, and their `mean`, over s fitted classifiers.
 
-    logits [s, n, c]; labels [n, c]: 1, 0, or negative = left out; subjects [n], for the bootstrap
-    over subjects and classifiers together. A label that has one class only is left out, and there
-    is no mean of none.
+    logits [s, n, c]; labels [n, c]: 1, 0, or negative = left out, both classes of each; subjects
+    [n], for the bootstrap over subjects and classifiers together.
     """
-    defined = [i for i in range(len(names)) if {0, 1} <= set(labels[:, i].tolist())]
-    if not defined:
-        return {}
 
     def statistic(w: np.ndarray) -> np.ndarray:
-        found = [[metrics.auroc(x[:, i], labels[:, i], w) for i in defined] for x in logits]
+        columns = range(len(names))
+        found = [[metrics.auroc(x[:, i], labels[:, i], w) for i in columns] for x in logits]
         return np.array(found).transpose(2, 0, 1)  # [r, s, c]
 
     values = statistic(np.ones((1, len(labels)), np.float32))[0]
     draws = metrics.bootstrap(statistic, len(labels), subjects)
-    found = {}
-    for at, i in enumerate(defined):
-        known = int((labels[:, i] >= 0).sum())
-        found[names[i]] = metrics.estimate_over_seeds(values[:, at], draws[..., at], known)
+    counts = (labels >= 0).sum(axis=0).tolist()
+    found = {
+        name: metrics.estimate_over_seeds(values[:, i], draws[..., i], counts[i])
+        for i, name in enumerate(names)
+    }
     # A resample can lack a class of a rare label: its mean is that of the others.
     known = np.isfinite(draws)
     count = known.sum(axis=2)

@@ -10,6 +10,7 @@ import numpy as np
 from medsyn_jax.curation.collection import Collection
 from medsyn_jax.curation.page import Card, Picture
 from medsyn_jax.curation.privacy import Screen
+from medsyn_jax.data import shards
 
 SHOWN, A_PROMPT = 12, 4  # cards of each kind, and images of a prompt
 
@@ -31,7 +32,8 @@ def prompts(synthetic: Collection, real: Sequence[Collection], seed: int) -> lis
         rows = rows_of[key][:A_PROMPT]
         pictures = []
         part, row = places.get(key, (None, 0))
-        if part is not None and part.reports[row] == synthetic.reports[rows[0]]:
+        theirs = "" if part is None else shards.value(part.stored(row), "report")
+        if part is not None and theirs == synthetic.reports[rows[0]]:
             pictures.append(Picture(part.pixels([row])[0], "real", key, real=True))
         for row, pixels in zip(rows, synthetic.pixels(rows), strict=True):
             pictures.append(Picture(pixels, "synthetic", synthetic.keys[row]))

@@ -178,25 +178,37 @@ def _label_agreement(
     config: Any, train: Collection, valid: Collection, judged: dict[str, Collection]
 ) -> Results:
     """AUROC of each finding, by a probe that learned from real training images."""
-    names = train.sources[0].label_names
-    train_y, valid_y = (_targets(config, c) for c in (train, valid))
-    usable = [
-        all((y[:, i] == known).any() for y in (train_y, valid_y) for known in (0, 1))
-        for i in range(len(names))
-    ]
-    if not any(usable):
-        log.say("no label agreement: no label has both classes in the real train and valid splits")
+    every, sets = train.sources[0].label_names, [train, *judged.values()]
+    # The same labels on both sides, or their means could not be compared.
+    known = np.logical_and.reduce([_has_both(_targets(config, images)) for images in sets])
+    if not (known & _has_both(_targets(config, valid))).any():
+        log.say("no label agreement: no label has both classes in every split and set")
         return {}
-    rows = np.tile(np.arange(len(train_y), dtype=np.int32), (config.seeds, 1))
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(config.seed), i) for i in range(len(rows))])
+    names = [name for name, k in zip(every, known, strict=True) if k]
+    if len(names) < len(every):
+        left_out = ", ".join(name for name in every if name not in names)
+        log.say(f"no label agreement of {left_out}: one class only in a split or set")
+    fitted = _fit(config, train, valid, known)
+    results: Results = {}
+    for side, images in judged.items():
+        logits = np.asarray(probe.logits(fitted, jnp.asarray(images.features)))
+        y = _targets(config, images)[:, known]
+        entries = estimates.aurocs(logits, y, names, images.subjects)
+        results |= {f"labels/{side}/auroc/{name}": dict(e) for name, e in entries.items()}
+    return results
+
+
+def _fit(config: Any, train: Collection, valid: Collection, known: np.ndarray) -> probe.Probe:
+    """Probes of the `known` [l] labels, one a seed, from all real training images."""
+    count, seeds = len(train.labels), range(config.seeds)
     fitted = probe.fit(
         jnp.asarray(train.features),
-        jnp.asarray(train_y),
-        jnp.asarray(rows),
+        jnp.asarray(_targets(config, train)[:, known]),
+        jnp.tile(jnp.arange(count, dtype=jnp.int32), (config.seeds, 1)),
         jnp.asarray(valid.features),
-        jnp.asarray(valid_y),
-        keys,
-        classes=len(names),
+        jnp.asarray(_targets(config, valid)[:, known]),
+        jnp.stack([jax.random.fold_in(jax.random.key(config.seed), i) for i in seeds]),
+        classes=int(known.sum()),
         settings=probe.ProbeSettings(kind="multilabel", **config.probe),
     )
     if not np.isfinite(np.asarray(fitted.score)).all():
@@ -204,12 +216,12 @@ def _label_agreement(
             f"config.probe.learning_rate: {config.probe.learning_rate}: the fit diverged: use a "
             "smaller one"
         )
-    results: Results = {}
-    for side, images in judged.items():
-        logits = np.asarray(probe.logits(fitted, jnp.asarray(images.features)))
-        entries = estimates.aurocs(logits, _targets(config, images), names, images.subjects)
-        results |= {f"labels/{side}/auroc/{name}": dict(e) for name, e in entries.items()}
-    return results
+    return fitted
+
+
+def _has_both(y: np.ndarray) -> np.ndarray:
+    """bool [l]: which labels have a positive and a negative in y [n, l]."""
+    return (y == 1).any(axis=0) & (y == 0).any(axis=0)
 
 
 def _targets(config: Any, images: Collection) -> np.ndarray:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from scipy import ndimage
 
 from configs.curate import get_config
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.curation.collection import Collection
 from medsyn_jax.data import datasets, shards, transforms
 from medsyn_jax.tasks import curate
 from medsyn_jax.train import features, pairs
@@ -144,6 +146,13 @@ def test_a_bad_set_of_several_images_a_prompt(world, tmp_path):
     page = (workdir / "report.html").read_text(encoding="utf-8")
     assert len(re.findall(r"made/\d+#1", page)) >= 12  # the second image of each prompt shown
     _check_self_contained(page)
+
+
+def test_sets_without_labels_have_no_label_agreement():
+    sources = [SimpleNamespace(label_names=[])]
+    empty = Collection(sources, np.ones((4, 2)), np.zeros((4, 0), np.int8), np.arange(4))
+    config = get_config("smoke")
+    assert curate._label_agreement(config, empty, empty, {"real": empty, "synthetic": empty}) == {}
 
 
 def _check_self_contained(page: str) -> None:
