@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from medsyn_jax.core import log, metrics, optim
+from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.config import check_choice, check_files, check_numbers
 from medsyn_jax.core.errors import UserError
@@ -20,7 +20,7 @@ from medsyn_jax.data import loader, shards, tokenizers, transforms
 from medsyn_jax.models import towers, weights
 from medsyn_jax.models.layers import statistics
 from medsyn_jax.objectives.contrastive import contrastive_loss, normalize
-from medsyn_jax.train import corpus, loop
+from medsyn_jax.train import corpus, loop, recipe
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
 from medsyn_jax.train.checkpoint import Checkpoints
@@ -54,7 +54,7 @@ def run(config: Any, workdir: Path) -> None:
     mesh = meshes.make_mesh(**config.mesh)
     local = meshes.per_process(config.data.batch_size, mesh, config.optim.accumulate)
     data = _data(config, workdir)
-    plan = _plan(config, len(data))
+    plan = recipe.plan(config.train, len(data), config.data.batch_size)
 
     def make_model(rngs: nnx.Rngs) -> nnx.Module:
         vocab, dtype = data.tokenizer.vocab_size, jnp.dtype(config.dtype)
@@ -62,7 +62,7 @@ def run(config: Any, workdir: Path) -> None:
         return towers.PairEncoder(image, text, heads, vocab, dtype=dtype, rngs=rngs)
 
     structure, params, _ = states.shapes(make_model)
-    tx = _optimizer(config.optim, params, plan.steps)
+    tx = recipe.optimizer(config.optim, params, plan.steps)
     key = jax.random.key(config.seed)
     state = states.create(make_model, tx, mesh, meshes.FSDP_RULES, key)
     state = _import_weights(config, state)
@@ -93,14 +93,7 @@ def run(config: Any, workdir: Path) -> None:
         plan=plan,
         record_keys=lambda index: loader.record_keys(data.train, index),
     )
-    try:
-        state = loop.fit(trainer, loop.resume(trainer, state))
-    finally:
-        trainer.log.close()
-        batches.close()
-        checkpoints.wait()  # whatever ended the loop, what is being saved gets finished
-    state = checkpoints.restore(checkpoints.best() or plan.steps, state)
-    checkpoints.close()
+    state = recipe.run(trainer, state)
     embedded = _embed_all(embed, state, data.test, local, config.data.threads, mesh)
     figures = metrics.retrieval(
         embedded["image"] @ embedded["text"].T,
@@ -151,7 +144,13 @@ def _data(config: Any, workdir: Path) -> Data:
 
     def source(folder: Path, split: str) -> loader.Source:
         return loader.Source(
-            folder, split, settings.sections, tokenizer, settings.tokens, settings.size
+            folder,
+            split,
+            settings.sections,
+            tokenizer,
+            settings.tokens,
+            settings.size,
+            random_sentence=settings.random_sentence,
         )
 
     train = [source(folder, "train") for folder in folders]
@@ -184,37 +183,6 @@ def _tokenizer(config: Any, workdir: Path, folder: Path) -> tokenizers.Tokenizer
         part.rename(own)
     meshes.wait_for_all("tokenizer")
     return tokenizers.load(own)
-
-
-def _plan(config: Any, records: int) -> loop.Plan:
-    train = config.train
-    per_epoch = records // config.data.batch_size
-    if not per_epoch:
-        raise UserError(
-            f"config.data.batch_size: {config.data.batch_size} is more than the {records} training "
-            "records: use a smaller one"
-        )
-    return loop.Plan(
-        steps=max(1, round(train.epochs * per_epoch)),
-        eval_every=max(1, round(per_epoch / train.evals_per_epoch)),
-        checkpoint_every=max(1, round(per_epoch / train.checkpoints_per_epoch)),
-        log_every=train.log_every,
-        patience=train.patience,
-        score="valid/loss",
-    )
-
-
-def _optimizer(c: Any, params: Any, total: int) -> Any:
-    schedule = optim.warmup_cosine(c.lr, total, round(c.warmup * total), c.end_lr)
-    return optim.adamw(
-        params,
-        schedule,
-        b1=c.b1,
-        b2=c.b2,
-        weight_decay=c.weight_decay,
-        clip=c.clip,
-        frozen=tuple(c.frozen),
-    )
 
 
 def _import_weights(config: Any, state: State) -> State:
@@ -265,21 +233,11 @@ def _embed_all(
     embed: Callable, state: State, source: loader.Source, local: int, threads: int, mesh: Mesh
 ) -> dict[str, np.ndarray]:
     """Embeddings [n, d] of a whole split in its order, with its reports and subjects."""
-    parts: dict[str, list[np.ndarray]] = {"image": [], "text": []}
-    this, count = jax.process_index(), jax.process_count()
-    for batch in loader.eval_loader(source, local, this, count, threads):
-        arrays = meshes.to_devices(mesh, batch)
-        image, text, real = jax.device_get(
-            (*embed(state["params"], state["stats"], arrays), _whole(arrays["weight"], mesh))
-        )
-        parts["image"].append(image[real > 0])
-        parts["text"].append(text[real > 0])
-    whole = {name: np.concatenate(rows) for name, rows in parts.items()}
+    found = recipe.over(
+        lambda batch: embed(state["params"], state["stats"], batch), source, local, threads, mesh
+    )
+    whole = dict(zip(("image", "text"), found, strict=True))
     return whole | {"reports": np.array(source.texts()), "subjects": np.array(source.subjects())}
-
-
-def _whole(x: jax.Array, mesh: Mesh) -> jax.Array:
-    return jax.device_put(x, meshes.replicated(mesh))
 
 
 def _validate(

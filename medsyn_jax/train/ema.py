@@ -28,9 +28,9 @@ def keep_average(tx: optax.GradientTransformation, decay: float) -> optax.Gradie
     def init(params: Any) -> tuple[Any, Average]:
         return tx.init(params), Average(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
-    def update(grads: Any, state: tuple[Any, Average], params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         inner, average = state
-        updates, inner = tx.update(grads, inner, params)
+        updates, inner = tx.update(updates, inner, params)
         n = average.count.astype(jnp.float32)
         keep = jnp.minimum(decay, (1 + n) / (10 + n))
         new = optax.apply_updates(params, updates)

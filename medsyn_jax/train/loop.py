@@ -25,6 +25,7 @@ class Batches(Protocol):
     def __next__(self) -> dict[str, np.ndarray]: ...
     def get_state(self) -> dict: ...
     def set_state(self, state: dict) -> None: ...
+    def close(self) -> None: ...
 
 
 class Preempted(SystemExit):
@@ -147,7 +148,8 @@ class _Waiting:
 
     def next(self, batches: Batches, running: Pending | None) -> dict[str, np.ndarray]:
         before, batch, now = monotonic(), next(batches), monotonic()
-        idle = running is None or running.metrics["loss"].is_ready()  # else it computed meanwhile
+        loss: Any = running and running.metrics["loss"]
+        idle = loss is None or loss.is_ready()  # else the device computed meanwhile
         self._waited, self._steps = self._waited + idle * (now - before), self._steps + 1
         if self._steps % 20 == 0:
             share = self._waited / max(now - self._since, 1e-9)

@@ -40,6 +40,26 @@ def create(
     return jax.jit(make, out_shardings=placed)(key)
 
 
+def place(
+    params: Any, stats: Any, tx: optax.GradientTransformation, mesh: Mesh, rules: tree.Rules
+) -> State:
+    """The state of step 0 with these parameters and statistics (NumPy, the same on every process),
+    sharded over `mesh` by `rules`."""
+
+    def put(leaf: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+
+    def make(params: Any, stats: Any) -> State:
+        step = jnp.zeros((), jnp.int32)
+        return {"step": step, "params": params, "stats": stats, "opt": tx.init(params)}
+
+    given = tuple(
+        jax.tree.map(put, part, meshes.shardings(mesh, part, rules)) for part in (params, stats)
+    )
+    placed = meshes.shardings(mesh, jax.eval_shape(make, *given), rules)
+    return jax.jit(make, out_shardings=placed)(*given)
+
+
 def replace(old: Any, new: Any) -> Any:
     """`new` (NumPy leaves of the same shapes on every process) placed as `old` is."""
 

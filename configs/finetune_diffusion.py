@@ -1,0 +1,127 @@
+"""Latent diffusion on reports and radiographs: fine-tuned as RoentGen was, or from nothing.
+
+demo: an autoencoder, a latent U-Net and a text encoder of 6 M parameters on the phantom corpus at
+  64 pixels, from nothing, in an hour on two CPU cores. smoke: the same in seconds.
+paper: RoentGen's recipe (arXiv 2211.12737; settings of RoentGen-v2): Stable Diffusion 2.1-base at
+  512 pixels on MIMIC-CXR impressions. --config.train_text=False trains the U-Net alone.
+The result is <workdir>/pipeline, a folder for --config configs/generate.py --config.pipeline=...
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+VARIANTS = common.VARIANTS
+
+
+def get_config(variant: str = "demo") -> ConfigDict:
+    common.check(variant, VARIANTS)
+    config = ConfigDict({"task": "finetune_diffusion", "seed": 0, "dtype": "float32"})
+    config.pipeline = ""  # a diffusers folder; empty: from nothing, in the sizes below
+    config.remat = False
+    config.data = {
+        "sources": ("phantom",),  # as in configs/convirt.py
+        "weights": (1.0,),
+        "sections": ("impression",),
+        "size": 64,  # of the images; a pipeline's U-Net was trained at 512
+        "vocab_size": 1000,
+        "tokens": 64,
+        "batch_size": 32,
+        "threads": 2,
+    }
+    config.ingest = common.phantom(size=64, subjects=5000)
+    config.train_text = True
+    config.caption_dropout = 0.1  # share of reports replaced by the empty one, for guidance
+    config.min_snr = 5.0  # gamma of min-SNR weighting, 0 for none
+    config.ema = 0.995
+    config.optim = common.adamw(lr=1e-3, warmup=0.02, weight_decay=0.01, clip=1.0)
+    config.train = common.schedule(epochs=8.0)
+    config.train.patience = 0
+    config.mesh = {"data": -1, "fsdp": 1}
+    # From here on: sizes for a training from nothing, as in the config.json files of diffusers.
+    config.autoencoder = {
+        "batch_size": 8,
+        "kl_weight": 1e-3,
+        "ema": 0.99,
+        "optim": common.adamw(lr=2e-3, warmup=0.02, weight_decay=0.01, clip=1.0),
+        "train": common.schedule(epochs=2.5),
+    }
+    config.vae = {
+        "in_channels": 1,
+        "out_channels": 1,
+        "latent_channels": 4,
+        "block_out_channels": (16, 32, 64),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "sample_size": 64,
+    }
+    config.unet = _unet(widths=(64, 96, 128), heads=(2, 3, 4), groups=16)
+    config.text_encoder = {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "hidden_act": "gelu",
+    }
+    config.scheduler = {
+        "_class_name": "PNDMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "v_prediction",
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+    }
+    changes = {"smoke": _smoke, "paper": _paper}
+    return changes.get(variant, lambda config: config)(config)
+
+
+def _unet(widths: tuple[int, ...], heads: tuple[int, ...], groups: int) -> ConfigDict:
+    return ConfigDict(
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "block_out_channels": widths,
+            "down_block_types": ("CrossAttnDownBlock2D",) * len(widths),
+            "up_block_types": ("CrossAttnUpBlock2D",) * len(widths),
+            "layers_per_block": 1,
+            "attention_head_dim": heads,  # the number of heads, as diffusers has it
+            "cross_attention_dim": 128,
+            "use_linear_projection": True,
+            "norm_num_groups": groups,
+            "sample_size": 16,
+        }
+    )
+
+
+def _smoke(config: ConfigDict) -> ConfigDict:
+    config.data.update({"size": 32, "vocab_size": 300, "tokens": 32, "batch_size": 16})
+    config.ingest = common.phantom(size=32, subjects=40)
+    config.train.epochs = 2.0
+    config.autoencoder.update({"batch_size": 16})
+    config.autoencoder.train.epochs = 1.0
+    config.vae.update({"block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 32})
+    config.vae.down_block_types = config.vae.down_block_types[:2]
+    config.vae.up_block_types = config.vae.up_block_types[:2]
+    config.unet = _unet(widths=(8, 16), heads=(2, 2), groups=4)
+    config.unet.cross_attention_dim = 16
+    config.text_encoder.update({"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32})
+    return config
+
+
+def _paper(config: ConfigDict) -> ConfigDict:
+    config.dtype = "bfloat16"
+    config.pipeline = "weights/stable-diffusion-2-1-base"
+    config.remat = True
+    config.data.update({"sources": ("data/mimic-cxr-512",), "size": 512, "tokens": 77})
+    config.data.update({"batch_size": 384, "threads": 16})
+    config.update({"caption_dropout": 0.0, "min_snr": 0.0, "ema": 0.9999})
+    config.optim.update({"lr": 1e-5, "end_lr": 1e-8, "warmup": 0.0083, "weight_decay": 1e-2})
+    config.train.epochs = 108.0  # 60,000 steps of 384 on 213,384 pairs
+    config.mesh = {"data": -1, "fsdp": 4}
+    return config

@@ -1,0 +1,336 @@
+"""Training of a latent diffusion model on reports and radiographs.
+
+With `config.pipeline` it goes on from a Stable Diffusion folder, as RoentGen did; without, an
+autoencoder is trained first, and the U-Net and the text encoder start from nothing. The result is a
+pipeline folder again: <workdir>/pipeline.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from medsyn_jax.core import config as checks
+from medsyn_jax.core import log, metrics
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import loader, shards, tokenizers
+from medsyn_jax.diffusion import schedule
+from medsyn_jax.models import pipeline as pipelines
+from medsyn_jax.models.layers import split
+from medsyn_jax.models.pipeline import Pipeline
+from medsyn_jax.objectives import diffusion
+from medsyn_jax.train import corpus, ema, loop, recipe
+from medsyn_jax.train import state as states
+from medsyn_jax.train import step as steps
+from medsyn_jax.train.checkpoint import Checkpoints
+
+FREE = ("mesh.", "data.threads", "ingest.workers", "train.log_every")
+DTYPES = ("float32", "bfloat16")
+PREDICTIONS = ("epsilon", "v_prediction")
+_SEEN = 1024  # images whose latents say how far the autoencoder's latents spread
+
+Batch = dict[str, jax.Array]
+
+
+@dataclass
+class Data:
+    """What a run reads; `valid` is of the first source and never trained on."""
+
+    train: list[loader.Source]
+    valid: loader.Source
+    tokenizer: tokenizers.Tokenizer
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Train, keep the checkpoint with the lowest validation error, and write its pipeline.
+
+    Raises UserError for what the config asks that is not there or does not fit.
+    """
+    _check(config)
+    log.check_config(workdir, config, FREE)
+    mesh = meshes.make_mesh(**config.mesh)
+    meshes.per_process(config.data.batch_size, mesh, config.optim.accumulate)
+    start = pipelines.read(config.pipeline, report=log.say) if config.pipeline else None
+    data = _data(config, workdir, start)
+    log.write_config(workdir, config, FREE)
+    if start is None:
+        start = _from_nothing(config, workdir, data, mesh)
+    trained = ("unet", "text_encoder") if config.train_text else ("unet",)
+    params = {name: start.parts[name].params for name in trained}
+    still = {name: part.params for name, part in start.parts.items() if name not in trained}
+    stage = Stage(config, config, config.data.batch_size, workdir, data, mesh)
+    alphas = schedule.alphas_cumprod(start.scheduler)
+    noised = _noised_fn(config, start, alphas)
+    loss_fn = _loss_fn(config, noised, start, len(alphas), data.tokenizer)
+    params, errors = stage.fit(params, still, loss_fn, _error_fn(noised, len(alphas)))
+    if jax.process_index() == 0:
+        parts = {
+            name: replace(part, params=_half(params.get(name, part.params)))
+            for name, part in start.parts.items()
+        }
+        with log.full_disk_is_user_error(workdir / "pipeline"):
+            pipelines.write(workdir / "pipeline", replace(start, parts=parts))
+    figure = _figure(errors, data.valid)
+    log.write_results(workdir, "finetune_diffusion", {"valid/loss": figure})
+    log.say_cost("done")
+
+
+def _check(config: Any) -> None:
+    checks.check_choice("dtype", config.dtype, DTYPES)
+    if not config.pipeline:
+        prediction = config.scheduler.prediction_type
+        checks.check_choice("scheduler.prediction_type", prediction, PREDICTIONS)
+    above_0 = ["data.size", "data.tokens"]
+    from_0 = ["data.threads", "min_snr", "ema", "caption_dropout"]
+    for stage in ("", "autoencoder.") if not config.pipeline else ("",):
+        above_0 += [f"{stage}{name}" for name in ("optim.accumulate", "train.epochs")]
+        above_0 += [f"{stage}train.{name}_per_epoch" for name in ("evals", "checkpoints")]
+        above_0 += [f"{stage}train.log_every", f"{stage or 'data.'}batch_size"]
+    checks.check_numbers(config, above_0, from_0)
+    for name in ("ema", "caption_dropout"):
+        if config[name] >= 1:
+            raise UserError(f"config.{name}: {config[name]}: give a number below 1")
+    if len(config.data.sources) != len(config.data.weights):
+        raise UserError("config.data.weights: give one for each of config.data.sources")
+    named = {"pipeline": config.pipeline}
+    if jax.process_index() == 0:
+        sources = enumerate(config.data.sources)
+        named |= {f"data.sources[{i}]": s for i, s in sources if s != "phantom"}
+    checks.check_files(named)
+
+
+def _data(config: Any, workdir: Path, start: Pipeline | None) -> Data:
+    settings, root = config.data, workdir.parent / "data"
+    folders = [
+        corpus.prepare(named, config.ingest, root, f"source {i}")
+        for i, named in enumerate(settings.sources)
+    ]
+    own = start.tokenizer if start else _own_tokenizer(config, workdir, folders[0])
+    tokenizer = tokenizers.load(own)
+
+    def source(folder: Path, split: str) -> loader.Source:
+        texts = (settings.sections, tokenizer, settings.tokens)
+        return loader.Source(folder, split, *texts, settings.size)
+
+    train = [source(folder, "train") for folder in folders]
+    return Data(train, source(folders[0], "valid"), tokenizer)
+
+
+def _own_tokenizer(config: Any, workdir: Path, folder: Path) -> Path:
+    """A WordPiece trained once on the training reports, that pads to `config.data.tokens`."""
+    own, settings = workdir / "tokenizer", config.data
+    if jax.process_index() == 0 and not own.exists():
+        texts = shards.open_split(folder, "train").texts(settings.sections)
+        part = own.with_name(f".{own.name}.{os.getpid()}.tmp")  # never a folder half written
+        tokenizers.train_wordpiece(texts, settings.vocab_size, part)
+        path = part / "tokenizer_config.json"
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | {"model_max_length": settings.tokens})
+        )
+        part.rename(own)
+    meshes.wait_for_all("tokenizer")
+    return own
+
+
+@dataclass
+class Stage:
+    """One training of the run: `section` of the config has its optim, train and ema."""
+
+    config: Any
+    section: Any
+    batch_size: int
+    workdir: Path
+    data: Data
+    mesh: Mesh
+
+    def fit(
+        self, params: Any, still: Any, loss_fn: steps.LossFn, error_fn: Callable
+    ) -> tuple[Any, np.ndarray]:
+        """(averaged parameters on the host, validation error of each record) of the best state.
+
+        still: what the networks have besides and is not trained. error_fn: (params, still, batch)
+        -> errors [b], of which the mean is to become low.
+        """
+        section, mesh, sources = self.section, self.mesh, self.data.train
+        settings, seed = self.config.data, self.config.seed
+        local = meshes.per_process(self.batch_size, mesh, section.optim.accumulate)
+        records = sum(len(source) for source in sources)
+        plan = recipe.plan(section.train, records, self.batch_size)
+        tx = recipe.optimizer(section.optim, params, plan.steps)
+        tx = ema.keep_average(tx, section.ema)
+        state = states.place(params, still, tx, mesh, meshes.FSDP_RULES)
+        log.say(f"{records} training records, {plan.steps} steps; {states.summary(state)}")
+        frozen = tuple(section.optim.frozen)
+        step = steps.make_step(loss_fn, tx, section.optim.accumulate, frozen)
+        error, threads = steps.compile_eval(error_fn, state, mesh), settings.threads
+
+        def errors(state: states.State) -> np.ndarray:
+            averaged = ema.averaged(state["opt"])
+            return recipe.over(
+                lambda batch: error(averaged, state["stats"], batch),
+                self.data.valid,
+                local,
+                threads,
+                mesh,
+            )
+
+        checkpoints = Checkpoints(self.workdir / "checkpoints")
+        begun = checkpoints.latest() or 0
+        this, count = jax.process_index(), jax.process_count()
+        trainer = loop.Trainer(
+            step=steps.compile_step(step, state, mesh),
+            batches=loader.train_loader(
+                sources, settings.weights, local, seed, this, count, threads
+            ),
+            evaluate=lambda state: {"valid/loss": float(errors(state).mean())},
+            checkpoints=checkpoints,
+            log=log.MetricsLog(self.workdir, begun, plan.steps, self.batch_size),
+            mesh=mesh,
+            key=jax.random.key(seed),
+            plan=plan,
+            record_keys=lambda index: loader.record_keys(sources, index),
+        )
+        state = recipe.run(trainer, state)
+        return meshes.to_host(ema.averaged(state["opt"])), errors(state)
+
+
+def _pixels(images: jax.Array, channels: int) -> jax.Array:
+    """uint8 [b, h, w] to fp32 [b, h, w, channels] in [-1, 1]."""
+    x = images.astype(jnp.float32)[..., None] / 127.5 - 1
+    return jnp.broadcast_to(x, (*x.shape[:-1], channels))
+
+
+def _modules(config: Any, start: Pipeline) -> dict[str, Callable]:
+    """By the name of a part, a function from its parameters to its module."""
+    dtype = jnp.dtype(config.dtype)
+
+    def module_of(make: Callable) -> Callable:
+        made = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), dtype=dtype, remat=config.remat))
+        structure = split(made)[0]
+        return lambda params: nnx.merge(structure, params, {}, copy=True)
+
+    return {name: module_of(part.make) for name, part in start.parts.items()}
+
+
+def _noised_fn(config: Any, start: Pipeline, alphas: np.ndarray) -> Callable:
+    """fn(params of all parts, images, ids, t [b], key) -> (output, wanted, alpha [b])."""
+    modules, prediction = _modules(config, start), _prediction(start)
+    channels = start.parts["vae"].config.get("in_channels", 3)
+    table = jnp.asarray(alphas, jnp.float32)
+
+    def fn(params: Any, images: jax.Array, ids: jax.Array, t: jax.Array, key: jax.Array) -> tuple:
+        for_latents, for_noise = jax.random.split(key)
+        mean, logvar = modules["vae"](params["vae"]).encode(_pixels(images, channels))
+        mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+        drawn = jax.random.normal(for_latents, mean.shape)
+        latents = (mean + jnp.exp(0.5 * logvar) * drawn) * start.scaling_factor
+        noise = jax.random.normal(for_noise, latents.shape)
+        alpha = table[t]
+        context = modules["text_encoder"](params["text_encoder"])(ids)
+        x = diffusion.add_noise(latents, noise, alpha)
+        output = modules["unet"](params["unet"])(x, t, context)
+        return output, diffusion.target(latents, noise, alpha, prediction), alpha
+
+    return fn
+
+
+def _prediction(start: Pipeline) -> diffusion.Prediction:
+    return start.scheduler.get("prediction_type") or "epsilon"
+
+
+def _loss_fn(
+    config: Any, noised: Callable, start: Pipeline, times: int, tokenizer: tokenizers.Tokenizer
+) -> steps.LossFn:
+    empty = jnp.asarray(tokenizer.encode([""], config.data.tokens)[0])
+    dropped, gamma = config.caption_dropout, config.min_snr
+
+    def loss_fn(params: Any, still: Any, batch: Batch, key: jax.Array) -> tuple:
+        for_times, for_captions, key = jax.random.split(key, 3)
+        count = batch["ids"].shape[0]
+        t = jax.random.randint(for_times, (count,), 0, times)
+        drop = jax.random.bernoulli(for_captions, dropped, (count, 1))
+        ids = jnp.where(drop, empty, batch["ids"])
+        output, wanted, alpha = noised({**still, **params}, batch["image"], ids, t, key)
+        error = diffusion.denoising_error(output, wanted)
+        weight = diffusion.snr_weight(alpha, gamma, _prediction(start))
+        return (weight * error).mean(), (still, {"mse": error.mean()})
+
+    return loss_fn
+
+
+def _error_fn(noised: Callable, times: int) -> Callable:
+    """fn(params, still, batch) -> [b], unweighted, at a time and with noise that a record keeps."""
+
+    def fn(params: Any, still: Any, batch: Batch) -> jax.Array:
+        # Multiples of the golden ratio spread the records' times evenly over the schedule.
+        part = batch["index"].astype(jnp.float32) * 0.6180339887 % 1.0
+        t = (part * times).astype(jnp.int32)
+        args = ({**still, **params}, batch["image"], batch["ids"], t, jax.random.key(0))
+        return diffusion.denoising_error(*noised(*args)[:2])
+
+    return fn
+
+
+def _from_nothing(config: Any, workdir: Path, data: Data, mesh: Mesh) -> Pipeline:
+    """A trained autoencoder, and a U-Net and a text encoder at their random start."""
+    settings = {name: config[name].to_dict() for name in pipelines.PARTS}
+    vocabulary = {"vocab_size": data.tokenizer.vocab_size}
+    settings["text_encoder"] |= vocabulary | {"max_position_embeddings": config.data.tokens}
+    parts = {}
+    for i, (name, setting) in enumerate(settings.items()):
+        part = pipelines.part(name, setting, {}, f"config.{name}")
+        key = jax.random.fold_in(jax.random.key(config.seed), i)
+        params = jax.jit(lambda key, make=part.make: split(make(rngs=nnx.Rngs(key)))[1])(key)
+        parts[name] = replace(part, params=jax.device_get(params))
+    start = Pipeline(parts, config.scheduler.to_dict(), data.tokenizer.folder)
+    vae = _modules(config, start)["vae"]
+    channels, kl_weight = settings["vae"]["in_channels"], config.autoencoder.kl_weight
+
+    def loss_fn(params: Any, still: Any, batch: Batch, key: jax.Array) -> tuple:
+        x, module = _pixels(batch["image"], channels), vae(params["vae"])
+        mean, logvar = module.encode(x)
+        drawn = jax.random.normal(key, mean.shape, mean.dtype)
+        again = module.decode(mean + jnp.exp(0.5 * logvar) * drawn)
+        loss, parts = diffusion.autoencoder_loss(x, again, mean, logvar, kl_weight)
+        return loss, (still, parts)
+
+    def error_fn(params: Any, still: Any, batch: Batch) -> jax.Array:
+        x = _pixels(batch["image"], channels)
+        return jnp.abs(vae(params["vae"])(x) - x).mean((1, 2, 3))
+
+    log.say("autoencoder")
+    section = config.autoencoder
+    stage = Stage(config, section, section.batch_size, workdir / "autoencoder", data, mesh)
+    params, errors = stage.fit({"vae": parts["vae"].params}, {}, loss_fn, error_fn)
+    log.say(f"autoencoder: mean absolute error {errors.mean() / 2:.4f} of the grey range")
+    encode = jax.jit(lambda p, images: vae(p).encode(_pixels(images, channels))[0])
+    images = data.train[0].take(np.arange(min(_SEEN, len(data.train[0]))))["image"]
+    chunks = np.array_split(images, max(1, len(images) // 64))
+    spread = np.std(np.concatenate([jax.device_get(encode(params["vae"], c)) for c in chunks]))
+    settings["vae"]["scaling_factor"] = float(np.float32(1 / spread))
+    made = pipelines.part("vae", settings["vae"], params["vae"], "config.vae")
+    return replace(start, parts=parts | {"vae": made})
+
+
+def _half(params: Any) -> Any:
+    """In bfloat16, as generators are handed on."""
+    return jax.tree.map(lambda p: np.asarray(p).astype(jnp.bfloat16), params)
+
+
+def _figure(errors: np.ndarray, source: loader.Source) -> dict[str, Any]:
+    """The mean error over records with its interval over subjects."""
+
+    def mean(weights: np.ndarray) -> np.ndarray:
+        return weights @ errors / weights.sum(1)
+
+    draws = metrics.bootstrap(mean, len(errors), np.array(source.subjects()))
+    return dict(metrics.estimate(float(errors.mean()), len(errors), draws))
