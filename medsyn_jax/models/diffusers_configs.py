@@ -160,7 +160,7 @@ def unet(config: Config, where: str) -> Callable[..., UNet]:
         "groups": groups,
         "eps": _real(config, "norm_eps", 1e-5, where),
         "cosine_first": _flag(config, "flip_sin_to_cos", True, where),
-        "shift": _real(config, "freq_shift", 0, where),
+        "shift": _real(config, "freq_shift", 0.0, where),
     }
     return _maker(UNet, options)
 
@@ -168,6 +168,7 @@ def unet(config: Config, where: str) -> Callable[..., UNet]:
 def vae(config: Config, where: str) -> Callable[..., Autoencoder]:
     """The maker (rngs, dtype, remat) of an AutoencoderKL. where: named in errors."""
     _fixed(config, _VAE_FIXED, where)
+    _real(config, "scaling_factor", 0.18215, where)
     widths = _numbers(config, "block_out_channels", [64], where)
     groups = _number(config, "norm_num_groups", 32, where)
     _divides(widths, (groups,) * len(widths), ("norm_num_groups", "channels"), where)
@@ -210,7 +211,7 @@ def text_encoder(config: Config, where: str) -> Callable[..., ClipText]:
 
 
 def _maker(cls: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    def make(*, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, remat: bool = False):
+    def make(rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, remat: bool = False):
         return cls(**options, remat=remat, dtype=dtype, rngs=rngs)
 
     return make

@@ -256,6 +256,7 @@ def fast_attend(
     """
     fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0 and query.dtype.itemsize == 2
     flash = fits and jax.default_backend() == "gpu"
-    return jax.nn.dot_product_attention(
-        query, key, value, is_causal=causal, implementation="cudnn" if flash else "xla"
-    )
+    with jax.numpy_dtype_promotion("standard"):  # it promotes 16-bit logits to float32 by itself
+        return jax.nn.dot_product_attention(
+            query, key, value, is_causal=causal, implementation="cudnn" if flash else "xla"
+        )

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
@@ -63,8 +62,8 @@ KINDS = {
 class Part:
     """A network: its config.json, the maker of its module, and the module's parameters.
 
-    make: called as make(rngs=..., dtype=float32, remat=False); `layers.split` takes the module
-    apart into what `nnx.merge(structure, params, {}, copy=True)` takes.
+    make: called as make(rngs, dtype=float32, remat=False); `layers.split` of what it returns gives
+    the structure for `nnx.merge(structure, params, {}, copy=True)`.
     """
 
     config: Mapping[str, Any]
@@ -94,11 +93,6 @@ def part(name: str, config: Mapping[str, Any], params: Tree, where: str = "") ->
     return Part(config, KINDS[name].maker(config, where or f"{name}/config.json"), params)
 
 
-def shapes(make: Callable[..., nnx.Module]) -> Tree:
-    """The parameters that `make` makes, as shapes and dtypes."""
-    return jax.eval_shape(lambda: split(make(rngs=nnx.Rngs(0)))[1])
-
-
 def read(
     folder: str | Path,
     parts: Sequence[str] = PARTS,
@@ -120,7 +114,9 @@ def read(
         _expect(found, kind.cls, folder, name)
     for name in (*parts, "tokenizer", "scheduler"):
         if not (folder / name).is_dir():
-            raise UserError(f"pipeline: {folder}: the part {name}/ is missing")
+            raise UserError(
+                f"pipeline: {folder}: the part {name}/ is missing: copy the whole folder"
+            )
     loaded = {name: _read_part(folder / name, KINDS[name], dtype, report) for name in parts}
     scheduler = _json(folder / "scheduler" / "scheduler_config.json", "copy it there")
     return Pipeline(loaded, scheduler, folder / "tokenizer")
@@ -132,7 +128,8 @@ def _read_part(
     config = _json(folder / "config.json", "copy it there")
     make = kind.maker(config, f"pipeline: {folder / 'config.json'}")
     layout = kind.layout(config)
-    params, _ = weights.load(folder, layout, shapes(make), {}, dtype=dtype, report=report)
+    params, stats = split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[1:]
+    params, _ = weights.load(folder, layout, params, stats, dtype=dtype, report=report)
     return Part(config, make, params)
 
 
@@ -167,13 +164,13 @@ def write(folder: str | Path, pipeline: Pipeline) -> None:
         raise UserError(f"pipeline: {folder}: is there already and is no pipeline: name another")
     if folder.resolve() == pipeline.tokenizer.resolve().parent:
         raise UserError(f"pipeline: {folder}: is where this pipeline was read from: name another")
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{s}") for s in ("part", "old"))
     try:
-        shutil.rmtree(new, ignore_errors=True)
         _write_parts(new, pipeline)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)
         os.replace(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(f"pipeline: {folder}: cannot be written: {error}") from error
     finally:

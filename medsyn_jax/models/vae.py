@@ -151,6 +151,6 @@ class Autoencoder(nnx.Module):
         """Images, about in [-1, 1], of latents in the encoder's own scale."""
         return self.decoder(z if self.post_quant is None else self.post_quant(z))
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
         """The image of the mean latent."""
         return self.decode(self.encode(x)[0])
