@@ -33,7 +33,8 @@ FORMAT = 1
 INFO = "medsyn.json"
 TEXTS = ("key", "subject", "report", "findings", "impression", "view")
 IMAGES = ("image", "mask_lungs", "mask_pneumothorax", "mask_effusion")
-OPTIONAL = (*IMAGES[1:], "boxes")
+ORIGIN = ("prompt", "seed", "generator")  # texts: what a synthetic image was made from
+OPTIONAL = (*IMAGES[1:], "boxes", *ORIGIN)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -64,11 +65,12 @@ def features(
     grey = functools.partial(t.Image, shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
     labels = f"1 positive, 0 negative, -1 uncertain, -2 unknown: {', '.join(label_names)}"
     boxes = t.Sequence({"bbox": t.Tensor(shape=(4,), dtype=np.float32), "label": t.Text()})
+    kinds = {"boxes": boxes} | {name: t.Text() for name in ORIGIN}
     return t.FeaturesDict(
         {name: t.Text() for name in TEXTS}
         | {"image": grey(doc="grey, high is bright as on a viewing screen")}
         | {"labels": t.Tensor(shape=(len(label_names),), dtype=np.int8, doc=labels)}
-        | {name: boxes if name == "boxes" else grey() for name in sorted(optional)}
+        | {name: grey() if name in IMAGES else kinds[name] for name in sorted(optional)}
     )
 
 
@@ -198,7 +200,7 @@ class Records:
     """Random access to the records of one split of a shard directory.
 
     `records[i]` is a dict: texts as str, images and masks as uint8[h, w], labels as int8[l],
-    boxes as a list of {"bbox": float32[4], "label": str}.
+    boxes as a list of {"bbox": float32[4], "label": str}; of the optional fields those it has.
 
     Raises:
         UserError: for a directory that is not whole, or a split that it lacks.
@@ -221,7 +223,7 @@ class Records:
     def __getitem__(self, index: int) -> dict[str, Any]:
         features = self.features(index)
         return {name: value(features, name) for name in (*TEXTS, "labels")} | {
-            name: value(features, name) for name in (*IMAGES, "boxes") if _present(features, name)
+            name: value(features, name) for name in ("image", *OPTIONAL) if _present(features, name)
         }
 
     def features(self, index: int) -> Mapping[str, Any]:

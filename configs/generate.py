@@ -1,0 +1,63 @@
+"""Generation: prompts to shards of synthetic radiographs (<workdir>/shards), restartable.
+
+demo: the impressions of the embedded phantom corpus, by the small generator of the repository.
+smoke: a few of them, by the one that `--config configs/finetune_diffusion.py:smoke` leaves.
+paper: RoentGen (arXiv 2211.12737) on the impressions of MIMIC-CXR, ingested, at 512 pixels.
+Any other: --config.pipeline=DIR, a Stable Diffusion folder, and --config.data.source=
+  a folder of shards; a CSV with a column of prompts (--config.data.columns.prompt=text and so on);
+  or the tables of MIMIC-CXR-JPG, with the reports there or in --config.data.reports=DIR.
+Train on the result: --config configs/convirt.py --config.data.sources="('<workdir>/shards',)"
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+VARIANTS = common.VARIANTS
+
+
+def get_config(variant: str = "demo") -> ConfigDict:
+    common.check(variant, VARIANTS)
+    config = ConfigDict({"task": "generate", "seed": 0, "dtype": "float32"})
+    config.pipeline = "assets/phantom-diffusion"  # sought in the repository, too
+    config.data = {
+        "source": "phantom",
+        "splits": ("train", "valid", "test"),  # of shards
+        "sections": ("impression",),  # of the reports of shards and of MIMIC-CXR
+        "limit": 0,  # only so many prompts; 0: all
+        "reports": "",
+        "columns": {
+            "prompt": "prompt",
+            "key": "",
+            "subject": "",
+            "split": "",
+            "view": "",
+            "labels": (),
+        },
+    }
+    config.ingest = common.phantom(size=64, subjects=2500)
+    config.images_per_prompt = 1
+    config.size = 0  # of the images in pixels; 0: what the pipeline was trained at
+    config.sampler = {
+        "name": "dpm++2m",  # or ddim, pndm, euler, unipc
+        "steps": 20,
+        "guidance": 4.0,  # 1.0 for none
+        "interval": (),  # (low, high]: the noise levels that are guided; empty: all
+        "rescale": 0.0,
+        "cache_every": 1,  # all layers of the U-Net in every so many steps (DeepCache)
+    }
+    config.batch_per_device = 16
+    config.records_per_shard = 512
+    config.license = ""  # for the data card
+    if variant == "smoke":
+        config.pipeline = "runs/finetune_diffusion-smoke/pipeline"
+        config.ingest = common.phantom(size=32, subjects=20)
+        config.sampler.steps = 4
+        config.update({"batch_per_device": 4, "records_per_shard": 16})
+    if variant == "paper":
+        config.dtype = "bfloat16"
+        config.pipeline = "weights/roentgen"
+        config.data.source = "data/mimic-cxr"
+        config.sampler.update({"name": "pndm", "steps": 75})
+        config.license = "PhysioNet Credentialed Health Data License 1.5.0, as the reports"
+    return config

@@ -1,0 +1,232 @@
+"""Prompts: what a generator is asked for, from shards, a CSV or the reports of MIMIC-CXR."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import tokenizers as hf
+
+from medsyn_jax.core.errors import RejectedRecord, UserError
+from medsyn_jax.data import reports, rows, shards, sources, splits
+from medsyn_jax.data.items import UNKNOWN, key_of
+from medsyn_jax.data.tokenizers import Tokenizer
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one image, or several, are made from; all but `text` is handed on to their records."""
+
+    key: str  # unique, ASCII without spaces
+    subject: str
+    split: str  # train, valid or test
+    text: str  # what the generator reads
+    report: str = ""  # the whole of it, raw
+    findings: str = ""
+    impression: str = ""
+    labels: tuple[int, ...] = ()
+    view: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The prompts of a source, in its order, and what became of the others."""
+
+    items: list[Prompt]
+    label_names: tuple[str, ...]
+    rejects: list[tuple[str, str]]  # (key, reason)
+    truncated: int = 0  # prompts that were too long for the text encoder
+    control_characters: int = 0  # prompts that had some
+
+
+def from_shards(directory: Path | str, wanted: Sequence[str], sections: Sequence[str]) -> Prompts:
+    """The `sections` of the reports in the `wanted` splits of a shard directory.
+
+    Raises:
+        UserError: for a directory that is not whole, or one without a record in these splits.
+    """
+    info = shards.describe(directory)
+    items = []
+    for split in wanted:
+        if not info["splits"].get(split, {}).get("records"):
+            continue
+        records = shards.open_split(directory, split)
+        for i in range(len(records)):
+            stored = records.features(i)
+            names = ("key", "subject", "report", "findings", "impression", "view")
+            texts = {name: shards.value(stored, name) for name in names}
+            labels = tuple(shards.value(stored, "labels").tolist())
+            text = shards.text(stored, sections)
+            items.append(Prompt(split=split, text=text, labels=labels, **texts))
+    if not items:
+        raise UserError(f"prompts: {directory}: no record in the splits {', '.join(wanted)}")
+    return Prompts(items, tuple(info["label_names"]), [])
+
+
+def from_csv(path: Path | str, columns: Any, shares: Sequence[float], seed: int) -> Prompts:
+    """The rows of a CSV in UTF-8; a row without a prompt or with a key that came before is
+    rejected.
+
+    Args:
+        path: of the table.
+        columns: names of the columns `prompt`, `key`, `subject`, `split`, `view` ("": there is
+            none) and, in a tuple, `labels` (1, 0, -1 or empty). Without a key it is row-<number>;
+            without a subject every prompt is one of its own.
+        shares: of train, valid and test, by subject, where there is no column of splits.
+        seed: of that draw.
+
+    Raises:
+        UserError: naming the row that is not UTF-8 or no row of this table; for a table that is
+            missing or broken, or lacks a column.
+    """
+    path = Path(path)
+    names = [columns[n] for n in ("prompt", "key", "subject", "split", "view") if columns[n]]
+    header, table = rows.read(path, [*names, *columns.labels])
+    found: dict[str, tuple[Prompt, str | None]] = {}
+    rejects = []
+    for number, row in table:
+        try:
+            fields = rows.fields(header, row)
+        except RejectedRecord as error:
+            raise UserError(f"prompts: {path}: row {number}: {error}: mend the table") from None
+        key = key_of(fields.get(columns.key, "").strip()) or f"row-{number}"
+        try:
+            if key in found:
+                raise RejectedRecord(f"key {key} was listed before")
+            found[key] = _from_row(key, fields, columns), fields.get(columns.split, "").strip()
+        except RejectedRecord as error:
+            rejects.append((key, f"{path}: row {number}: {error}"))
+    homes = splits.assign([(p.key, p.subject, s or None) for p, s in found.values()], shares, seed)
+    items = [dataclasses.replace(p, split=homes[p.key]) for p, _ in found.values()]
+    return Prompts(items, tuple(columns.labels), rejects)
+
+
+def _from_row(key: str, fields: dict[str, str], columns: Any) -> Prompt:
+    text = fields[columns.prompt]
+    for name in columns.labels:
+        if fields[name].strip() not in sources._LABEL_VALUES:
+            raise RejectedRecord(f"column {name!r}: {fields[name]!r} is not 1, 0, -1 or empty")
+    found = {n: reports.clean(t) for n, t in reports.sections(text).items()}
+    view = fields.get(columns.view, "").strip().upper()
+    return Prompt(
+        key=key,
+        subject=fields.get(columns.subject, "").strip() or key,
+        split="",
+        text=text,
+        report=text,
+        findings=found.get("findings", ""),
+        impression=found.get("impression", ""),
+        labels=tuple(sources._LABEL_VALUES[fields[name].strip()] for name in columns.labels),
+        view=view if view in ("PA", "AP") else "",
+    )
+
+
+def fit(prompts: Prompts, tokenizer: Tokenizer, length: int) -> Prompts:
+    """Prompts that a text encoder can read as they are.
+
+    Control characters and what stands for removed text (`___`) are taken out, white space becomes
+    single spaces, and what is too long is cut off behind a word.
+
+    Args:
+        prompts: of any source.
+        tokenizer: of the text encoder.
+        length: of its input in tokens, start and end marks included.
+
+    Returns:
+        The same without those that say nothing, which are rejects.
+
+    Raises:
+        UserError: when no prompt is left.
+    """
+    backend = hf.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+
+    def count(text: str) -> int:
+        return len(backend.encode(text))
+
+    items, rejects, controls, truncated = [], list(prompts.rejects), 0, 0
+    for item in prompts.items:
+        text = reports.clean(item.text)
+        if not text:
+            rejects.append((item.key, "the prompt is empty"))
+            continue
+        controls += bool(_CONTROL.search(item.text))
+        if count(text) > length:
+            text = _shortened(text, count, length)
+            truncated += 1
+        items.append(dataclasses.replace(item, text=text))
+    if not items:
+        first = f", first: {rejects[0][0]} ({rejects[0][1]})" if rejects else ""
+        raise UserError(f"prompts: none can be used, {len(rejects)} were rejected{first}")
+    return Prompts(items, prompts.label_names, rejects, truncated, controls)
+
+
+def _shortened(text: str, count: Callable[[str], int], length: int) -> str:
+    """The longest start of `text` of whole words that has at most `length` tokens; of letters, if
+    its first word is longer than that."""
+    for pieces, space in ((text.split(" "), " "), (list(text), "")):
+        most = range(1, len(pieces) + 1)
+        fitting = bisect.bisect_right(most, length, key=lambda n: count(space.join(pieces[:n])))
+        if fitting:
+            return space.join(pieces[:fitting])
+    return ""
+
+
+def is_mimic(path: Path) -> bool:
+    """Whether a folder holds the tables of MIMIC-CXR-JPG, and no shards."""
+    return sources._table(path, "metadata").exists() and not (path / shards.INFO).exists()
+
+
+def from_mimic(root: Path | str, folder: Path | str, sections: Sequence[str]) -> Prompts:
+    """The reports of MIMIC-CXR, one prompt for each frontal image that they belong to; no image is
+    needed.
+
+    Args:
+        root: holds the tables of MIMIC-CXR-JPG, `mimic-cxr-2.0.0-{metadata,split,chexpert}.csv.gz`.
+        folder: holds the reports; "": as `root`.
+        sections: that make up a prompt.
+
+    Raises:
+        UserError: a table or the reports are missing, or a table is broken.
+    """
+    root = Path(root)
+    homes, labels = sources._mimic_splits(root), sources._mimic_labels(root)
+    found, rejects, _ = sources._mimic_images(root, homes, frontal_only=True)
+    studies = list(dict.fromkeys(key.rpartition("/")[0] for key in found))
+    base = Path(folder or root)
+    bases = (base / "files", base / "mimic-cxr-reports" / "files", base)
+    at, _ = sources._place(studies, bases, (".txt",), "report", "data.reports")
+    with futures.ThreadPoolExecutor(32) as pool:  # a network disk may take its time for each
+        texts = dict(
+            zip(studies, pool.map(lambda s: _report(at / f"{s}.txt"), studies), strict=True)
+        )
+    items = []
+    for key, (dicom, subject, study, view) in found.items():
+        report = texts[key.rpartition("/")[0]]
+        if isinstance(report, RejectedRecord):
+            rejects.append((key, str(report)))
+            continue
+        parts = reports.sections(report)
+        main = {n: reports.clean(parts.get(n, "")) for n in ("findings", "impression")}
+        text = reports.select_text(**main, report=report, sections=tuple(sections))
+        known = labels.get(study, (UNKNOWN,) * len(sources.MIMIC_LABELS))
+        view = view if view in ("PA", "AP") else ""
+        items.append(
+            Prompt(key, subject, homes[dicom], text, report, **main, labels=known, view=view)
+        )
+    return Prompts(items, sources.MIMIC_LABELS, rejects)
+
+
+def _report(path: Path) -> str | RejectedRecord:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        return RejectedRecord(f"{path}: the report cannot be read as UTF-8 text: {error}")

@@ -1,0 +1,306 @@
+"""Radiographs from prompts by a Stable Diffusion pipeline, on all devices of this process.
+
+A device works on chunks of `batch` records. What is in a chunk is the caller's choice; how many
+devices there are decides only how many chunks are worked on at a time. The program of a device, its
+shapes and its inputs are then the same on any number of devices, and so is every bit of its images.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt8
+
+from medsyn_jax.core import tree
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import tokenizers
+from medsyn_jax.diffusion import sampler, schedule
+from medsyn_jax.models.layers import split
+from medsyn_jax.models.pipeline import Part, Pipeline
+
+_DECODED = 4  # latents that a device decodes at a time: the decoder's features are large
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which sampler of `schedule` with how many steps, and the options of `sampler.sample`."""
+
+    name: str
+    steps: int
+    guidance: float = 1.0
+    interval: tuple[float, ...] = ()  # of noise levels that are guided; empty: all
+    rescale: float = 0.0
+    cache_every: int = 1
+
+
+class Chunk(NamedTuple):
+    """Records that a device works on together, at most `Generator.batch` of them."""
+
+    indices: np.ndarray  # int [n]: their noise
+    contexts: np.ndarray  # [n, t, w]: their text states, from `Generator.encode`
+
+
+class NotFinite(ArithmeticError):
+    """The image of record `index` is not finite, first so after `step`."""
+
+    def __init__(self, index: int, step: int):
+        super().__init__(f"record {index}: not finite after step {step}")
+        self.index, self.step = index, step
+
+
+class Generator:
+    """Makes images of `size` x `size` pixels; the image of a record is a function of the pipeline,
+    the settings, the seed, the record's index and attempt, and its prompt.
+
+    pipeline: with all its parts. sampling: settings. seed: of the noise. batch: records that a
+    device works on at a time. size: in pixels; 0: what the U-Net was trained at. dtype: of the
+    computation and of the matrices on the devices. devices: of this process; None: all that it has.
+    Raises UserError for parts or settings that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        sampling: Sampling,
+        *,
+        seed: int,
+        batch: int,
+        size: int = 0,
+        dtype: DTypeLike = jnp.float32,
+        devices: Sequence[Any] | None = None,
+    ):
+        self.sampling, self.batch = sampling, batch
+        self.size = size or native_size(pipeline)
+        self.tokenizer = tokenizers.load(pipeline.tokenizer)
+        _check(pipeline, self.size, self.tokenizer)
+        self.length = text_length(pipeline)
+        mesh = Mesh(np.array(devices or jax.local_devices()), ("data",))
+        self._devices = mesh.size
+        self._split, self._whole = (NamedSharding(mesh, P(*axes)) for axes in (("data",), ()))
+        self._key = jax.device_put(jax.random.key(seed), self._whole)
+        params = {name: _matrices(part.params, dtype) for name, part in pipeline.parts.items()}
+        self._params = jax.device_put(params, self._whole)
+        table = schedule.make_table(sampling.name, pipeline.scheduler, sampling.steps)
+        draw = _per_device(
+            _draw_fn(pipeline, sampling, table, self.size, batch, dtype),
+            mesh,
+            (P(), P(), P(), P("data"), P("data")),
+        )
+        text = _module(pipeline.parts["text_encoder"], dtype)
+        self._encode = _per_device(
+            lambda params, ids: text(params["text_encoder"])(ids), mesh, (P(), P("data"))
+        )
+        self._empty = jax.device_put(self.encode([""]), self._whole)
+        many = self._devices * batch
+        indices = jax.ShapeDtypeStruct((many,), jnp.int32)
+        contexts = jax.ShapeDtypeStruct((many, *self._empty.shape[1:]), self._empty.dtype)
+        self._draw = draw.lower(self._params, self._key, self._empty, indices, contexts).compile()
+
+    def encode(self, prompts: Sequence[str]) -> np.ndarray:
+        """Text states [n, t, w] of the n prompts, each in a chunk with its neighbors."""
+        ids, _ = self.tokenizer.encode(prompts, self.length)
+        states = []
+        for at in range(0, len(ids), self._devices * self.batch):
+            part = ids[at : at + self._devices * self.batch]
+            full = np.resize(part, (self._devices * self.batch, self.length))
+            found = self._encode(self._params, jax.device_put(full, self._split))
+            states.append(jax.device_get(found)[: len(part)])
+        return np.concatenate(states)
+
+    def images(
+        self, indices: Sequence[int] | np.ndarray, prompts: Sequence[str], attempt: int = 0
+    ) -> UInt8[np.ndarray, "n s s"]:
+        """Grey images of the records with these indices and prompts; distinct prompts are encoded
+        once. attempt: another one draws other noise. Raises NotFinite."""
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(prompts))}
+        contexts = self.encode(list(distinct))[[distinct[text] for text in prompts]]
+        indices, cuts = np.asarray(indices), range(0, len(indices), self.batch)
+        chunks = (Chunk(indices[i : i + self.batch], contexts[i : i + self.batch]) for i in cuts)
+        return np.concatenate(list(self.stream(chunks, attempt)))
+
+    def stream(
+        self, chunks: Iterable[Chunk], attempt: int = 0
+    ) -> Iterator[UInt8[np.ndarray, "n s s"]]:
+        """The images of each chunk in order, while the devices already work on the next ones.
+
+        Raises NotFinite.
+        """
+        key = jax.random.fold_in(self._key, attempt) if attempt else self._key
+        source, begun = iter(chunks), None
+        while group := list(islice(source, self._devices)):
+            next_one = group, self._begin(key, group)
+            if begun:
+                yield from self._end(*begun)
+            begun = next_one
+        if begun:
+            yield from self._end(*begun)
+
+    def _begin(self, key: jax.Array, group: list[Chunk]) -> tuple[jax.Array, jax.Array]:
+        """Starts a program on all devices; what is short of records is filled with repetitions."""
+        full = group + group[-1:] * (self._devices - len(group))
+
+        def joined(arrays: Iterable[np.ndarray]) -> jax.Array:
+            rows = [np.resize(a, (self.batch, *a.shape[1:])) for a in arrays]
+            return jax.device_put(np.concatenate(rows), self._split)
+
+        indices = joined(chunk.indices.astype(np.int32) for chunk in full)
+        contexts = joined(chunk.contexts for chunk in full)
+        return self._draw(self._params, key, self._empty, indices, contexts)
+
+    def _end(
+        self, group: list[Chunk], started: tuple[jax.Array, jax.Array]
+    ) -> Iterator[UInt8[np.ndarray, "n s s"]]:
+        pixels, bad = jax.device_get(started)
+        for i, chunk in enumerate(group):
+            rows = slice(i * self.batch, i * self.batch + len(chunk.indices))
+            for index, step in zip(chunk.indices.tolist(), bad[rows].tolist(), strict=True):
+                if step >= 0:
+                    raise NotFinite(index, step)
+            yield pixels[rows]
+
+
+def grey(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w"]:
+    """A decoder's images in [-1, 1] as pixels: the mean of the channels, in float32; (x + 1) 127.5,
+    cut off at 0 and 255 and rounded to the nearest whole number, halves to the even one."""
+    mean = x.astype(jnp.float32).mean(-1)
+    return jnp.round(jnp.clip((mean + 1) * 127.5, 0, 255)).astype(jnp.uint8)
+
+
+def native_size(pipeline: Pipeline) -> int:
+    """The side in pixels of the images that the U-Net was trained on."""
+    size = pipeline.parts["unet"].config.get("sample_size")
+    if not isinstance(size, int):
+        raise UserError(f"pipeline: unet/config.json: sample_size: {size!r}: set config.size")
+    return size * _factor(pipeline)
+
+
+def text_length(pipeline: Pipeline) -> int:
+    """The tokens of a prompt, with its start and end marks."""
+    return len(pipeline.parts["text_encoder"].params["position"]["table"])
+
+
+def fingerprint(pipeline: Pipeline) -> str:
+    """Tells this pipeline from any other: a hash of weights, configs, schedule and tokenizer."""
+    digest = hashlib.sha256()
+    for name, part in sorted(pipeline.parts.items()):
+        digest.update(json.dumps([name, dict(part.config)], sort_keys=True).encode())
+        for path, leaf in sorted(tree.named(part.params).items()):
+            array = np.ascontiguousarray(leaf)
+            digest.update(json.dumps([path, str(array.dtype), array.shape]).encode())
+            digest.update(array.view(np.uint8).data)
+    digest.update(json.dumps(dict(pipeline.scheduler), sort_keys=True).encode())
+    for file in sorted(p for p in Path(pipeline.tokenizer).rglob("*") if p.is_file()):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _factor(pipeline: Pipeline) -> int:
+    """Pixels to a latent, along a side."""
+    return 2 ** (len(pipeline.parts["vae"].params["decoder"]["levels"]) - 1)
+
+
+def _check(pipeline: Pipeline, size: int, tokenizer: tokenizers.Tokenizer) -> None:
+    """UserError for parts that do not fit each other, or a size that they cannot make."""
+    unet, vae, text = (pipeline.parts[name].params for name in ("unet", "vae", "text_encoder"))
+    words, width = text["word"]["table"].shape
+    latents, pictured = (p["enter"]["kernel"].shape[2] for p in (unet, vae["decoder"]))
+    contexts = {
+        leaf.shape[0]
+        for name, leaf in tree.named(unet).items()
+        if name.endswith("cross_attention/key/kernel")
+    }
+    if latents != pictured:
+        raise UserError(
+            f"pipeline: unet/ makes latents of {latents} channels, vae/ takes {pictured}: they are "
+            "not of one model"
+        )
+    if contexts - {width}:
+        raise UserError(
+            f"pipeline: unet/ reads texts of {max(contexts)} channels, text_encoder/ makes {width}:"
+            " they are not of one model"
+        )
+    if tokenizer.vocab_size > words:
+        raise UserError(
+            f"pipeline: tokenizer/ has {tokenizer.vocab_size} tokens, text_encoder/ knows {words}: "
+            "they are not of one model"
+        )
+    if size % _factor(pipeline):
+        raise UserError(f"config.size: {size}: use a multiple of {_factor(pipeline)}")
+
+
+def _module(part: Part, dtype: DTypeLike) -> Callable[[Any], Any]:
+    """A function from the parameters of a part to its module."""
+    made = nnx.eval_shape(lambda: part.make(nnx.Rngs(0), dtype=dtype))
+    structure = split(made)[0]
+    return lambda params: nnx.merge(structure, params, {}, copy=True)
+
+
+def _matrices(params: Any, dtype: DTypeLike) -> Any:
+    """Matrices and kernels in `dtype`; scales and biases, which take no room, stay float32."""
+    return jax.tree.map(lambda p: np.asarray(p, dtype if p.ndim > 1 else np.float32), params)
+
+
+def _per_device(f: Callable, mesh: Mesh, specs: tuple[P, ...]) -> Callable:
+    """`f` jitted so that every device runs it on its own part of the arguments of axis "data"."""
+    mapped = jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)
+    given = tuple(NamedSharding(mesh, spec) for spec in specs)
+    return jax.jit(mapped, in_shardings=given, out_shardings=NamedSharding(mesh, P("data")))
+
+
+def _draw_fn(
+    pipeline: Pipeline,
+    sampling: Sampling,
+    table: schedule.Table,
+    size: int,
+    batch: int,
+    dtype: DTypeLike,
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """draw(params, key, empty [1, t, w], indices [b], contexts [b, t, w]) -> (pixels uint8
+    [b, size, size], the first step after which a record was not finite, or -1; [b])."""
+    unet, vae = (_module(pipeline.parts[name], dtype) for name in ("unet", "vae"))
+    channels = pipeline.parts["unet"].params["enter"]["kernel"].shape[2]
+    side, together = size // _factor(pipeline), math.gcd(batch, _DECODED)
+    low, high = sampling.interval or (0.0, math.inf)
+
+    def draw(
+        params: Any,
+        key: jax.Array,
+        empty: Float[Array, "1 t w"],
+        indices: Int[Array, " b"],
+        contexts: Float[Array, "b t w"],
+    ) -> tuple[UInt8[Array, "b s s"], Int[Array, " b"]]:
+        net, coder = unet(params["unet"]), vae(params["vae"])
+        latents, bad = sampler.sample(
+            (net.full, net.shallow) if sampling.cache_every > 1 else net,
+            sampler.record_noise(key, indices, (side, side, channels)),
+            contexts,
+            empty,
+            table,
+            guidance=sampling.guidance,
+            interval=(low, high),
+            rescale=sampling.rescale,
+            cache_every=sampling.cache_every,
+        )
+
+        def decode(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x = coder.decode(z / pipeline.scaling_factor)
+            return grey(x), jnp.isfinite(x).all((1, 2, 3))
+
+        groups = latents.reshape(-1, together, side, side, channels)
+        pixels, sound = jax.lax.map(decode, groups)
+        bad = jnp.where((bad < 0) & ~sound.reshape(batch), len(table.steps.time), bad)
+        return pixels.reshape(batch, size, size), bad
+
+    return draw

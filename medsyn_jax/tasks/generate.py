@@ -1,0 +1,341 @@
+"""Generation: prompts become shards of synthetic radiographs, <workdir>/shards.
+
+What is made, and in which shard it lies, is a function of the config, the prompts and the weights
+alone. Shard i is written by process i modulo their number, on the devices of that process: there is
+no communication until all are done.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from medsyn_jax.core import log
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core.config import check_choice, check_numbers
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import card, directory, images, prompts, shards, splits, tokenizers
+from medsyn_jax.data.prompts import Prompt, Prompts
+from medsyn_jax.diffusion import generator as generators
+from medsyn_jax.diffusion.generator import Chunk, Generator, NotFinite, Sampling
+from medsyn_jax.diffusion.schedule import SAMPLERS
+from medsyn_jax.models import pipeline as pipelines
+from medsyn_jax.models.pipeline import Pipeline
+from medsyn_jax.train import corpus
+
+FREE = ("pipeline", "ingest.workers")
+DTYPES = ("float32", "bfloat16")
+DEFAULT = "assets/phantom-diffusion"
+_ROOT = Path(__file__).resolve().parents[2]
+_ENCODERS = 4  # threads that pack images while the devices work
+_LINE_EVERY_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image to be made; `index` is that of its noise."""
+
+    key: str
+    index: int
+    prompt: Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The images of one shard."""
+
+    name: str
+    split: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be made. generator: the id that every record gets."""
+
+    parts: list[Part]
+    label_names: tuple[str, ...]
+    settings: dict[str, Any]
+    fingerprint: str
+    generator: str
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Makes the images; running it again completes what was begun.
+
+    Raises:
+        UserError: for a pipeline, prompts or settings that cannot be used, a full disk, a sampler
+            that diverges, or a workdir that holds something else. What was complete is kept.
+    """
+    _check(config)
+    log.check_config(workdir, config, FREE)
+    pipeline = pipelines.read(_folder(config.pipeline), report=log.say)
+    found = _prompts(config, workdir, pipeline)
+    plan = make_plan(config, found, pipeline)
+    log.write_config(workdir, config, FREE)
+    total = sum(len(part.pictures) for part in plan.parts)
+    log.say(
+        f"generate: {total} images of {len(found.items)} prompts, {len(found.rejects)} rejected"
+    )
+    to, first = workdir / "shards", jax.process_index() == 0
+    with log.full_disk_is_user_error(to), directory.only_writer(to) if first else nullcontext():
+        if first:
+            directory.accept(to, plan.fingerprint, plan.settings, "the prompts or the weights")
+        meshes.wait_for_all("plan")
+        if not directory.is_complete(to, plan.fingerprint):
+            _write_parts(plan, _generator(config, pipeline), to)
+            meshes.wait_for_all("parts")
+            if first:
+                _finish(config, plan, found, to)
+        if first and not card.is_written(to):
+            card.write(to)
+    if first:
+        _write_results(workdir, to)
+    log.say_cost("done")
+
+
+def _check(config: Any) -> None:
+    above_0 = ("images_per_prompt", "batch_per_device", "records_per_shard", "sampler.steps")
+    from_0 = ("size", "data.limit", "sampler.guidance")
+    check_numbers(config, (*above_0, "sampler.cache_every"), from_0)
+    check_choice("dtype", config.dtype, DTYPES)
+    check_choice("sampler.name", config.sampler.name, SAMPLERS)
+    for split in config.data.splits:
+        check_choice("data.splits", split, splits.SPLITS)
+    if len(config.sampler.interval) not in (0, 2):
+        raise UserError(
+            f"config.sampler.interval: {config.sampler.interval}: give two noise levels, or ()"
+        )
+    if not 0 <= config.sampler.rescale <= 1:
+        raise UserError(f"config.sampler.rescale: {config.sampler.rescale}: give a share of 1")
+
+
+def _folder(named: str) -> Path:
+    """The folder of the pipeline, here or in the repository."""
+    tried = (Path(named), _ROOT / named)
+    for path in tried:
+        if path.is_dir():
+            return path
+    how = "name a Stable Diffusion folder by --config.pipeline=DIR"
+    if named == DEFAULT:
+        how = f"make it by `--config configs/finetune_diffusion.py`, or {how}"
+    raise UserError(
+        f"config.pipeline: {named}: no such folder (looked at "
+        f"{' and '.join(str(path.absolute()) for path in tried)}): {how}"
+    )
+
+
+def _prompts(config: Any, workdir: Path, pipeline: Pipeline) -> Prompts:
+    data = config.data
+    path = Path(data.source)
+    if path.name.lower().endswith((".csv", ".csv.gz", ".tsv")):
+        found = prompts.from_csv(path, data.columns, config.ingest.split_shares, config.seed)
+    elif prompts.is_mimic(path):
+        found = prompts.from_mimic(path, data.reports, data.sections)
+    else:
+        folder = corpus.prepare(data.source, config.ingest, workdir.parent / "data")
+        found = prompts.from_shards(folder, data.splits, data.sections)
+    if data.limit:
+        found = dataclasses.replace(found, items=found.items[: data.limit])
+    tokenizer = tokenizers.load(pipeline.tokenizer)
+    return prompts.fit(found, tokenizer, generators.text_length(pipeline))
+
+
+def make_plan(config: Any, found: Prompts, pipeline: Pipeline) -> Plan:
+    """Which image goes to which shard, in the order of the prompts; nothing is computed."""
+    count, size = config.images_per_prompt, config.records_per_shard
+    pictures = [
+        Picture(f"{p.key}#{k}" if count > 1 else p.key, i * count + k, p)
+        for i, p in enumerate(found.items)
+        for k in range(count)
+    ]
+    parts = []
+    for split in splits.SPLITS:
+        members = [picture for picture in pictures if picture.prompt.split == split]
+        total = -(-len(members) // size)
+        for i in range(total):
+            name = shards.shard_name("synthetic", split, i, total)
+            parts.append(Part(name, split, tuple(members[i * size :][:size])))
+    weights = generators.fingerprint(pipeline)
+    sampling = config.sampler.to_dict()
+    content = ("seed", "dtype", "images_per_prompt", "batch_per_device", "records_per_shard")
+    settings = {name: config[name] for name in content} | {
+        "size": config.size or generators.native_size(pipeline),
+        "sampler": sampling,
+        "prompts": config.data.to_dict(),
+        "pipeline": weights,
+    }
+    settings = json.loads(json.dumps(settings))
+    digest = hashlib.sha256(json.dumps([shards.FORMAT, settings], sort_keys=True).encode())
+    for item in found.items:
+        digest.update(json.dumps(dataclasses.astuple(item)).encode())
+    name = _folder(config.pipeline).resolve().name
+    short = f"{sampling['name']} {sampling['steps']} steps, guidance {sampling['guidance']:g}"
+    generator = f"{name} {weights[:8]}, {short}"
+    return Plan(parts, found.label_names, settings, digest.hexdigest(), generator)
+
+
+def _generator(config: Any, pipeline: Pipeline) -> Generator:
+    return Generator(
+        pipeline,
+        Sampling(**config.sampler.to_dict()),
+        seed=config.seed,
+        batch=config.batch_per_device,
+        size=config.size,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def _write_parts(plan: Plan, generator: Generator, to: Path) -> None:
+    """Writes those parts of this process that are not there yet."""
+    own = plan.parts[jax.process_index() :: jax.process_count()]
+    todo = [part for part in own if shards.finished(to / part.name) is None]
+    total, left = (sum(len(part.pictures) for part in parts) for parts in (own, todo))
+    done = total - left
+    stream = generator.stream(chunk for part in todo for chunk in _chunks(part, generator))
+    writing: deque[futures.Future] = deque()
+    # The pool's end waits for the shards that are being written, whatever has ended this.
+    with _Progress(total, done) as progress, futures.ThreadPoolExecutor(1) as pool:
+        for part in todo:
+            pixels: list[np.ndarray] = []
+            while len(pixels) < len(part.pictures):
+                try:
+                    pixels += list(next(stream))
+                except NotFinite as error:
+                    _refuse(error, todo, generator.sampling)
+                progress.show(done + len(pixels))
+                if writing and writing[0].done():
+                    writing.popleft().result()
+            done += len(pixels)
+            while len(writing) > 1:
+                writing.popleft().result()
+            writing.append(pool.submit(_write_part, plan, part, pixels, to))
+        for future in writing:
+            future.result()
+
+
+def _chunks(part: Part, generator: Generator) -> Iterator[Chunk]:
+    """The records of a part as the devices take them; its distinct prompts are encoded once."""
+    texts = [picture.prompt.text for picture in part.pictures]
+    distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    contexts = generator.encode(list(distinct))
+    rows = np.array([distinct[text] for text in texts])
+    indices = np.array([picture.index for picture in part.pictures])
+    for i in range(0, len(rows), generator.batch):
+        yield Chunk(indices[i : i + generator.batch], contexts[rows[i : i + generator.batch]])
+
+
+def _refuse(error: NotFinite, parts: Sequence[Part], sampling: Sampling) -> NoReturn:
+    pictures = (picture for part in parts for picture in part.pictures)
+    lost = next(picture for picture in pictures if picture.index == error.index)
+    raise UserError(
+        f"generate: record {lost.key} ({lost.prompt.text[:60]!r}): not finite after step "
+        f"{error.step} of {sampling.name}: use --config.dtype=float32, another sampler or less "
+        "guidance; complete shards are kept"
+    ) from error
+
+
+def _write_part(plan: Plan, part: Part, pixels: Sequence[np.ndarray], to: Path) -> None:
+    seed = plan.settings["seed"]
+    with futures.ThreadPoolExecutor(min(_ENCODERS, os.cpu_count() or 1)) as pool:
+        packed = pool.map(images.encode_png, pixels)
+        records = (
+            {
+                "key": picture.key,
+                "subject": picture.prompt.subject,
+                "image": png,
+                "report": picture.prompt.report,
+                "findings": picture.prompt.findings,
+                "impression": picture.prompt.impression,
+                "labels": np.array(picture.prompt.labels, np.int8),
+                "view": picture.prompt.view,
+                "prompt": picture.prompt.text,
+                "seed": f"{seed}/{picture.index}",
+                "generator": plan.generator,
+            }
+            for picture, png in zip(part.pictures, packed, strict=True)
+        )
+        shards.write_shard(to / part.name, part.split, records, plan.label_names)
+
+
+def _finish(config: Any, plan: Plan, found: Prompts, to: Path) -> None:
+    written = [shards.finished(to / part.name) for part in plan.parts]
+    lost = [p.name for p, shard in zip(plan.parts, written, strict=True) if shard is None]
+    if lost:
+        raise UserError(f"generate: {to / lost[0]}: is not there: do all processes see {to}?")
+    card.remove(to)
+    info = {
+        "source": "generated",
+        "fingerprint": plan.fingerprint,
+        "settings": plan.settings,
+        "left_out": {},
+        "generator": plan.generator,
+        "license": config.license,
+        "prompts": {
+            "source": config.data.source,
+            "count": len(found.items),
+            "rejected": len(found.rejects),
+            "truncated": found.truncated,
+            "control_characters": found.control_characters,
+        },
+    }
+    whole = [shard for shard in written if shard is not None]
+    directory.finish(to, whole, plan.label_names, found.rejects, info)
+
+
+def _write_results(workdir: Path, to: Path) -> None:
+    info = shards.describe(to)
+    counts = {f"records/{s}": part["records"] for s, part in info["splits"].items()}
+    results = {name: {"value": n, "n": n} for name, n in counts.items()}
+    asked = info["prompts"]["count"] + info["prompts"]["rejected"]
+    for name in ("rejected", "truncated", "control_characters"):
+        results[f"prompts/{name}"] = {"value": info["prompts"][name], "n": asked}
+    log.write_results(workdir, "generate", results)
+    log.say(f"contact sheet: {to / card.SHEET}")
+
+
+class _Progress:
+    """A bar on a terminal, a plain line now and then elsewhere, of the first process's share."""
+
+    def __init__(self, total: int, done: int):
+        self.total, self.first = total, done
+        self.began = self.last = time.monotonic()
+        self.bar = Progress(
+            TextColumn("generate"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.1f} images/s"),
+            TimeRemainingColumn(),
+            console=log.console,
+            disable=not log.console.is_terminal or jax.process_index() > 0,
+        )
+        self.task = self.bar.add_task("generate", total=total, completed=done, rate=0.0)
+
+    def __enter__(self) -> "_Progress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def show(self, done: int) -> None:
+        now = time.monotonic()
+        rate = (done - self.first) / max(now - self.began, 1e-9)
+        self.bar.update(self.task, completed=done, rate=rate)
+        due = now - self.last > _LINE_EVERY_S or done == self.total
+        if due and not log.console.is_terminal:
+            self.last = now
+            left = (self.total - done) / rate
+            log.say(f"generate: {done}/{self.total} images, {rate:.1f} images/s, {left:.0f} s left")
