@@ -83,6 +83,55 @@ def bert(width: int, layers: int, heads: int, max_length: int, dropout: float) -
     )
 
 
+def vae(widths: tuple[int, ...], groups: int, size: int) -> ConfigDict:
+    """An autoencoder of grey images as diffusers' config.json has it."""
+    return ConfigDict(
+        {
+            "in_channels": 1,
+            "out_channels": 1,
+            "latent_channels": 4,
+            "block_out_channels": widths,
+            "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+            "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+            "layers_per_block": 1,
+            "norm_num_groups": groups,
+            "sample_size": size,
+        }
+    )
+
+
+def unet(widths: tuple[int, ...], heads: tuple[int, ...], groups: int, context: int) -> ConfigDict:
+    """A latent U-Net with attention at every level, as diffusers' config.json has it."""
+    return ConfigDict(
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "block_out_channels": widths,
+            "down_block_types": ("CrossAttnDownBlock2D",) * len(widths),
+            "up_block_types": ("CrossAttnUpBlock2D",) * len(widths),
+            "layers_per_block": 1,
+            "attention_head_dim": heads,  # the number of heads, as diffusers has it
+            "cross_attention_dim": context,
+            "use_linear_projection": True,
+            "norm_num_groups": groups,
+            "sample_size": 16,
+        }
+    )
+
+
+def clip_text(width: int, layers: int, heads: int) -> ConfigDict:
+    """A text encoder as transformers' config.json has it; its vocabulary comes with the data."""
+    return ConfigDict(
+        {
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": 4 * width,
+            "hidden_act": "gelu",
+        }
+    )
+
+
 def augment(
     size: int, area: tuple[float, float], jitter: tuple[float, float] = (1.0, 1.0)
 ) -> ConfigDict:

@@ -46,25 +46,9 @@ def get_config(variant: str = "demo") -> ConfigDict:
         "optim": common.adamw(lr=2e-3, warmup=0.02, weight_decay=0.01, clip=1.0),
         "train": common.schedule(epochs=2.5),
     }
-    config.vae = {
-        "in_channels": 1,
-        "out_channels": 1,
-        "latent_channels": 4,
-        "block_out_channels": (16, 32, 64),
-        "down_block_types": ("DownEncoderBlock2D",) * 3,
-        "up_block_types": ("UpDecoderBlock2D",) * 3,
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "sample_size": 64,
-    }
-    config.unet = _unet(widths=(64, 96, 128), heads=(2, 3, 4), groups=16)
-    config.text_encoder = {
-        "hidden_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 512,
-        "hidden_act": "gelu",
-    }
+    config.vae = common.vae(widths=(16, 32, 64), groups=8, size=64)
+    config.unet = common.unet((64, 96, 128), (2, 3, 4), groups=16, context=128)
+    config.text_encoder = common.clip_text(width=128, layers=2, heads=4)
     config.scheduler = {
         "_class_name": "PNDMScheduler",
         "num_train_timesteps": 1000,
@@ -81,36 +65,16 @@ def get_config(variant: str = "demo") -> ConfigDict:
     return changes.get(variant, lambda config: config)(config)
 
 
-def _unet(widths: tuple[int, ...], heads: tuple[int, ...], groups: int) -> ConfigDict:
-    return ConfigDict(
-        {
-            "in_channels": 4,
-            "out_channels": 4,
-            "block_out_channels": widths,
-            "down_block_types": ("CrossAttnDownBlock2D",) * len(widths),
-            "up_block_types": ("CrossAttnUpBlock2D",) * len(widths),
-            "layers_per_block": 1,
-            "attention_head_dim": heads,  # the number of heads, as diffusers has it
-            "cross_attention_dim": 128,
-            "use_linear_projection": True,
-            "norm_num_groups": groups,
-            "sample_size": 16,
-        }
-    )
-
-
 def _smoke(config: ConfigDict) -> ConfigDict:
     config.data.update({"size": 32, "vocab_size": 300, "tokens": 32, "batch_size": 16})
     config.ingest = common.phantom(size=32, subjects=40)
     config.train.epochs = 2.0
     config.autoencoder.update({"batch_size": 16})
     config.autoencoder.train.epochs = 1.0
-    config.vae.update({"block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 32})
-    config.vae.down_block_types = config.vae.down_block_types[:2]
-    config.vae.up_block_types = config.vae.up_block_types[:2]
-    config.unet = _unet(widths=(8, 16), heads=(2, 2), groups=4)
-    config.unet.cross_attention_dim = 16
-    config.text_encoder.update({"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32})
+    config.vae = common.vae(widths=(8, 8), groups=4, size=32)
+    config.unet = common.unet((8, 16), (2, 2), groups=4, context=16)
+    config.text_encoder = common.clip_text(width=16, layers=1, heads=4)
+    config.text_encoder.intermediate_size = 32
     return config
 
 

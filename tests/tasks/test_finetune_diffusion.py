@@ -1,0 +1,93 @@
+"""A latent diffusion model from nothing, and one that goes on from its pipeline folder."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import finetune_diffusion as configs
+from medsyn_jax.core import tree
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.models import pipeline
+from medsyn_jax.tasks import finetune_diffusion
+
+
+def smoke():
+    config = configs.get_config("smoke")
+    config.ingest.workers = 1
+    config.train.epochs = 1.0
+    return config
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The workdir of a run from nothing."""
+    workdir = tmp_path_factory.mktemp("runs") / "smoke"
+    workdir.mkdir()
+    finetune_diffusion.run(smoke(), workdir)
+    return workdir
+
+
+def test_a_run_from_nothing_leaves_a_pipeline_and_its_figure(made):
+    found = pipeline.read(made / "pipeline")
+    assert set(found.parts) == set(pipeline.PARTS)
+    assert found.scheduler["prediction_type"] == "v_prediction"
+    tokenizer = json.loads((found.tokenizer / "tokenizer_config.json").read_text())
+    assert tokenizer["model_max_length"] == 32
+    figure = json.loads((made / "results.json").read_text())["metrics"]["valid/loss"]
+    assert figure["n"] == 6
+    assert np.isfinite(figure["value"])
+    lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+    assert figure["value"] in [line.get("valid/loss") for line in lines]
+
+
+def test_latents_are_scaled_to_unit_spread(made):
+    found = pipeline.read(made / "pipeline", ("vae",))
+    assert 0.1 < found.scaling_factor < 100
+    assert found.scaling_factor != 0.18215
+
+
+def test_the_same_command_again_changes_nothing(made):
+    before = (made / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    finetune_diffusion.run(smoke(), made)
+    after = (made / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert before == after
+
+
+def test_it_goes_on_from_a_pipeline_and_trains_what_it_is_told(made, tmp_path):
+    config = smoke()
+    config.pipeline = str(made / "pipeline")
+    config.train_text = False
+    finetune_diffusion.run(config, tmp_path)
+    old, new = (pipeline.read(folder / "pipeline") for folder in (made, tmp_path))
+    assert not (tmp_path / "autoencoder").exists()
+    for name in ("vae", "text_encoder"):
+        pairs = zip(*(tree.named(p.parts[name].params).values() for p in (old, new)), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs)
+    a, b = (p.parts["unet"].params["enter"]["kernel"] for p in (old, new))
+    assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("ema", 1.0, "config.ema: 1.0: give a number below 1"),
+        ("caption_dropout", 1.0, "config.caption_dropout"),
+        ("pipeline", "nowhere", "config.pipeline 'nowhere'"),
+        ("dtype", "float8", "config.dtype: 'float8' is unknown"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(tmp_path, field, value, message):
+    config = smoke()
+    config[field] = value
+    with pytest.raises(UserError, match=message) as found:
+        finetune_diffusion.run(config, tmp_path)
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_an_image_is_brought_to_the_range_of_the_autoencoder():
+    x = finetune_diffusion._pixels(jnp.array([[[0, 255]]], jnp.uint8), 3)
+    assert x.shape == (1, 1, 2, 3)
+    np.testing.assert_allclose(x[0, 0], [[-1] * 3, [1] * 3])
