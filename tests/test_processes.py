@@ -89,7 +89,7 @@ def test_two_processes_probe_as_one_and_only_the_first_needs_the_raw_data(unbrok
             output = {"stdout": log, "stderr": log}
             running.append(subprocess.Popen(command, cwd=cwd, env=alone, **output))
     try:
-        codes = [child.wait(120) for child in running]
+        codes = [child.wait(chaos.LIMIT_S) for child in running]
     finally:
         for child in running:
             child.kill()
