@@ -162,7 +162,7 @@ def adamw(lr: float, warmup: float, weight_decay: float, clip: float) -> ConfigD
             "clip": clip,
             "b1": 0.9,
             "b2": 0.999,
-            "frozen": (),  # regexes over parameter names, e.g. ("text/.*",)
+            "frozen": (),  # regexes over names of parameters and running statistics: ("text/.*",)
             "accumulate": 1,  # micro-batches a step; each is contrasted within itself
         }
     )

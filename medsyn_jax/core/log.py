@@ -4,7 +4,6 @@ events and results.json. Only the first process writes; every file is replaced w
 
 import errno
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.files import replaced
 
 _STARTED = time.monotonic()
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
@@ -59,14 +59,8 @@ def full_disk_is_user_error(where: Path | str) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` so that readers see the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with full_disk_is_user_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(value, indent=2) + "\n")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with full_disk_is_user_error(path), replaced(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def write_results(workdir: Path, task: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
@@ -186,10 +180,8 @@ class MetricsLog:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 continue  # the line that a kill cut short
-        temporary = self._path.with_suffix(".jsonl.tmp")
-        with full_disk_is_user_error(self._path):
+        with full_disk_is_user_error(self._path), replaced(self._path) as temporary:
             temporary.write_text("".join(kept))
-            temporary.replace(self._path)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl and one TensorBoard point a metric."""

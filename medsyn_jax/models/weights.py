@@ -7,7 +7,6 @@ the heads of BERT's pre-training) is named in its table, left out, and reported 
 
 import json
 import logging
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.numpy import save_file
 
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.files import replaced
 
 Tree = dict[str, Any]
 Tensors = dict[str, np.ndarray]
@@ -191,15 +191,11 @@ def save(path: str | Path, layout: str | Layout, params: Tree, stats: Tree) -> N
         tensors[key] = np.ascontiguousarray(transform.write(np.asarray(jax.device_get(ours[name]))))
         if key.endswith(".running_var"):
             tensors[_counter(key)] = np.zeros((), np.int64)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata={"format": "pt"})
-        os.replace(part, path)
+        with replaced(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise UserError(f"weights: {path}: cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _layout(name: str | Layout) -> Layout:

@@ -5,8 +5,6 @@ autoencoder is trained first, and the U-Net and the text encoder start from noth
 pipeline folder again: <workdir>/pipeline.
 """
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from medsyn_jax.core import config as checks
 from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import loader, shards, tokenizers
+from medsyn_jax.data import loader, tokenizers
 from medsyn_jax.diffusion import schedule
 from medsyn_jax.models import pipeline as pipelines
 from medsyn_jax.models.layers import split
@@ -114,7 +112,9 @@ def _data(config: Any, workdir: Path, start: Pipeline | None) -> Data:
         corpus.prepare(named, config.ingest, root, f"source {i}")
         for i, named in enumerate(settings.sources)
     ]
-    own = start.tokenizer if start else _own_tokenizer(config, workdir, folders[0])
+    words = (settings.sections, settings.vocab_size, settings.tokens)
+    own = start.tokenizer if start else None
+    own = own or corpus.tokenizer(workdir / "tokenizer", folders[0], *words)
     tokenizer = tokenizers.load(own)
 
     def source(folder: Path, split: str) -> loader.Source:
@@ -123,22 +123,6 @@ def _data(config: Any, workdir: Path, start: Pipeline | None) -> Data:
 
     train = [source(folder, "train") for folder in folders]
     return Data(train, source(folders[0], "valid"), tokenizer)
-
-
-def _own_tokenizer(config: Any, workdir: Path, folder: Path) -> Path:
-    """A WordPiece trained once on the training reports, that pads to `config.data.tokens`."""
-    own, settings = workdir / "tokenizer", config.data
-    if jax.process_index() == 0 and not own.exists():
-        texts = shards.open_split(folder, "train").texts(settings.sections)
-        part = own.with_name(f".{own.name}.{os.getpid()}.tmp")  # never a folder half written
-        tokenizers.train_wordpiece(texts, settings.vocab_size, part)
-        path = part / "tokenizer_config.json"
-        path.write_text(
-            json.dumps(json.loads(path.read_text()) | {"model_max_length": settings.tokens})
-        )
-        part.rename(own)
-    meshes.wait_for_all("tokenizer")
-    return own
 
 
 @dataclass

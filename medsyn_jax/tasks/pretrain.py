@@ -1,6 +1,5 @@
 """Pre-training of an image and a text encoder on pairs, and how well they then find each other."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.config import check_choice, check_files, check_numbers
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import loader, shards, tokenizers, transforms
+from medsyn_jax.data import loader, tokenizers, transforms
 from medsyn_jax.models import towers, weights
 from medsyn_jax.models.layers import statistics
 from medsyn_jax.objectives.contrastive import contrastive_loss, normalize
@@ -140,7 +139,9 @@ def _data(config: Any, workdir: Path) -> Data:
         corpus.prepare(named, config.ingest, root, f"source {i}")
         for i, named in enumerate(settings.sources)
     ]
-    tokenizer = _tokenizer(config, workdir, folders[0])
+    words = (settings.sections, settings.vocab_size, settings.tokens)
+    named = settings.tokenizer or corpus.tokenizer(workdir / "tokenizer", folders[0], *words)
+    tokenizer = tokenizers.load(named)
 
     def source(folder: Path, split: str) -> loader.Source:
         return loader.Source(
@@ -171,20 +172,6 @@ def _check_leaks(data: Data, names: Sequence[str]) -> None:
             )
 
 
-def _tokenizer(config: Any, workdir: Path, folder: Path) -> tokenizers.Tokenizer:
-    """The configured one, or a WordPiece trained once on the training reports of `folder`."""
-    if config.data.tokenizer:
-        return tokenizers.load(config.data.tokenizer)
-    own = workdir / "tokenizer"
-    if jax.process_index() == 0 and not own.exists():
-        texts = shards.open_split(folder, "train").texts(config.data.sections)
-        part = own.with_name(f".{own.name}.{os.getpid()}.tmp")  # never a folder half written
-        tokenizers.train_wordpiece(texts, config.data.vocab_size, part)
-        part.rename(own)
-    meshes.wait_for_all("tokenizer")
-    return tokenizers.load(own)
-
-
 def _import_weights(config: Any, state: State) -> State:
     """Put the weight files that the config names in the place of the random start."""
     for part in ("image", "text"):
@@ -192,7 +179,7 @@ def _import_weights(config: Any, state: State) -> State:
         if not settings.weights:
             continue
         old = state["params"][part], state["stats"].get(part, {})
-        new = weights.load(settings.weights, settings.layout, *old)
+        new = weights.load(settings.weights, settings.layout, *old, report=log.say)
         params, stats = (states.replace(a, b) for a, b in zip(old, new, strict=True))
         state["params"][part] = params
         if stats:

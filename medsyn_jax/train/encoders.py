@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from medsyn_jax.core import tree
+from medsyn_jax.core import log, tree
 from medsyn_jax.data import transforms
 from medsyn_jax.models import towers, weights
 from medsyn_jax.models.layers import split
@@ -85,7 +85,7 @@ def imported(workdir: Path, path: str, layout: str, mean: float, std: float) -> 
     """
     config = checkpoint.read_config(workdir)
     structure, params, stats = states.shapes(_maker(config))
-    params, stats = weights.load(path, layout, params, stats)
+    params, stats = weights.load(path, layout, params, stats, report=log.say)
     pixels = {"mean": mean, "std": std}
     return _encoder("imagenet", config, structure, params, stats, **pixels)
 

@@ -1,7 +1,6 @@
 """Features of whole splits by a frozen encoder: computed once, on all devices, and kept on disk."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -14,6 +13,7 @@ from rich.progress import track
 
 from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core.files import replaced
 from medsyn_jax.data import images, loader, shards
 from medsyn_jax.train.encoders import Encoder
 
@@ -88,15 +88,8 @@ def _read(path: Path) -> Table | None:
 
 
 def _write(path: Path, made: Table) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with log.full_disk_is_user_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, **vars(made))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with log.full_disk_is_user_error(path), replaced(path) as temporary, temporary.open("wb") as f:
+        np.savez(f, **vars(made))
 
 
 def _on_every_process(condition: bool) -> bool:

@@ -17,6 +17,7 @@ from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.models import towers, weights
 from medsyn_jax.tasks import pretrain
+from medsyn_jax.train import corpus
 from medsyn_jax.train import state as states
 from medsyn_jax.train.checkpoint import Checkpoints
 from tests.train.runs import write_pairs
@@ -236,14 +237,15 @@ def test_a_tokenizer_that_was_cut_short_is_made_anew(world, tmp_path, monkeypatc
         (folder / "vocab.txt").write_text("[PAD]\n")
         raise KeyboardInterrupt
 
+    config, own = plain_config(), tmp_path / "tokenizer"
+    words = (folder, config.data.sections, config.data.vocab_size, config.data.tokens)
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain.tokenizers, "train_wordpiece", cut_short)
+        patch.setattr(corpus.tokenizers, "train_wordpiece", cut_short)
         with pytest.raises(KeyboardInterrupt):
-            pretrain._tokenizer(plain_config(), tmp_path, folder)
-    found = pretrain._tokenizer(plain_config(), tmp_path, folder)
+            corpus.tokenizer(own, *words)
+    assert corpus.tokenizer(own, *words) == own
     vocab = (world / "plain" / "tokenizer" / "vocab.txt").read_text()
-    assert (tmp_path / "tokenizer" / "vocab.txt").read_text() == vocab
-    assert found.vocab_size == len(vocab.splitlines())
+    assert (own / "vocab.txt").read_text() == vocab
 
 
 def test_jax_sees_the_devices_of_this_file():
