@@ -19,7 +19,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     common.check(variant, VARIANTS)
     config = ConfigDict({"task": "curate", "seed": 0})
     config.synthetic = "runs/generate-demo/shards"  # a shards folder
-    config.splits = ()  # which of its splits are judged; empty: all that it has
+    config.splits = ()  # of it; empty: all that it has
     config.real = "phantom"  # what the generator was trained on: corpus, CSV of pairs, or shards
     config.encoder = {"workdir": "runs/convirt-demo"}  # of a pre-training run on real images
     config.data = {"batch_size": 64, "threads": 2}

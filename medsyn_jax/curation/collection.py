@@ -31,6 +31,18 @@ class Collection:
         return [key for source in self.sources for key in source.records.keys]
 
     @functools.cached_property
+    def held_out(self) -> np.ndarray:
+        """bool [n]: not of the training split; all of them where there are no others."""
+        found = np.array([s.records.split != "train" for s in self.sources for _ in range(len(s))])
+        return found if found.any() else ~found
+
+    def only_held_out(self) -> "Collection":
+        """The images of `held_out`."""
+        rows, starts = self.held_out, self.mixture.offsets[:-1].tolist()
+        sources = [s for s, start in zip(self.sources, starts, strict=True) if rows[start]]
+        return Collection(sources, self.features[rows], self.labels[rows], self.subjects[rows])
+
+    @functools.cached_property
     def _written(self) -> dict[str, np.ndarray]:
         """All that is written of the records, in one pass over them."""
         found: dict[str, list[str]] = {"text": [], "prompt": [], "report": []}

@@ -85,6 +85,7 @@ def document(facts: Mapping[str, str], metrics: Metrics, sheets: Sheets) -> str:
     facts: what was compared, name -> value, for the head of the page.
     """
     found = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
+    several = any(len(card.pictures) > 2 for card in sheets.prompts)
     parts = [
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width'>",
@@ -98,7 +99,7 @@ def document(facts: Mapping[str, str], metrics: Metrics, sheets: Sheets) -> str:
             "Real and synthetic by prompt",
             "Prompts drawn at random. The real image is the one that the report was written for, "
             "where the real set has it.",
-            cards(sheets.prompts, "rows"),
+            cards(sheets.prompts, "rows" if several else "beside"),
         ),
         _labels(metrics),
         _alignment(metrics, sheets.aligned),

@@ -29,7 +29,9 @@ Results = dict[str, dict[str, Any]]
 def run(config: Any, workdir: Path) -> None:
     """Judge a synthetic set; writes results.json, records.csv and report.html.
 
-    Raises UserError for an encoder or sets that do not fit the config or each other.
+    Its images of held-out prompts are what is compared with the real held-out images, where it has
+    such; privacy is a matter of all its images, and each has its alignment score. Raises UserError
+    for an encoder or sets that do not fit the config or each other.
     """
     _check(config)
     trained = Path(config.encoder.workdir)
@@ -47,21 +49,23 @@ def run(config: Any, workdir: Path) -> None:
     train, valid, test = (collection(directory, (split,)) for split in splits.SPLITS)
     held_out = joined(valid, test)
     synthetic = collection(Path(config.synthetic), tuple(config.splits) or judged)
-    results = _fidelity(config, synthetic, held_out)
+    fresh = synthetic.only_held_out()
+    results = _fidelity(config, fresh, held_out)
     log.write_config(workdir, config, FREE)  # not before the sets are known to be large enough
-    results |= _diversity(config, {"synthetic": synthetic, "real": held_out})
-    results |= _label_agreement(config, train, valid, {"real": test, "synthetic": synthetic})
+    results |= _diversity(config, {"synthetic": fresh, "real": held_out})
+    results |= _label_agreement(config, train, valid, {"real": test, "synthetic": fresh})
     scores, aligned = _alignment(config, pair, mesh, synthetic, held_out)
     screens, private = _privacy(config, synthetic, held_out, train)
     results |= aligned | private | _leftovers(synthetic)
     if jax.process_index() == 0:
         sheets = page.Sheets(
-            gallery.prompts(synthetic, (train, valid, test), config.seed),
+            gallery.prompts(fresh, (train, valid, test), config.seed),
             gallery.worst_aligned(synthetic, scores, aligned["alignment/threshold"]["value"]),
             gallery.nearest(synthetic, train, screens),
         )
         facts = {
-            "synthetic": f"{config.synthetic}, {len(synthetic.keys)} images",
+            "synthetic": f"{config.synthetic}: {len(synthetic.keys)} images",
+            "of held-out prompts": f"{len(fresh.keys)}, which the figures but for privacy rest on",
             "real": f"{directory}: {len(train.keys)} training images, {len(held_out.keys)} others",
             "encoder": str(trained),
         }
@@ -236,7 +240,7 @@ def _targets(config: Any, images: Collection) -> np.ndarray:
 def _alignment(
     config: Any, pair: pairs.Pair, mesh: Mesh, synthetic: Collection, real: Collection
 ) -> tuple[np.ndarray, Results]:
-    """Scores [n] of the synthetic images, and figures of both sets."""
+    """Scores [n] of all synthetic images, and figures of the held-out ones of both sets."""
     results: Results = {}
     scores: dict[str, np.ndarray] = {}
     for side, images in (("real", real), ("synthetic", synthetic)):
@@ -244,14 +248,15 @@ def _alignment(
         parts = [pairs.embed_all(pair, source, mesh, *sizes) for source in images.sources]
         image, text = (np.concatenate(x) for x in zip(*parts, strict=True))
         scores[side] = quality.alignment(image, text)
-        wrong = quality.shuffled_alignment(image, text, images.texts)
-        results[f"alignment/{side}/true"] = dict(estimates.mean(scores[side], images.subjects))
+        rows = images.held_out
+        true, subjects = scores[side][rows], images.subjects[rows]
+        wrong = quality.shuffled_alignment(image[rows], text[rows], images.texts[rows])
+        results[f"alignment/{side}/true"] = dict(estimates.mean(true, subjects))
         if np.isfinite(wrong).all():
-            for name, values in (("shuffled", wrong), ("difference", scores[side] - wrong)):
-                entry = estimates.mean(values, images.subjects)
-                results[f"alignment/{side}/{name}"] = dict(entry)
+            for name, values in (("shuffled", wrong), ("difference", true - wrong)):
+                results[f"alignment/{side}/{name}"] = dict(estimates.mean(values, subjects))
     threshold = quality.alignment_threshold(scores["real"], config.alignment.quantile)
-    below = estimates.rate(~quality.keep(scores["synthetic"], threshold))
+    below = estimates.rate(~quality.keep(scores["synthetic"][synthetic.held_out], threshold))
     below["chance"] = float(np.mean(~quality.keep(scores["real"], threshold)))
     results["alignment/threshold"] = {"value": threshold, "n": len(scores["real"])}
     results["alignment/synthetic/below"] = dict(below)

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,23 @@ Record = dict[str, Any]
 
 
 def write_set(
-    folder: Path, records: Iterable[Record], label_names: list[str], split: str = "test"
+    folder: Path, records: Mapping[str, Iterable[Record]], label_names: list[str]
 ) -> Path:
-    """A whole set of one split in one shard, of records as `shards.Records` gives them."""
+    """A whole set, one shard a split, of records as `shards.Records` gives them."""
     folder.mkdir()
-    path = folder / shards.shard_name("made", split, 0, 1)
-    written = shards.write_shard(path, split, map(_stored, records), label_names)
-    shards.write_tfds_info(folder, [written], label_names)
+    written = []
+    for split, members in records.items():
+        path = folder / shards.shard_name("made", split, 0, 1)
+        written.append(shards.write_shard(path, split, map(_stored, members), label_names))
+    shards.write_tfds_info(folder, written, label_names)
     described = {}
     for name in splits.SPLITS:
-        keys = written.keys if name == split else []
+        keys = [key for shard in written if shard.split == name for key in shard.keys]
         sha256 = splits.write_keys(folder / "splits" / f"{name}.txt", keys)
         described[name] = {"records": len(keys), "sha256": sha256}
     info = {"format": shards.FORMAT, "label_names": label_names, "splits": described}
     info |= {"fingerprint": str(folder), "source": "made", "settings": {}}
-    info |= {"files": {written.name: {"bytes": written.size, "records": len(written.keys)}}}
+    info |= {"files": {s.name: {"bytes": s.size, "records": len(s.keys)} for s in written}}
     (folder / shards.INFO).write_text(json.dumps(info))
     return folder
 
