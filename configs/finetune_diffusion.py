@@ -18,6 +18,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     common.check(variant, VARIANTS)
     config = ConfigDict({"task": "finetune_diffusion", "seed": 0, "dtype": "float32"})
     config.pipeline = ""  # a diffusers folder; empty: from nothing, in the sizes below
+    config.precompute = False  # encode the images once, into shards in the workdir
     config.remat = False
     config.data = {
         "sources": ("phantom",),  # as in configs/convirt.py
@@ -81,6 +82,7 @@ def _smoke(config: ConfigDict) -> ConfigDict:
 def _paper(config: ConfigDict) -> ConfigDict:
     config.dtype = "bfloat16"
     config.pipeline = "weights/stable-diffusion-2-1-base"
+    config.precompute = True
     config.remat = True
     config.data.update({"sources": ("data/mimic-cxr-512",), "size": 512, "tokens": 77})
     config.data.update({"batch_size": 384, "threads": 16})

@@ -43,9 +43,9 @@ class Source:
         size: side of the images in pixels; stored images of another size are resized.
         cache_mib: keep the decoded records in memory if all fit into so many MiB: each is then
             decoded once, not once an epoch.
-        random_sentence: in training, each time that a record is drawn, its text is one of its
-            sentences, all alike likely (ConVIRT, arXiv 2010.00747, 3.3); those of fewer than 3
-            words only where there is no longer one. Evaluation reads the whole text all the same.
+        random_sentence: each time that training draws a record, its text is one of its sentences,
+            all alike likely (ConVIRT, arXiv 2010.00747, 3.3), of 3 words or more if it has such.
+        latents: batches have the stored `latents` float16[b, p, q, 2 z] instead of the image.
 
     Raises:
         UserError: for a directory that is not whole, or a split that it lacks.
@@ -61,14 +61,20 @@ class Source:
         size: int,
         cache_mib: int = 512,
         random_sentence: bool = False,
+        latents: bool = False,
     ):
         self.records = shards.open_split(directory, split)
         self.sections, self.tokenizer = tuple(sections), tokenizer
         self.length, self.size = length, size
         self.random_sentence = random_sentence
+        self._seen = ("image", (size, size), np.uint8)
+        if latents:
+            first = shards.value(self.records.features(0), "latents")
+            self._seen = ("latents", first.shape, np.float16)
         self.label_names = self.records.label_names
         self._cache: Batch | None = None
-        if len(self) * (size * size + 5 * length) <= cache_mib * 2**20:
+        each = sum(array.nbytes for array in self._empty(1).values())
+        if len(self) * each <= cache_mib * 2**20:
             self._cache = self._empty(len(self))
             self._filled = np.zeros(len(self), bool)
             self._texts = [""] * len(self)  # kept for `random_sentence` alone
@@ -95,7 +101,6 @@ class Source:
         else:
             missing = np.unique(indices[~self._filled[indices]])
             if len(missing):
-                # Two threads may read the same record; both write the same bytes.
                 self._fill(missing, self._cache)
             batch = {name: array[indices] for name, array in self._cache.items()}
             texts = [self._texts[index] for index in indices.tolist()]
@@ -118,8 +123,9 @@ class Source:
         return f"{self.records.info['fingerprint']}/{self.records.split}"
 
     def _empty(self, count: int) -> Batch:
+        name, shape, kind = self._seen
         return {
-            "image": np.empty((count, self.size, self.size), np.uint8),
+            name: np.empty((count, *shape), kind),
             "ids": np.empty((count, self.length), np.int32),
             "mask": np.empty((count, self.length), bool),
             "labels": np.empty((count, len(self.label_names)), np.int8),
@@ -138,10 +144,9 @@ class Source:
         texts = []
         for index, row in zip(indices.tolist(), rows.tolist(), strict=True):
             stored = self.records.features(index)
-            image = shards.value(stored, "image")
-            if image.shape != (self.size, self.size):
-                image = images.square(image, self.size)
-            out["image"][row] = image
+            name, shape, _ = self._seen
+            seen = shards.value(stored, name)
+            out[name][row] = seen if seen.shape == shape else images.square(seen, self.size)
             out["labels"][row] = shards.value(stored, "labels")
             texts.append(shards.text(stored, self.sections))
         return texts

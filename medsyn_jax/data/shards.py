@@ -34,7 +34,7 @@ INFO = "medsyn.json"
 TEXTS = ("key", "subject", "report", "findings", "impression", "view")
 IMAGES = ("image", "mask_lungs", "mask_pneumothorax", "mask_effusion")
 ORIGIN = ("prompt", "seed", "generator")  # texts: what a synthetic image was made from
-OPTIONAL = (*IMAGES[1:], "boxes", *ORIGIN)
+OPTIONAL = (*IMAGES[1:], "boxes", "latents", *ORIGIN)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -65,7 +65,9 @@ def features(
     grey = functools.partial(t.Image, shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
     labels = f"1 positive, 0 negative, -1 uncertain, -2 unknown: {', '.join(label_names)}"
     boxes = t.Sequence({"bbox": t.Tensor(shape=(4,), dtype=np.float32), "label": t.Text()})
-    kinds = {"boxes": boxes} | {name: t.Text() for name in ORIGIN}
+    moments = "mean and log-variance of an autoencoder's latents, one behind the other"
+    latents = t.Tensor(shape=(None,) * 3, dtype=np.float16, encoding="bytes", doc=moments)
+    kinds = {"boxes": boxes, "latents": latents} | {name: t.Text() for name in ORIGIN}
     return t.FeaturesDict(
         {name: t.Text() for name in TEXTS}
         | {"image": grey(doc="grey, high is bright as on a viewing screen")}
@@ -200,7 +202,8 @@ class Records:
     """Random access to the records of one split of a shard directory.
 
     `records[i]` is a dict: texts as str, images and masks as uint8[h, w], labels as int8[l],
-    boxes as a list of {"bbox": float32[4], "label": str}; of the optional fields those it has.
+    latents as float16[p, q, 2 z], boxes as a list of {"bbox": float32[4], "label": str}; of the
+    optional fields those it has.
 
     Raises:
         UserError: for a directory that is not whole, or a split that it lacks.
@@ -282,6 +285,9 @@ def value(features: Mapping[str, Any], name: str) -> Any:
         corners = np.array(features["boxes/bbox"].float_list.value, np.float32).reshape(-1, 4)
         names = features["boxes/label"].bytes_list.value
         return [{"bbox": c, "label": n.decode()} for c, n in zip(corners, names, strict=True)]
+    if name == "latents":
+        shape = features["latents/shape"].int64_list.value
+        return np.frombuffer(features["latents/value"].bytes_list.value[0], "<f2").reshape(shape)
     data = features[name].bytes_list.value[0]
     return decode_png(data) if name in IMAGES else data.decode()
 
@@ -293,7 +299,7 @@ def decode_png(data: bytes) -> np.ndarray:
 
 
 def _present(features: Mapping[str, Any], name: str) -> bool:
-    return ("boxes/bbox" if name == "boxes" else name) in features
+    return {"boxes": "boxes/bbox", "latents": "latents/value"}.get(name, name) in features
 
 
 def _note(path: Path) -> Path:

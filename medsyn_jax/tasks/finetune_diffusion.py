@@ -21,12 +21,12 @@ from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import loader, tokenizers
-from medsyn_jax.diffusion import schedule
+from medsyn_jax.diffusion import generator, schedule
 from medsyn_jax.models import pipeline as pipelines
 from medsyn_jax.models.layers import split
 from medsyn_jax.models.pipeline import Pipeline
 from medsyn_jax.objectives import diffusion
-from medsyn_jax.train import corpus, ema, loop, recipe
+from medsyn_jax.train import corpus, ema, latents, loop, recipe
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
 from medsyn_jax.train.checkpoint import Checkpoints
@@ -62,6 +62,8 @@ def run(config: Any, workdir: Path) -> None:
     log.write_config(workdir, config, FREE)
     if start is None:
         start = _from_nothing(config, workdir, data, mesh)
+    if config.precompute:
+        data = _with_latents(config, workdir, data, start)
     trained = ("unet", "text_encoder") if config.train_text else ("unet",)
     params = {name: start.parts[name].params for name in trained}
     still = {name: part.params for name, part in start.parts.items() if name not in trained}
@@ -115,14 +117,37 @@ def _data(config: Any, workdir: Path, start: Pipeline | None) -> Data:
     words = (settings.sections, settings.vocab_size, settings.tokens)
     own = start.tokenizer if start else None
     own = own or corpus.tokenizer(workdir / "tokenizer", folders[0], *words)
-    tokenizer = tokenizers.load(own)
+    return _opened(config, folders, tokenizers.load(own))
+
+
+def _opened(
+    config: Any, folders: list[Path], tokenizer: tokenizers.Tokenizer, stored: bool = False
+) -> Data:
+    settings = config.data
 
     def source(folder: Path, split: str) -> loader.Source:
         texts = (settings.sections, tokenizer, settings.tokens)
-        return loader.Source(folder, split, *texts, settings.size)
+        return loader.Source(folder, split, *texts, settings.size, latents=stored)
 
     train = [source(folder, "train") for folder in folders]
     return Data(train, source(folders[0], "valid"), tokenizer)
+
+
+def _with_latents(config: Any, workdir: Path, data: Data, start: Pipeline) -> Data:
+    """The same records with their latents in the place of the images, encoded once."""
+    part, encode = start.parts["vae"], _encode_fn(config, start)
+    folders = [
+        latents.precompute(
+            Path(source.records.directory),
+            workdir / "latents",
+            encode,
+            part.params,
+            generator.fingerprint(replace(start, parts={"vae": part})),
+            config.data.size,
+        )
+        for source in data.train
+    ]
+    return _opened(config, folders, data.tokenizer, stored=True)
 
 
 @dataclass
@@ -205,16 +230,28 @@ def _modules(config: Any, start: Pipeline) -> dict[str, Callable]:
     return {name: module_of(part.make) for name, part in start.parts.items()}
 
 
-def _noised_fn(config: Any, start: Pipeline, alphas: np.ndarray) -> Callable:
-    """fn(params of all parts, images, ids, t [b], key) -> (output, wanted, alpha [b])."""
-    modules, prediction = _modules(config, start), _prediction(start)
+def _encode_fn(config: Any, start: Pipeline) -> Callable:
+    """fn(parameters of the autoencoder, uint8 images) -> mean and log-variance, one array, fp32."""
+    module = _modules(config, start)["vae"]
     channels = start.parts["vae"].config.get("in_channels", 3)
-    table = jnp.asarray(alphas, jnp.float32)
 
-    def fn(params: Any, images: jax.Array, ids: jax.Array, t: jax.Array, key: jax.Array) -> tuple:
+    def fn(params: Any, images: jax.Array) -> jax.Array:
+        moments = module(params).encode(_pixels(images, channels))
+        return jnp.concatenate(moments, -1).astype(jnp.float32)
+
+    return fn
+
+
+def _noised_fn(config: Any, start: Pipeline, alphas: np.ndarray) -> Callable:
+    """fn(params of all parts, batch, ids, t [b], key) -> (output, wanted, alpha [b])."""
+    modules, prediction = _modules(config, start), _prediction(start)
+    encode, table = _encode_fn(config, start), jnp.asarray(alphas, jnp.float32)
+
+    def fn(params: Any, batch: Batch, ids: jax.Array, t: jax.Array, key: jax.Array) -> tuple:
         for_latents, for_noise = jax.random.split(key)
-        mean, logvar = modules["vae"](params["vae"]).encode(_pixels(images, channels))
-        mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+        stored = batch.get("latents")
+        moments = encode(params["vae"], batch["image"]) if stored is None else stored
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, -1)
         drawn = jax.random.normal(for_latents, mean.shape)
         latents = (mean + jnp.exp(0.5 * logvar) * drawn) * start.scaling_factor
         noise = jax.random.normal(for_noise, latents.shape)
@@ -243,7 +280,7 @@ def _loss_fn(
         t = jax.random.randint(for_times, (count,), 0, times)
         drop = jax.random.bernoulli(for_captions, dropped, (count, 1))
         ids = jnp.where(drop, empty, batch["ids"])
-        output, wanted, alpha = noised({**still, **params}, batch["image"], ids, t, key)
+        output, wanted, alpha = noised({**still, **params}, batch, ids, t, key)
         error = diffusion.denoising_error(output, wanted)
         weight = diffusion.snr_weight(alpha, gamma, _prediction(start))
         return (weight * error).mean(), (still, {"mse": error.mean()})
@@ -258,7 +295,7 @@ def _error_fn(noised: Callable, times: int) -> Callable:
         # Multiples of the golden ratio spread the records' times evenly over the schedule.
         part = batch["index"].astype(jnp.float32) * 0.6180339887 % 1.0
         t = (part * times).astype(jnp.int32)
-        args = ({**still, **params}, batch["image"], batch["ids"], t, jax.random.key(0))
+        args = ({**still, **params}, batch, batch["ids"], t, jax.random.key(0))
         return diffusion.denoising_error(*noised(*args)[:2])
 
     return fn

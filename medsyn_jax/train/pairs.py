@@ -1,5 +1,6 @@
 """The pre-trained pair of encoders of a pre-training run, frozen: which image fits which report."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import loader, tokenizers, transforms
+from medsyn_jax.data import images, loader, tokenizers, transforms
 from medsyn_jax.models import towers
 from medsyn_jax.objectives.contrastive import normalize
 from medsyn_jax.train import checkpoint
@@ -122,3 +123,23 @@ def embed_all(
     found.append(jax.device_get(waiting))
     image, text = (np.concatenate(x)[: len(source)] for x in zip(*found, strict=True))
     return image, text
+
+
+_SCORED = 32  # pairs at a time
+_embed = jax.jit(Pair.embed)
+
+
+def scores(pair: Pair, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+    """Alignment scores [n] of images, uint8 [h, w] each, with their texts.
+
+    In batches of one shape on one device, so that a score does not depend on what else is scored.
+    """
+    ids, mask = pair.tokenizer.encode(texts, pair.tokens)
+    fits = [x if x.shape == (pair.size,) * 2 else images.square(x, pair.size) for x in pixels]
+    found = []
+    for start in range(0, len(fits), _SCORED):
+        rows = np.arange(start, min(start + _SCORED, len(fits)))
+        full = np.resize(rows, _SCORED)
+        v, t = _embed(pair, np.stack([fits[i] for i in full]), ids[full], mask[full])
+        found.append(np.einsum("nd,nd->n", *jax.device_get((v, t)))[: len(rows)])
+    return np.concatenate(found)

@@ -5,10 +5,12 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import finetune_diffusion as configs
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import shards
 from medsyn_jax.models import pipeline
 from medsyn_jax.tasks import finetune_diffusion
 
@@ -58,7 +60,7 @@ def test_the_same_command_again_changes_nothing(made):
 def test_it_goes_on_from_a_pipeline_and_trains_what_it_is_told(made, tmp_path):
     config = smoke()
     config.pipeline = str(made / "pipeline")
-    config.train_text = False
+    config.update({"train_text": False, "precompute": True})
     finetune_diffusion.run(config, tmp_path)
     old, new = (pipeline.read(folder / "pipeline") for folder in (made, tmp_path))
     assert not (tmp_path / "autoencoder").exists()
@@ -67,6 +69,21 @@ def test_it_goes_on_from_a_pipeline_and_trains_what_it_is_told(made, tmp_path):
         assert all(np.array_equal(a, b) for a, b in pairs)
     a, b = (p.parts["unet"].params["enter"]["kernel"] for p in (old, new))
     assert not np.array_equal(a, b)
+
+    check_latents(next((tmp_path / "latents").glob("*-latents-*")), old)
+
+
+def check_latents(folder, found):
+    """The set beside the run is that which it was made from, with the latents of the encoder."""
+    records = shards.open_split(folder, "valid")
+    record = records[len(records) - 1]
+    assert record["report"]
+    assert record["mask_lungs"].shape == (32, 32)
+    part = found.parts["vae"]
+    model = part.make(nnx.Rngs(0))
+    nnx.update(model, part.params)
+    mean, logvar = model.encode(finetune_diffusion._pixels(jnp.array(record["image"][None]), 1))
+    np.testing.assert_allclose(record["latents"], np.concatenate([mean, logvar], -1)[0], atol=5e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""What a guided step of a Stable Diffusion U-Net needs on a TPU chip that is not here.
+
+    pip install -e '.[tpu]'
+    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m tpu.plan --chip v5e --batch 8
+
+Compiles the step ahead of time for one chip (libtpu does that on any machine) and prints a JSON
+line: TFLOP and GB accessed a step, GB of weights and of temporaries, and the least time that each
+of the two takes at the chip's peaks (docs/performance.md).
+"""
+
+import argparse
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from medsyn_jax.models import pipeline
+from medsyn_jax.models.layers import split
+
+# topology, peak TFLOP/s in bf16, GB/s, GB (public descriptions of the chips)
+CHIPS = {
+    "v5e": ("v5e:2x2", 197, 819, 16),
+    "v6e": ("v6e:2x2", 918, 1640, 32),
+}
+SD15 = {"cross_attention_dim": 768}
+SD21 = {
+    "attention_head_dim": (5, 10, 20, 20),
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+}
+MODELS = {"sd15": SD15, "sd21": SD21}
+TOKENS = 77
+
+
+def compiled(model: str, chip: str, batch: int, side: int) -> jax.stages.Compiled:
+    """The U-Net on `batch` latents with and without their text, in bf16, for one chip."""
+    device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip][0]).devices[0]
+    here = SingleDeviceSharding(device)
+    make = pipeline.part("unet", MODELS[model], {}).make
+    structure, shapes, _ = split(nnx.eval_shape(lambda: make(nnx.Rngs(0), dtype=jnp.bfloat16)))
+    params = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, jnp.bfloat16, sharding=here), shapes
+    )
+
+    def step(params, x, t, context):
+        unet = nnx.merge(structure, params, {}, copy=True)
+        return unet(jnp.concatenate([x, x]), t, context)
+
+    width = MODELS[model]["cross_attention_dim"]
+    inputs = (
+        jax.ShapeDtypeStruct((batch, side, side, 4), jnp.bfloat16, sharding=here),
+        jax.ShapeDtypeStruct((2 * batch,), jnp.float32, sharding=here),
+        jax.ShapeDtypeStruct((2 * batch, TOKENS, width), jnp.bfloat16, sharding=here),
+    )
+    return jax.jit(step, out_shardings=here).lower(params, *inputs).compile()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--chip", choices=CHIPS, default="v5e")
+    parser.add_argument("--model", choices=MODELS, default="sd15")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=512, help="of the images, in pixels")
+    args = parser.parse_args()
+    _, tflops, bandwidth, memory = CHIPS[args.chip]
+    began = time.monotonic()
+    found = compiled(args.model, args.chip, args.batch, args.size // 8)
+    cost, sizes = found.cost_analysis(), found.memory_analysis()
+    flop, accessed = cost["flops"] / 1e12, cost["bytes accessed"] / 1e9
+    temporaries, weights = sizes.temp_size_in_bytes / 1e9, sizes.argument_size_in_bytes / 1e9
+    row = vars(args) | {
+        "tflop": flop,
+        "gb_accessed": accessed,
+        "gb_temporaries": temporaries,
+        "gb_arguments": weights,
+        "fits": temporaries + weights < memory,
+        "ms_of_arithmetic": 1e3 * flop / tflops,
+        "ms_of_traffic": 1e3 * accessed / bandwidth,
+        "compile_s": time.monotonic() - began,
+    }
+    print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}))
+
+
+if __name__ == "__main__":
+    main()
