@@ -9,6 +9,7 @@ Its images are noise of 16 x 16 pixels that depends on the prompt.
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -61,6 +62,8 @@ def write(folder: Path, seed: int = 0) -> pipeline.Pipeline:
     reports = [phantom.study(0, subject, 0, 32).report for subject in range(40)]
     own = folder.with_name(f"{folder.name}-tokenizer")
     tokenizer = tokenizers.train_wordpiece(reports, 400, own)
+    settings = own / "tokenizer_config.json"  # diffusers asks it how far to pad
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": TOKENS}))
     text = TEXT | {"vocab_size": tokenizer.vocab_size}
     configs = {"unet": UNET, "vae": VAE, "text_encoder": text}
     rng = np.random.default_rng(seed)

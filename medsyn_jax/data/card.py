@@ -19,7 +19,7 @@ from medsyn_jax.data import images, shards
 
 README, CROISSANT, SHEET = FILES = ("README.md", "croissant.json", "contact_sheet.png")
 _SHOWN, _COLUMNS, _SIDE, _GAP = 24, 6, 192, 8  # images, and pixels
-_LINES, _LETTERS, _SMALL = 6, 36, 10  # of the prompt below an image; height of its letters
+_LINES, _LETTERS, _SMALL = 6, 34, 11  # of the prompt below an image; height of its letters
 _FIELDS = {
     "key": "unique in the set",
     "subject": "the patient of the report",
@@ -34,10 +34,10 @@ _FIELDS = {
     "generator": "weights, sampler and guidance",
 }
 _TERMS = (
-    "citeAs column equivalentProperty extract field fileObject fileProperty fileSet format includes "
-    "isLiveDataset jsonPath key md5 parentField path recordSet references regex repeated replace "
-    "samplingRate separator source subField transform"
-).split()
+    "citeAs column equivalentProperty extract field fileObject fileProperty fileSet format "
+    "includes isLiveDataset jsonPath key md5 parentField path recordSet references regex "
+    "repeated replace samplingRate separator source subField transform"
+)
 _CONTEXT: dict[str, Any] = {  # the standard one: readers warn of any other
     "@language": "en",
     "@vocab": "https://schema.org/",
@@ -49,7 +49,7 @@ _CONTEXT: dict[str, Any] = {  # the standard one: readers warn of any other
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "examples": {"@id": "cr:examples", "@type": "@json"},
-    **{name: f"cr:{name}" for name in _TERMS},
+    **{name: f"cr:{name}" for name in _TERMS.split()},
 }
 
 

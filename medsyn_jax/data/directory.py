@@ -75,7 +75,7 @@ def accept(directory: Path, fingerprint: str, settings: Mapping[str, Any], other
             if not _forget_if_empty(directory):
                 changed = _changed(before["settings"], json.loads(identity)["settings"])
                 raise UserError(
-                    f"{directory}: holds another data set ({changed or others}): "
+                    f"{directory}: holds another data set ({changed or f'{others} have changed'}): "
                     "use another directory, or delete this one"
                 )
             shards.write_text(path, identity)
@@ -121,9 +121,7 @@ def finish(
     Returns:
         What `medsyn.json` holds.
     """
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([("key", "reason"), *rejects])
-    shards.write_text(directory / REJECTS, stream.getvalue())
+    write_rejects(directory, rejects)
     described = {}
     for split in splits.SPLITS:
         keys = [key for shard in written if shard.split == split for key in shard.keys]
@@ -140,6 +138,13 @@ def finish(
     }
     shards.write_text(directory / shards.INFO, json.dumps(whole, indent=2))
     return whole
+
+
+def write_rejects(directory: Path, rejects: Sequence[tuple[str, str]]) -> None:
+    """Writes (key, reason) of records that are not in the set."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([("key", "reason"), *rejects])
+    shards.write_text(directory / REJECTS, stream.getvalue())
 
 
 def say(line: str) -> None:

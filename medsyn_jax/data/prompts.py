@@ -46,8 +46,11 @@ class Prompts:
     control_characters: int = 0  # prompts that had some
 
 
-def from_shards(directory: Path | str, wanted: Sequence[str], sections: Sequence[str]) -> Prompts:
-    """The `sections` of the reports in the `wanted` splits of a shard directory.
+def from_shards(
+    directory: Path | str, wanted: Sequence[str], sections: Sequence[str], limit: int = 0
+) -> Prompts:
+    """The `sections` of the reports in the `wanted` splits of a shard directory, the first `limit`
+    of them if it is not 0.
 
     Raises:
         UserError: for a directory that is not whole, or one without a record in these splits.
@@ -58,7 +61,8 @@ def from_shards(directory: Path | str, wanted: Sequence[str], sections: Sequence
         if not info["splits"].get(split, {}).get("records"):
             continue
         records = shards.open_split(directory, split)
-        for i in range(len(records)):
+        left = limit - len(items) if limit else len(records)
+        for i in range(min(left, len(records))):
             stored = records.features(i)
             names = ("key", "subject", "report", "findings", "impression", "view")
             texts = {name: shards.value(stored, name) for name in names}
@@ -70,7 +74,9 @@ def from_shards(directory: Path | str, wanted: Sequence[str], sections: Sequence
     return Prompts(items, tuple(info["label_names"]), [])
 
 
-def from_csv(path: Path | str, columns: Any, shares: Sequence[float], seed: int) -> Prompts:
+def from_csv(
+    path: Path | str, columns: Any, shares: Sequence[float], seed: int, limit: int = 0
+) -> Prompts:
     """The rows of a CSV in UTF-8; a row without a prompt or with a key that came before is
     rejected.
 
@@ -81,6 +87,7 @@ def from_csv(path: Path | str, columns: Any, shares: Sequence[float], seed: int)
             without a subject every prompt is one of its own.
         shares: of train, valid and test, by subject, where there is no column of splits.
         seed: of that draw.
+        limit: of the number of prompts, if it is not 0.
 
     Raises:
         UserError: naming the row that is not UTF-8 or no row of this table; for a table that is
@@ -105,7 +112,7 @@ def from_csv(path: Path | str, columns: Any, shares: Sequence[float], seed: int)
             rejects.append((key, f"{path}: row {number}: {error}"))
     homes = splits.assign([(p.key, p.subject, s or None) for p, s in found.values()], shares, seed)
     items = [dataclasses.replace(p, split=homes[p.key]) for p, _ in found.values()]
-    return Prompts(items, tuple(columns.labels), rejects)
+    return Prompts(items[: limit or None], tuple(columns.labels), rejects)
 
 
 def _from_row(key: str, fields: dict[str, str], columns: Any) -> Prompt:
@@ -185,7 +192,9 @@ def is_mimic(path: Path) -> bool:
     return sources._table(path, "metadata").exists() and not (path / shards.INFO).exists()
 
 
-def from_mimic(root: Path | str, folder: Path | str, sections: Sequence[str]) -> Prompts:
+def from_mimic(
+    root: Path | str, folder: Path | str, sections: Sequence[str], limit: int = 0
+) -> Prompts:
     """The reports of MIMIC-CXR, one prompt for each frontal image that they belong to; no image is
     needed.
 
@@ -193,6 +202,7 @@ def from_mimic(root: Path | str, folder: Path | str, sections: Sequence[str]) ->
         root: holds the tables of MIMIC-CXR-JPG, `mimic-cxr-2.0.0-{metadata,split,chexpert}.csv.gz`.
         folder: holds the reports; "": as `root`.
         sections: that make up a prompt.
+        limit: of the number of prompts, if it is not 0.
 
     Raises:
         UserError: a table or the reports are missing, or a table is broken.
@@ -200,6 +210,7 @@ def from_mimic(root: Path | str, folder: Path | str, sections: Sequence[str]) ->
     root = Path(root)
     homes, labels = sources._mimic_splits(root), sources._mimic_labels(root)
     found, rejects, _ = sources._mimic_images(root, homes, frontal_only=True)
+    found = dict(list(found.items())[: limit or None])
     studies = list(dict.fromkeys(key.rpartition("/")[0] for key in found))
     base = Path(folder or root)
     bases = (base / "files", base / "mimic-cxr-reports" / "files", base)

@@ -138,7 +138,7 @@ class Generator:
         Raises NotFinite.
         """
         key = jax.random.fold_in(self._key, attempt) if attempt else self._key
-        source, begun = iter(chunks), None
+        key, source, begun = jax.device_put(key, self._whole), iter(chunks), None
         while group := list(islice(source, self._devices)):
             next_one = group, self._begin(key, group)
             if begun:
@@ -172,10 +172,11 @@ class Generator:
 
 
 def grey(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w"]:
-    """A decoder's images in [-1, 1] as pixels: the mean of the channels, in float32; (x + 1) 127.5,
-    cut off at 0 and 255 and rounded to the nearest whole number, halves to the even one."""
-    mean = x.astype(jnp.float32).mean(-1)
-    return jnp.round(jnp.clip((mean + 1) * 127.5, 0, 255)).astype(jnp.uint8)
+    """A decoder's images in [-1, 1] as pixels, in float32: 127.5 (x + 1), cut off at 0 and 255 as
+    diffusers does it; the mean of the channels, rounded to a whole number, halves to the even one.
+    """
+    levels = jnp.clip(127.5 * (x.astype(jnp.float32) + 1), 0, 255)
+    return jnp.round(levels.mean(-1)).astype(jnp.uint8)
 
 
 def native_size(pipeline: Pipeline) -> int:

@@ -92,15 +92,17 @@ def run(config: Any, workdir: Path) -> None:
     to, first = workdir / "shards", jax.process_index() == 0
     with log.full_disk_is_user_error(to), directory.only_writer(to) if first else nullcontext():
         if first:
-            directory.accept(to, plan.fingerprint, plan.settings, "the prompts or the weights")
+            directory.accept(to, plan.fingerprint, plan.settings, "the prompts")
         meshes.wait_for_all("plan")
         if not directory.is_complete(to, plan.fingerprint):
-            _write_parts(plan, _generator(config, pipeline), to)
+            this, count = jax.process_index(), jax.process_count()
+            _write_parts(plan, plan.parts[this::count], _generator(config, pipeline), to)
             meshes.wait_for_all("parts")
             if first:
                 _finish(config, plan, found, to)
         if first and not card.is_written(to):
             card.write(to)
+    meshes.wait_for_all("set")
     if first:
         _write_results(workdir, to)
     log.say_cost("done")
@@ -141,14 +143,13 @@ def _prompts(config: Any, workdir: Path, pipeline: Pipeline) -> Prompts:
     data = config.data
     path = Path(data.source)
     if path.name.lower().endswith((".csv", ".csv.gz", ".tsv")):
-        found = prompts.from_csv(path, data.columns, config.ingest.split_shares, config.seed)
+        shares = config.ingest.split_shares
+        found = prompts.from_csv(path, data.columns, shares, config.seed, data.limit)
     elif prompts.is_mimic(path):
-        found = prompts.from_mimic(path, data.reports, data.sections)
+        found = prompts.from_mimic(path, data.reports, data.sections, data.limit)
     else:
         folder = corpus.prepare(data.source, config.ingest, workdir.parent / "data")
-        found = prompts.from_shards(folder, data.splits, data.sections)
-    if data.limit:
-        found = dataclasses.replace(found, items=found.items[: data.limit])
+        found = prompts.from_shards(folder, data.splits, data.sections, data.limit)
     tokenizer = tokenizers.load(pipeline.tokenizer)
     return prompts.fit(found, tokenizer, generators.text_length(pipeline))
 
@@ -198,9 +199,8 @@ def _generator(config: Any, pipeline: Pipeline) -> Generator:
     )
 
 
-def _write_parts(plan: Plan, generator: Generator, to: Path) -> None:
-    """Writes those parts of this process that are not there yet."""
-    own = plan.parts[jax.process_index() :: jax.process_count()]
+def _write_parts(plan: Plan, own: Sequence[Part], generator: Generator, to: Path) -> None:
+    """Writes those of the parts that are not there yet; `own` are this process's."""
     todo = [part for part in own if shards.finished(to / part.name) is None]
     total, left = (sum(len(part.pictures) for part in parts) for parts in (own, todo))
     done = total - left

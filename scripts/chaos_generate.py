@@ -1,0 +1,211 @@
+"""Kill a generation with SIGKILL at moments all over its life: does it leave what an unbroken does?
+
+    python -m scripts.chaos_generate --kills 20 --images 2000
+    python -m scripts.chaos_generate --kills 20 --images 2000 --devices 8
+
+It runs `configs/generate.py:smoke` on prompts of the phantom with a tiny random pipeline, once
+without kills on one device, and once with kills on --devices simulated ones, starting it again
+after each kill until it is done; then it compares all files of the two sets, and the records in
+them: none missing, none twice, every pixel the same. It prints one JSON line. Exit status 1 if
+anything differs. When a run is killed is drawn from --seed: while it starts (imports, prompts,
+compilation), while it draws, or at the end (metadata, data card, contact sheet).
+"""
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medsyn_jax.data import shards
+from scripts import random_pipeline
+from scripts.chaos import LIMIT_S, ROOT, Failed, code, environment, moments
+
+START, END = 0.25, 0.9  # shares of a life: up to the first shard, and from the last one on
+A_SHARD = 48  # records
+
+
+@dataclass
+class Run:
+    """One generation in a workdir of its own, started as often as it takes."""
+
+    workdir: Path
+    images: int
+    devices: int
+    child: subprocess.Popen | None = None
+    starts: list[Path] = field(default_factory=list)
+
+    def start(self) -> None:
+        fields = {"pipeline": self.workdir.parent / "pipeline", "records_per_shard": A_SHARD}
+        fields |= {"batch_per_device": 8, "data.limit": self.images}
+        fields |= {"ingest.phantom.subjects": -(-self.images // 2), "ingest.workers": 1}
+        command = [sys.executable, "-m", "medsyn_jax.main", "--config=configs/generate.py:smoke"]
+        command += [f"--config.{name}={value}" for name, value in fields.items()]
+        self.starts.append(self.workdir.with_name(f"{self.workdir.name}-{len(self.starts)}.log"))
+        env = environment(self.workdir.parent, self.devices)
+        with self.starts[-1].open("w") as output:
+            streams = {"stdout": output, "stderr": output}
+            command.append(f"--workdir={self.workdir}")
+            self.child = subprocess.Popen(command, cwd=ROOT, env=env, **streams)
+
+    def said(self) -> str:
+        return self.starts[-1].read_text(errors="replace")
+
+    def alive(self) -> bool:
+        return self.child is not None and self.child.poll() is None
+
+    def written(self) -> int:
+        """Shards under their final names."""
+        return len(list((self.workdir / "shards").glob("*.array_record-*")))
+
+    def wait(self, reached, seconds: float = LIMIT_S) -> None:
+        deadline = time.monotonic() + seconds
+        while self.alive() and not reached() and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+    def finish(self) -> None:
+        """Wait for the end, which must be one with status 0."""
+        assert self.child is not None
+        self.wait(lambda: False, 10 * LIMIT_S)
+        if self.child.poll() != 0:
+            raise Failed(f"exit status {self.child.poll()}:\n{self.said()[-3000:]}")
+
+    def kill(self) -> None:
+        if self.child is not None:
+            self.child.kill()
+            self.child.wait()
+
+
+def unbroken(run: Run) -> tuple[float, float, float]:
+    """Run to the end; seconds until it draws, for a shard, and from the last shard to the end."""
+    began = time.monotonic()
+    run.start()
+    run.wait(lambda: run.written() > 0)
+    first = time.monotonic()
+    last = [first, run.written()]
+
+    def all_there() -> bool:
+        if run.written() > last[1]:
+            last[:] = time.monotonic(), run.written()
+        return False
+
+    run.wait(all_there, 10 * LIMIT_S)
+    run.finish()
+    a_shard = (last[0] - first) / max(run.written() - 1, 1)
+    return first - began, a_shard, time.monotonic() - last[0]
+
+
+def broken(run: Run, kills: list[float], total: int, times: tuple[float, float, float]) -> list:
+    """The same with a kill at each of the moments; says what was hit."""
+    prepared, a_shard, ending = times
+    rng, hit = random.Random(total), []
+    for moment in kills:
+        run.start()
+        began = time.monotonic()
+        if moment < START:
+            run.wait(lambda: False, moment / START * prepared)
+        elif moment < END:
+            target = 1 + int((moment - START) / (END - START) * (total - 1))
+            run.wait(lambda least=target: run.written() >= least)
+            time.sleep(rng.random() * 2 * a_shard)
+        else:
+            run.wait(lambda: run.written() >= total)
+            time.sleep((moment - END) / (1 - END) * ending)
+        if run.alive():
+            after = round(time.monotonic() - began, 2)
+            hit.append({"moment": round(moment, 2), "after_s": after, "shards": run.written()})
+        run.kill()
+        assert run.child is not None
+        if run.child.returncode not in (0, -signal.SIGKILL):
+            raise Failed(f"exit status {run.child.returncode} before the kill:\n{run.said()}")
+    run.start()
+    run.finish()
+    return hit
+
+
+def differences(a: Run, b: Run, images: int) -> list[str]:
+    """What of the second set is not as in the first, or not as it should be in any."""
+    one, other = (
+        {
+            path.relative_to(r.workdir).as_posix(): path.read_bytes()
+            for path in (r.workdir / "shards").rglob("*")
+            if path.is_file()
+        }
+        for r in (a, b)
+    )
+    found = [f"file {name}" for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+    tables = [records(run.workdir / "shards") for run in (a, b)]
+    for run, table in zip((a, b), tables, strict=True):
+        if len(table) != images:
+            found.append(f"{run.workdir.name}: {len(table)} records instead of {images}")
+    found += [f"record {key}" for key in tables[0] if tables[0][key] != tables[1].get(key)]
+    return found
+
+
+def records(folder: Path) -> dict[str, tuple]:
+    """Key -> (split, pixels, texts) of all records of a set; Failed if a key is there twice."""
+    table: dict[str, tuple] = {}
+    for split in shards.describe(folder)["splits"]:
+        data = shards.open_split(folder, split)
+        for record in map(data.__getitem__, range(len(data))):
+            if record["key"] in table:
+                raise Failed(f"{folder}: {record['key']} is there twice")
+            image, labels = record.pop("image"), record.pop("labels")
+            table[record["key"]] = split, image.tobytes(), labels.tolist(), record
+    return table
+
+
+def chaos(root: Path, kills: int, images: int, devices: int = 1, seed: int = 0) -> dict:
+    """Both runs under `root`, and what came of them."""
+    random_pipeline.write(root / "pipeline")
+    whole, torn = Run(root / "unbroken", images, 1), Run(root / "broken", images, devices)
+    began, before = time.monotonic(), code()
+    try:
+        times = unbroken(whole)
+        hit = broken(torn, moments(kills, seed), whole.written(), times)
+    finally:
+        whole.kill()
+        torn.kill()
+    if code() != before:
+        raise Failed("the code was edited meanwhile: run it again")
+    found = differences(whole, torn, images)
+    return {
+        "kills": len(hit),
+        "hit": hit,
+        "images": images,
+        "shards": whole.written(),
+        "devices": devices,
+        "seconds": round(time.monotonic() - began, 1),
+        "different": len(found),
+        "differences": found[:5],
+        "equal": not found,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--devices", type=int, default=1, help="of the run that is killed")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    root = Path(tempfile.mkdtemp(prefix="chaos-"))
+    try:
+        result = chaos(root, options.kills, options.images, options.devices, options.seed)
+    except Failed as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    print(json.dumps(result))
+    return 0 if result["equal"] and result["kills"] == options.kills else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
