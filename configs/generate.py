@@ -46,6 +46,12 @@ def get_config(variant: str = "demo") -> ConfigDict:
         "rescale": 0.0,
         "cache_every": 1,  # all layers of the U-Net in every so many steps (DeepCache)
     }
+    config.filter = {  # images that fit their report worse than real ones are made anew
+        "encoder": "",  # a pre-training workdir, whose pair is asked; empty: no filter
+        "real": "phantom",  # whose validation pairs set the threshold
+        "quantile": 0.05,  # the share of them that stays below it
+        "attempts": 3,
+    }
     config.batch_per_device = 16
     config.records_per_shard = 512
     config.license = ""  # for the data card

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
@@ -29,7 +29,7 @@ console = Console(stderr=True, highlight=False)
 def say(text: str) -> None:
     """One line on the terminal (stderr), from the first process only."""
     if jax.process_index() == 0:
-        console.print(text)
+        console.print(text, soft_wrap=True)  # a log is no place for line breaks
 
 
 def say_cost(what: str) -> None:
@@ -39,6 +39,46 @@ def say_cost(what: str) -> None:
     mib = peak / (2**20 if sys.platform == "darwin" else 2**10)
     cost = f"{time.monotonic() - _STARTED:.1f} s; peak host memory {mib:.0f} MiB (this process)"
     say(f"{what} after {cost}")
+
+
+class ImagesBar:
+    """Progress in images: a bar on a terminal, elsewhere a plain line about every 10 seconds.
+
+    what: is being done. total: images. done: those from before, which the rate leaves out.
+    """
+
+    def __init__(self, what: str, total: int, done: int, every_s: float = 10.0):
+        self.what, self.total, self.first, self.shown = what, total, done, done
+        self.every_s, self.began = every_s, time.monotonic()
+        self.last = self.began
+        self.bar = Progress(
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.1f} images/s"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal or jax.process_index() > 0,
+        )
+        self.task = self.bar.add_task(what, total=total, completed=done, rate=0.0)
+
+    def __enter__(self) -> "ImagesBar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def show(self, done: int) -> None:
+        """Tell that `done` of the images are there."""
+        now = time.monotonic()
+        rate = (done - self.first) / max(now - self.began, 1e-9)
+        self.bar.update(self.task, completed=done, rate=rate)
+        due = now - self.last > self.every_s or done == self.total
+        if due and done != self.shown and not console.is_terminal:
+            self.last, self.shown = now, done
+            left = (self.total - done) / max(rate, 1e-9)
+            say(f"{self.what}: {done}/{self.total} images, {rate:.1f} images/s, {left:.0f} s left")
 
 
 @contextmanager

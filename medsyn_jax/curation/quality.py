@@ -3,6 +3,7 @@
 The alignment score of a pair is the cosine of its two embeddings by a pre-trained pair of encoders.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,3 +62,29 @@ def choose(scores: np.ndarray, threshold: float) -> Choice:
     good = keep(scores, threshold)
     kept = np.any(good, axis=1)
     return Choice(np.where(kept, good.argmax(axis=1), np.nanargmax(scores, axis=1)), kept)
+
+
+def retry(
+    images: Sequence[np.ndarray],
+    again: Callable[[list[int], int], Sequence[np.ndarray]],
+    score: Callable[[Sequence[np.ndarray], list[int]], np.ndarray],
+    threshold: float,
+    attempts: int,
+) -> tuple[list[np.ndarray], list[int]]:
+    """The images to keep, and which attempt each of them is.
+
+    images: the first attempts. again: (rows, attempt) -> other images of these rows. score:
+    (images, rows) -> their scores. attempts: at one image, the first included.
+    """
+    made = {(row, 0): image for row, image in enumerate(images)}
+    scores = np.full((len(images), attempts), np.nan)
+    scores[:, 0] = score(images, list(range(len(images))))
+    for attempt in range(1, attempts):
+        rows = np.flatnonzero(~keep(scores, threshold).any(axis=1)).tolist()
+        if not rows:
+            break
+        new = again(rows, attempt)
+        scores[rows, attempt] = score(new, rows)
+        made |= {(row, attempt): image for row, image in zip(rows, new, strict=True)}
+    chosen = choose(scores, threshold).attempt.tolist()
+    return [made[row, attempt] for row, attempt in enumerate(chosen)], chosen

@@ -30,7 +30,7 @@ _FIELDS = {
     "labels": "of the report: 1 positive, 0 negative, -1 uncertain, -2 unknown",
     "view": "PA, AP or empty, of the image that the report was written on",
     "prompt": "what the generator read",
-    "seed": "of the noise, and the number of the record: seed/record",
+    "seed": "of the noise, the record's number, and that of a later attempt: seed/record/attempt",
     "generator": "weights, sampler and guidance",
 }
 _TERMS = (

@@ -52,10 +52,6 @@ class Plan:
         """Records listed, good or bad."""
         return sum(len(part.items) for part in self.parts) + len(self.rejects)
 
-    def identity(self) -> str:
-        """What `plan.json` holds, to tell this plan from others: JSON."""
-        return json.dumps({"fingerprint": self.fingerprint, "settings": self.settings}, indent=2)
-
 
 def make_plan(config: Any) -> Plan:
     """Lists the source and decides where every record goes; no pixel is read."""

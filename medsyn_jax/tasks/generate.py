@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -20,27 +19,36 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.config import check_choice, check_numbers
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import card, directory, images, prompts, shards, splits, tokenizers
+from medsyn_jax.curation import quality
+from medsyn_jax.data import (
+    card,
+    directory,
+    images,
+    loader,
+    prompts,
+    reports,
+    shards,
+    splits,
+    tokenizers,
+)
 from medsyn_jax.data.prompts import Prompt, Prompts
 from medsyn_jax.diffusion import generator as generators
 from medsyn_jax.diffusion.generator import Chunk, Generator, NotFinite, Sampling
 from medsyn_jax.diffusion.schedule import SAMPLERS
 from medsyn_jax.models import pipeline as pipelines
 from medsyn_jax.models.pipeline import Pipeline
-from medsyn_jax.train import corpus
+from medsyn_jax.train import corpus, pairs
 
 FREE = ("pipeline", "ingest.workers")
 DTYPES = ("float32", "bfloat16")
 DEFAULT = "assets/phantom-diffusion"
 _ROOT = Path(__file__).resolve().parents[2]
 _ENCODERS = 4  # threads that pack images while the devices work
-_LINE_EVERY_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +80,34 @@ class Plan:
     generator: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """Makes images anew that fit their reports worse than real ones do; see `quality.retry`."""
+
+    pair: pairs.Pair  # whose alignment scores are asked
+    threshold: float
+    attempts: int
+
+    def choose(
+        self, part: Part, pixels: Sequence[np.ndarray], generator: Generator
+    ) -> tuple[list[np.ndarray], list[int]]:
+        """The images to keep, and which attempt each is. pixels: the first attempts."""
+        asked = [picture.prompt for picture in part.pictures]
+        texts = [
+            reports.select_text(p.findings, p.impression, p.report, self.pair.sections) or p.text
+            for p in asked
+        ]
+
+        def again(rows: list[int], attempt: int) -> Sequence[np.ndarray]:
+            indices = [part.pictures[row].index for row in rows]
+            return list(generator.images(indices, [asked[row].text for row in rows], attempt))
+
+        def score(made: Sequence[np.ndarray], rows: list[int]) -> np.ndarray:
+            return pairs.scores(self.pair, made, [texts[row] for row in rows])
+
+        return quality.retry(pixels, again, score, self.threshold, self.attempts)
+
+
 def run(config: Any, workdir: Path) -> None:
     """Makes the images; running it again completes what was begun.
 
@@ -83,7 +119,8 @@ def run(config: Any, workdir: Path) -> None:
     log.check_config(workdir, config, FREE)
     pipeline = pipelines.read(_folder(config.pipeline), report=log.say)
     found = _prompts(config, workdir, pipeline)
-    plan = make_plan(config, found, pipeline)
+    judge = _filter(config, workdir)
+    plan = make_plan(config, found, pipeline, judge.threshold if judge else None)
     log.write_config(workdir, config, FREE)
     total = sum(len(part.pictures) for part in plan.parts)
     log.say(
@@ -96,7 +133,8 @@ def run(config: Any, workdir: Path) -> None:
         meshes.wait_for_all("plan")
         if not directory.is_complete(to, plan.fingerprint):
             this, count = jax.process_index(), jax.process_count()
-            _write_parts(plan, plan.parts[this::count], _generator(config, pipeline), to)
+            own = plan.parts[this::count]
+            _write_parts(plan, own, _generator(config, pipeline), judge, to)
             meshes.wait_for_all("parts")
             if first:
                 _finish(config, plan, found, to)
@@ -154,7 +192,25 @@ def _prompts(config: Any, workdir: Path, pipeline: Pipeline) -> Prompts:
     return prompts.fit(found, tokenizer, generators.text_length(pipeline))
 
 
-def make_plan(config: Any, found: Prompts, pipeline: Pipeline) -> Plan:
+def _filter(config: Any, workdir: Path) -> Filter | None:
+    """The filter with the threshold of the real validation pairs; None where none is asked for."""
+    settings = config.filter
+    if not settings.encoder:
+        return None
+    pair = pairs.pretrained(Path(settings.encoder))
+    folder = corpus.prepare(settings.real, config.ingest, workdir.parent / "data", "real")
+    inputs = (pair.sections, pair.tokenizer, pair.tokens, pair.size)
+    valid = loader.Source(folder, "valid", *inputs)
+    pixels = valid.take(np.arange(len(valid)))["image"]
+    scores = pairs.scores(pair, list(pixels), valid.texts())
+    threshold = quality.alignment_threshold(scores, settings.quantile)
+    log.say(f"filter: images that score below {threshold:.3f} are made anew")
+    return Filter(pair, threshold, settings.attempts)
+
+
+def make_plan(
+    config: Any, found: Prompts, pipeline: Pipeline, threshold: float | None = None
+) -> Plan:
     """Which image goes to which shard, in the order of the prompts; nothing is computed."""
     count, size = config.images_per_prompt, config.records_per_shard
     pictures = [
@@ -178,6 +234,8 @@ def make_plan(config: Any, found: Prompts, pipeline: Pipeline) -> Plan:
         "prompts": config.data.to_dict(),
         "pipeline": weights,
     }
+    if threshold is not None:
+        settings["filter"] = {"threshold": threshold, "attempts": config.filter.attempts}
     settings = json.loads(json.dumps(settings))
     digest = hashlib.sha256(json.dumps([shards.FORMAT, settings], sort_keys=True).encode())
     for item in found.items:
@@ -199,7 +257,9 @@ def _generator(config: Any, pipeline: Pipeline) -> Generator:
     )
 
 
-def _write_parts(plan: Plan, own: Sequence[Part], generator: Generator, to: Path) -> None:
+def _write_parts(
+    plan: Plan, own: Sequence[Part], generator: Generator, judge: Filter | None, to: Path
+) -> None:
     """Writes those of the parts that are not there yet; `own` are this process's."""
     todo = [part for part in own if shards.finished(to / part.name) is None]
     total, left = (sum(len(part.pictures) for part in parts) for parts in (own, todo))
@@ -207,7 +267,7 @@ def _write_parts(plan: Plan, own: Sequence[Part], generator: Generator, to: Path
     stream = generator.stream(chunk for part in todo for chunk in _chunks(part, generator))
     writing: deque[futures.Future] = deque()
     # The pool's end waits for the shards that are being written, whatever has ended this.
-    with _Progress(total, done) as progress, futures.ThreadPoolExecutor(1) as pool:
+    with log.ImagesBar("generate", total, done) as progress, futures.ThreadPoolExecutor(1) as pool:
         for part in todo:
             pixels: list[np.ndarray] = []
             while len(pixels) < len(part.pictures):
@@ -219,9 +279,12 @@ def _write_parts(plan: Plan, own: Sequence[Part], generator: Generator, to: Path
                 if writing and writing[0].done():
                     writing.popleft().result()
             done += len(pixels)
+            attempts = [0] * len(pixels)
+            if judge:
+                pixels, attempts = judge.choose(part, pixels, generator)
             while len(writing) > 1:
                 writing.popleft().result()
-            writing.append(pool.submit(_write_part, plan, part, pixels, to))
+            writing.append(pool.submit(_write_part, plan, part, pixels, attempts, to))
         for future in writing:
             future.result()
 
@@ -247,7 +310,9 @@ def _refuse(error: NotFinite, parts: Sequence[Part], sampling: Sampling) -> NoRe
     ) from error
 
 
-def _write_part(plan: Plan, part: Part, pixels: Sequence[np.ndarray], to: Path) -> None:
+def _write_part(
+    plan: Plan, part: Part, pixels: Sequence[np.ndarray], attempts: Sequence[int], to: Path
+) -> None:
     seed = plan.settings["seed"]
     with futures.ThreadPoolExecutor(min(_ENCODERS, os.cpu_count() or 1)) as pool:
         packed = pool.map(images.encode_png, pixels)
@@ -262,10 +327,10 @@ def _write_part(plan: Plan, part: Part, pixels: Sequence[np.ndarray], to: Path) 
                 "labels": np.array(picture.prompt.labels, np.int8),
                 "view": picture.prompt.view,
                 "prompt": picture.prompt.text,
-                "seed": f"{seed}/{picture.index}",
+                "seed": f"{seed}/{picture.index}" + (f"/{attempt}" if attempt else ""),
                 "generator": plan.generator,
             }
-            for picture, png in zip(part.pictures, packed, strict=True)
+            for picture, png, attempt in zip(part.pictures, packed, attempts, strict=True)
         )
         shards.write_shard(to / part.name, part.split, records, plan.label_names)
 
@@ -302,40 +367,10 @@ def _write_results(workdir: Path, to: Path) -> None:
     asked = info["prompts"]["count"] + info["prompts"]["rejected"]
     for name in ("rejected", "truncated", "control_characters"):
         results[f"prompts/{name}"] = {"value": info["prompts"][name], "n": asked}
+    if "filter" in info["settings"]:
+        sets = [shards.open_split(to, s) for s, n in info["splits"].items() if n["records"]]
+        seeds = [shards.value(r.features(i), "seed") for r in sets for i in range(len(r))]
+        again = sum(seed.count("/") > 1 for seed in seeds)
+        results["filter/replaced"] = {"value": again / len(seeds), "n": len(seeds)}
     log.write_results(workdir, "generate", results)
     log.say(f"contact sheet: {to / card.SHEET}")
-
-
-class _Progress:
-    """A bar on a terminal, a plain line now and then elsewhere, of the first process's share."""
-
-    def __init__(self, total: int, done: int):
-        self.total, self.first = total, done
-        self.began = self.last = time.monotonic()
-        self.bar = Progress(
-            TextColumn("generate"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.1f} images/s"),
-            TimeRemainingColumn(),
-            console=log.console,
-            disable=not log.console.is_terminal or jax.process_index() > 0,
-        )
-        self.task = self.bar.add_task("generate", total=total, completed=done, rate=0.0)
-
-    def __enter__(self) -> "_Progress":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def show(self, done: int) -> None:
-        now = time.monotonic()
-        rate = (done - self.first) / max(now - self.began, 1e-9)
-        self.bar.update(self.task, completed=done, rate=rate)
-        due = now - self.last > _LINE_EVERY_S or done == self.total
-        if due and not log.console.is_terminal:
-            self.last = now
-            left = (self.total - done) / rate
-            log.say(f"generate: {done}/{self.total} images, {rate:.1f} images/s, {left:.0f} s left")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medsyn_jax.core.log import console, write_config, write_results
+from medsyn_jax.data import directory as folders
 from medsyn_jax.data import ingestion, shards
 
 
@@ -29,6 +30,6 @@ def run(config: Any, workdir: Path) -> None:
     write_results(workdir, "ingest", metrics)
     lines = [f"{split}: sha256 of its keys {p['sha256']}" for split, p in info["splits"].items()]
     if info["rejects"] or left_out:
-        lines.append(f"what was not taken, and why: {directory / ingestion.REJECTS}")
+        lines.append(f"what was not taken, and why: {directory / folders.REJECTS}")
     for line in (*lines, f"fingerprint {info['fingerprint']}"):
         console.print(line, soft_wrap=True)

@@ -69,3 +69,19 @@ def test_aurocs_are_sklearns_and_a_rare_label_does_not_spoil_the_mean():
     both = [found[name]["value"] for name in "ab"]
     assert found["mean"]["value"] == pytest.approx(np.mean(both))
     assert len(found["mean"]["ci95"]) == 2
+
+
+def test_what_fails_is_made_anew_and_what_passes_is_left_alone():
+    """Images are their own scores here: row 0 passes, 1 passes at last, 2 never does."""
+    offered = {1: [0.1, 0.2, 0.9], 2: [0.3, 0.4, 0.0]}
+    asked = []
+
+    def again(rows, attempt):
+        asked.append((rows, attempt))
+        return [np.array(offered[row][attempt]) for row in rows]
+
+    first = [np.array(0.7), np.array(0.1), np.array(0.3)]
+    kept, attempts = quality.retry(first, again, lambda made, rows: np.stack(made), 0.5, 3)
+    assert [float(x) for x in kept] == [0.7, 0.9, 0.4]
+    assert attempts == [0, 2, 1]
+    assert asked == [([1, 2], 1), ([1, 2], 2)]

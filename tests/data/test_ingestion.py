@@ -15,6 +15,7 @@ from PIL import Image
 
 from configs.ingest import get_config
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import directory as folders
 from medsyn_jax.data import ingestion, plan, records, shards
 from medsyn_jax.data.ingestion import ingest
 
@@ -371,7 +372,7 @@ def test_a_second_writer_waits_for_the_first(make_pairs, tmp_path, monkeypatch):
         said.append(line)
         waiting.set()
 
-    monkeypatch.setattr(ingestion, "_say", say)
+    monkeypatch.setattr(folders, "say", say)
     second = threading.Thread(target=ingest, args=(config, directory))
     with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
