@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def check_latents(folder, found):
     assert record["mask_lungs"].shape == (32, 32)
     part = found.parts["vae"]
     model = part.make(nnx.Rngs(0))
-    nnx.update(model, part.params)
+    nnx.update(model, jax.tree.map(jnp.asarray, part.params))
     mean, logvar = model.encode(finetune_diffusion._pixels(jnp.array(record["image"][None]), 1))
     np.testing.assert_allclose(record["latents"], np.concatenate([mean, logvar], -1)[0], atol=5e-3)
 

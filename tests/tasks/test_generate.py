@@ -260,6 +260,7 @@ def test_a_generator_that_was_not_made_or_lacks_a_part_is_told(
     folder, table, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(generate, "_ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     config = configured(get_config("demo").pipeline, table)
     with pytest.raises(UserError, match=r"make it by `--config configs/finetune_diffusion\.py`"):
         generate.run(config, tmp_path / "run")
