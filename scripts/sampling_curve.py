@@ -55,15 +55,13 @@ class Costs:
 
     def __init__(self, pipeline: pipelines.Pipeline, size: int):
         parts = pipeline.parts
-        side = size // generators._factor(pipeline)
+        side = size // generators.factor(pipeline)
         channels = parts["unet"].params["enter"]["kernel"].shape[2]
         length = generators.text_length(pipeline)
         width = parts["text_encoder"].params["word"]["table"].shape[1]
         x = jnp.zeros((2, side, side, channels))
         context, t = jnp.zeros((2, length, width)), jnp.zeros((2,))
-        unet, vae, text = (
-            generators._module(parts[n], jnp.float32) for n in ("unet", "vae", "text_encoder")
-        )
+        unet, vae, text = (pipelines.module_of(parts[n]) for n in ("unet", "vae", "text_encoder"))
         p = {name: part.params for name, part in parts.items()}
         self.full = _flops(lambda p, *a: unet(p)(*a), p["unet"], x, t, context) / 2
         deep = jax.eval_shape(lambda p, *a: unet(p).full(*a)[1], p["unet"], x, t, context)

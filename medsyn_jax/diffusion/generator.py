@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
@@ -27,8 +26,7 @@ from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import tokenizers
 from medsyn_jax.diffusion import sampler, schedule
-from medsyn_jax.models.layers import split
-from medsyn_jax.models.pipeline import Part, Pipeline
+from medsyn_jax.models.pipeline import Pipeline, module_of
 
 _DECODED = 4  # latents that a device decodes at a time: the decoder's features are large
 
@@ -98,7 +96,7 @@ class Generator:
             mesh,
             (P(), P(), P(), P("data"), P("data")),
         )
-        text = _module(pipeline.parts["text_encoder"], dtype)
+        text = module_of(pipeline.parts["text_encoder"], dtype)
         self._encode = _per_device(
             lambda params, ids: text(params["text_encoder"])(ids), mesh, (P(), P("data"))
         )
@@ -184,7 +182,7 @@ def native_size(pipeline: Pipeline) -> int:
     size = pipeline.parts["unet"].config.get("sample_size")
     if not isinstance(size, int):
         raise UserError(f"pipeline: unet/config.json: sample_size: {size!r}: set config.size")
-    return size * _factor(pipeline)
+    return size * factor(pipeline)
 
 
 def text_length(pipeline: Pipeline) -> int:
@@ -207,7 +205,7 @@ def fingerprint(pipeline: Pipeline) -> str:
     return digest.hexdigest()
 
 
-def _factor(pipeline: Pipeline) -> int:
+def factor(pipeline: Pipeline) -> int:
     """Pixels to a latent, along a side."""
     return 2 ** (len(pipeline.parts["vae"].params["decoder"]["levels"]) - 1)
 
@@ -237,15 +235,8 @@ def _check(pipeline: Pipeline, size: int, tokenizer: tokenizers.Tokenizer) -> No
             f"pipeline: tokenizer/ has {tokenizer.vocab_size} tokens, text_encoder/ knows {words}: "
             "they are not of one model"
         )
-    if size % _factor(pipeline):
-        raise UserError(f"config.size: {size}: use a multiple of {_factor(pipeline)}")
-
-
-def _module(part: Part, dtype: DTypeLike) -> Callable[[Any], Any]:
-    """A function from the parameters of a part to its module."""
-    made = nnx.eval_shape(lambda: part.make(nnx.Rngs(0), dtype=dtype))
-    structure = split(made)[0]
-    return lambda params: nnx.merge(structure, params, {}, copy=True)
+    if size % factor(pipeline):
+        raise UserError(f"config.size: {size}: use a multiple of {factor(pipeline)}")
 
 
 def _matrices(params: Any, dtype: DTypeLike) -> Any:
@@ -270,9 +261,9 @@ def _draw_fn(
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """draw(params, key, empty [1, t, w], indices [b], contexts [b, t, w]) -> (pixels uint8
     [b, size, size], the first step after which a record was not finite, or -1; [b])."""
-    unet, vae = (_module(pipeline.parts[name], dtype) for name in ("unet", "vae"))
+    unet, vae = (module_of(pipeline.parts[name], dtype) for name in ("unet", "vae"))
     channels = pipeline.parts["unet"].params["enter"]["kernel"].shape[2]
-    side, together = size // _factor(pipeline), math.gcd(batch, _DECODED)
+    side, together = size // factor(pipeline), math.gcd(batch, _DECODED)
     low, high = sampling.interval or (0.0, math.inf)
 
     def draw(

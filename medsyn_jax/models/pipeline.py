@@ -93,6 +93,15 @@ def part(name: str, config: Mapping[str, Any], params: Tree, where: str = "") ->
     return Part(config, KINDS[name].maker(config, where or f"{name}/config.json"), params)
 
 
+def module_of(
+    part: Part, dtype: DTypeLike = np.float32, remat: bool = False
+) -> Callable[[Tree], Any]:
+    """A function from parameters like the part's to its module, for use under `jax.jit`."""
+    made = nnx.eval_shape(lambda: part.make(nnx.Rngs(0), dtype=dtype, remat=remat))
+    structure = split(made)[0]
+    return lambda params: nnx.merge(structure, params, {}, copy=True)
+
+
 def read(
     folder: str | Path,
     parts: Sequence[str] = PARTS,

@@ -24,7 +24,7 @@ from medsyn_jax.data import loader, tokenizers
 from medsyn_jax.diffusion import generator, schedule
 from medsyn_jax.models import pipeline as pipelines
 from medsyn_jax.models.layers import split
-from medsyn_jax.models.pipeline import Pipeline
+from medsyn_jax.models.pipeline import Pipeline, module_of
 from medsyn_jax.objectives import diffusion
 from medsyn_jax.train import corpus, ema, latents, loop, recipe
 from medsyn_jax.train import state as states
@@ -218,21 +218,9 @@ def _pixels(images: jax.Array, channels: int) -> jax.Array:
     return jnp.broadcast_to(x, (*x.shape[:-1], channels))
 
 
-def _modules(config: Any, start: Pipeline) -> dict[str, Callable]:
-    """By the name of a part, a function from its parameters to its module."""
-    dtype = jnp.dtype(config.dtype)
-
-    def module_of(make: Callable) -> Callable:
-        made = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), dtype=dtype, remat=config.remat))
-        structure = split(made)[0]
-        return lambda params: nnx.merge(structure, params, {}, copy=True)
-
-    return {name: module_of(part.make) for name, part in start.parts.items()}
-
-
 def _encode_fn(config: Any, start: Pipeline) -> Callable:
     """fn(parameters of the autoencoder, uint8 images) -> mean and log-variance, one array, fp32."""
-    module = _modules(config, start)["vae"]
+    module = module_of(start.parts["vae"], config.dtype, config.remat)
     channels = start.parts["vae"].config.get("in_channels", 3)
 
     def fn(params: Any, images: jax.Array) -> jax.Array:
@@ -244,7 +232,11 @@ def _encode_fn(config: Any, start: Pipeline) -> Callable:
 
 def _noised_fn(config: Any, start: Pipeline, alphas: np.ndarray) -> Callable:
     """fn(params of all parts, batch, ids, t [b], key) -> (output, wanted, alpha [b])."""
-    modules, prediction = _modules(config, start), _prediction(start)
+    text_encoder, unet = (
+        module_of(start.parts[name], config.dtype, config.remat)
+        for name in ("text_encoder", "unet")
+    )
+    prediction = _prediction(start)
     encode, table = _encode_fn(config, start), jnp.asarray(alphas, jnp.float32)
 
     def fn(params: Any, batch: Batch, ids: jax.Array, t: jax.Array, key: jax.Array) -> tuple:
@@ -256,9 +248,9 @@ def _noised_fn(config: Any, start: Pipeline, alphas: np.ndarray) -> Callable:
         latents = (mean + jnp.exp(0.5 * logvar) * drawn) * start.scaling_factor
         noise = jax.random.normal(for_noise, latents.shape)
         alpha = table[t]
-        context = modules["text_encoder"](params["text_encoder"])(ids)
+        context = text_encoder(params["text_encoder"])(ids)
         x = diffusion.add_noise(latents, noise, alpha)
-        output = modules["unet"](params["unet"])(x, t, context)
+        output = unet(params["unet"])(x, t, context)
         return output, diffusion.target(latents, noise, alpha, prediction), alpha
 
     return fn
@@ -313,7 +305,7 @@ def _from_nothing(config: Any, workdir: Path, data: Data, mesh: Mesh) -> Pipelin
         params = jax.jit(lambda key, make=part.make: split(make(rngs=nnx.Rngs(key)))[1])(key)
         parts[name] = replace(part, params=jax.device_get(params))
     start = Pipeline(parts, config.scheduler.to_dict(), data.tokenizer.folder)
-    vae = _modules(config, start)["vae"]
+    vae = module_of(start.parts["vae"], config.dtype, config.remat)
     channels, kl_weight = settings["vae"]["in_channels"], config.autoencoder.kl_weight
 
     def loss_fn(params: Any, still: Any, batch: Batch, key: jax.Array) -> tuple:
