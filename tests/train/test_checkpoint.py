@@ -17,6 +17,9 @@ from tests.train import toy
 
 KEY = jax.random.key(1)
 
+# When a read or a save fails, threads of Orbax call its closed event loop some time later.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture(autouse=True)
 def _shard_small_leaves(monkeypatch):
@@ -89,8 +92,6 @@ def save_and_wait(checkpoints, state):
     checkpoints.wait()
 
 
-# Orbax leaves calls to its own closed event loop behind when a read fails.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["a part is gone", "a file is gone", "a file is cut short"])
 def test_a_half_written_checkpoint_is_named(tmp_path, damage):
     state, _ = trained(toy.one_device_mesh())
@@ -121,7 +122,6 @@ def test_a_folder_that_a_kill_left_unfinished_is_passed_over(tmp_path):
     assert Checkpoints(tmp_path).latest() == 2
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path):
     """A limit on the size of files is the nearest to a full disk that a test can make."""
