@@ -111,7 +111,8 @@ def broken(run: Run, kills: list[float], total: int, times: tuple[float, float, 
         if moment < START:
             run.wait(lambda: False, moment / START * prepared)
         elif moment < END:
-            target = 1 + int((moment - START) / (END - START) * (total - 1))
+            share = (moment - START) / (END - START)
+            target = min(total, max(1 + int(share * (total - 1)), run.written() + 1))
             run.wait(lambda least=target: run.written() >= least)
             time.sleep(rng.random() * 2 * a_shard)
         else:

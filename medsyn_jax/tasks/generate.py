@@ -267,26 +267,27 @@ def _write_parts(
     stream = generator.stream(chunk for part in todo for chunk in _chunks(part, generator))
     writing: deque[futures.Future] = deque()
     # The pool's end waits for the shards that are being written, whatever has ended this.
-    with log.ImagesBar("generate", total, done) as progress, futures.ThreadPoolExecutor(1) as pool:
-        for part in todo:
-            pixels: list[np.ndarray] = []
-            while len(pixels) < len(part.pictures):
-                try:
+    bar, pool = log.ImagesBar("generate", total, done), futures.ThreadPoolExecutor(1)
+    try:
+        with bar as progress, pool:
+            for part in todo:
+                pixels: list[np.ndarray] = []
+                while len(pixels) < len(part.pictures):
                     pixels += list(next(stream))
-                except NotFinite as error:
-                    _refuse(error, todo, generator.sampling)
-                progress.show(done + len(pixels))
-                if writing and writing[0].done():
+                    progress.show(done + len(pixels))
+                    if writing and writing[0].done():
+                        writing.popleft().result()
+                done += len(pixels)
+                attempts = [0] * len(pixels)
+                if judge:
+                    pixels, attempts = judge.choose(part, pixels, generator)
+                while len(writing) > 1:
                     writing.popleft().result()
-            done += len(pixels)
-            attempts = [0] * len(pixels)
-            if judge:
-                pixels, attempts = judge.choose(part, pixels, generator)
-            while len(writing) > 1:
-                writing.popleft().result()
-            writing.append(pool.submit(_write_part, plan, part, pixels, attempts, to))
-        for future in writing:
-            future.result()
+                writing.append(pool.submit(_write_part, plan, part, pixels, attempts, to))
+            for future in writing:
+                future.result()
+    except NotFinite as error:
+        _refuse(error, todo, generator.sampling)
 
 
 def _chunks(part: Part, generator: Generator) -> Iterator[Chunk]:
