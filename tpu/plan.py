@@ -14,9 +14,11 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from medsyn_jax.models import pipeline
 from medsyn_jax.models.layers import split
@@ -39,7 +41,8 @@ TOKENS = 77
 def compiled(model: str, chip: str, batch: int, side: int) -> jax.stages.Compiled:
     """The U-Net on `batch` latents with and without their text, in bf16, for one chip."""
     device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip][0]).devices[0]
-    here = SingleDeviceSharding(device)
+    mesh = Mesh(np.array([device]), ("data",))
+    here = NamedSharding(mesh, P())
     make = pipeline.part("unet", MODELS[model], {}).make
     structure, shapes, _ = split(nnx.eval_shape(lambda: make(nnx.Rngs(0), dtype=jnp.bfloat16)))
     params = jax.tree.map(
@@ -56,7 +59,9 @@ def compiled(model: str, chip: str, batch: int, side: int) -> jax.stages.Compile
         jax.ShapeDtypeStruct((2 * batch,), jnp.float32, sharding=here),
         jax.ShapeDtypeStruct((2 * batch, TOKENS, width), jnp.bfloat16, sharding=here),
     )
-    return jax.jit(step, out_shardings=here).lower(params, *inputs).compile()
+    # Mapped over its one device, as generation maps it over all of a process.
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    return jax.jit(mapped, out_shardings=here).lower(params, *inputs).compile()
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from medsyn_jax.models.bert import Embedding
-from medsyn_jax.models.kernels import gelu
-from medsyn_jax.models.layers import LayerNorm, Linear, fast_attend, in_order, numbered
+from medsyn_jax.models.kernels import attention, gelu
+from medsyn_jax.models.layers import LayerNorm, Linear, in_order, numbered
 
 _init = jax.nn.initializers.normal(0.02)
 
@@ -49,7 +49,7 @@ class Layer(nnx.Module):
         y = self.attention_norm(x)
         shape = (*x.shape[:2], self.heads, -1)
         query, key, value = (f(y).reshape(shape) for f in (self.query, self.key, self.value))
-        x = x + self.out(fast_attend(query, key, value, causal=True).reshape(x.shape))
+        x = x + self.out(attention(query, key, value, causal=True).reshape(x.shape))
         return x + self.down(ACTIVATIONS[self.act](self.up(self.mlp_norm(x))))
 
 

@@ -12,13 +12,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from medsyn_jax.models.kernels import gelu
+from medsyn_jax.models.kernels import attention, gelu
 from medsyn_jax.models.layers import (
     Conv,
     GroupNorm,
     LayerNorm,
     Linear,
-    fast_attend,
     in_order,
     numbered,
     uniform,
@@ -111,7 +110,7 @@ class Attention(nnx.Module):
             return y.reshape(*y.shape[:2], self.heads, -1)
 
         query, key, value = self.query(x), self.key(context), self.value(context)
-        y = fast_attend(by_head(query), by_head(key), by_head(value))
+        y = attention(by_head(query), by_head(key), by_head(value))
         return self.out(y.reshape(x.shape))
 
 

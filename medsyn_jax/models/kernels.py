@@ -6,15 +6,20 @@ to, so there they are written as such. Values and gradients are the same: docs/p
 the measurements, tests/models/test_kernels.py the comparisons.
 """
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.pallas.ops.tpu import flash_attention
 from jaxtyping import Array, Float, Int8
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
+_FEW = 4  # times the pixels of a batch that the kernel has outputs, for a product of patches
+_QUERIES = 512  # of attention that are worked on at a time
 
 
 def along_last(x: Float[Array, " f"], ndim: int) -> Float[Array, "..."]:
@@ -76,14 +81,99 @@ def convolve(
 ) -> Float[Array, "b p q o"]:
     """Cross-correlation with (k - 1) // 2 zeros on every side."""
     native = functools.partial(_convolution, stride=stride)
-    if kernel.shape[0] > 1:
+    if kernel.shape[0] == 1:
+        as_product = functools.partial(_pointwise, stride=stride)
+    elif stride == 1 and _FEW * x[..., 0].size <= kernel.shape[-1]:
+        as_product = _by_patches
+    else:
         return native(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=as_product, default=native)
+
+
+def _pointwise(x: Array, kernel: Array, stride: int) -> Array:
+    return _flat_matmul(x[:, ::stride, ::stride], kernel[0, 0])
+
+
+def _by_patches(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"]) -> Array:
+    """One product of all patches and the kernel: for few pixels of many channels, whose kernel is
+    much larger than the image."""
+    size, (h, w) = kernel.shape[0], x.shape[1:3]
+    edge = (size - 1) // 2
+    x = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
+    taps = [x[:, i : i + h, j : j + w] for i in range(size) for j in range(size)]
+    patches = lax.optimization_barrier(jnp.concatenate(taps, -1))
+    return _flat_matmul(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+def attention(
+    query: Float[Array, "b t n d"],
+    key: Float[Array, "b s n d"],
+    value: Float[Array, "b s n d"],
+    causal: bool = False,
+) -> Float[Array, "b t n d"]:
+    """Scaled dot-product attention of n heads; if `causal`, to positions s <= t only.
+
+    The softmax is taken in float32. On GPU it is cuDNN's flash attention where that exists (16-bit
+    floats, at most 128 dimensions a head, a multiple of 8). Of 1,024 positions and more, in
+    multiples of 512, it is Pallas' flash attention on TPU, and on CPU goes through the heads and
+    through 512 queries at a time, so that the weights stay in the cache. Else it is XLA's; so is a
+    TPU program that XLA shards by itself, because it cannot cut a Pallas kernel in parts: map the
+    program over the devices (`jax.shard_map`), as generation does.
+    """
+    dims = query.shape[-1]
+    cudnn = jax.default_backend() == "gpu" and query.dtype.itemsize == 2
+    cudnn = cudnn and dims <= 128 and dims % 8 == 0
+    plain = functools.partial(_attention, causal=causal, implementation="cudnn" if cudnn else "xla")
+    t, s = query.shape[1], key.shape[1]
+    if causal or min(t, s) < 2 * _QUERIES or t % _QUERIES or s % _QUERIES:
+        return plain(query, key, value)
+    mapped = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    tpu = _flash_attention if mapped else plain
     return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: _flat_matmul(x[:, ::stride, ::stride], kernel[0, 0]),
-        default=native,
+        query, key, value, cpu=_attention_by_heads, tpu=tpu, default=plain
     )
+
+
+def _attention(query: Array, key: Array, value: Array, causal: bool, implementation: Any) -> Array:
+    with jax.numpy_dtype_promotion("standard"):  # it promotes 16-bit logits to float32 by itself
+        return jax.nn.dot_product_attention(
+            query, key, value, is_causal=causal, implementation=implementation
+        )
+
+
+def _attention_by_heads(query: Array, key: Array, value: Array) -> Array:
+    b, t, n, d = query.shape
+    scale = np.float32(d**-0.5)
+
+    @jax.checkpoint
+    def some(query: Array, key: Array, value: Array) -> Array:
+        logits = lax.dot_general(
+            query, key, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        logits = logits * scale
+        weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
+        total = weights.sum(-1, keepdims=True)
+        return (jnp.matmul(weights.astype(value.dtype), value) / total).astype(value.dtype)
+
+    def head(qkv: tuple[Array, Array, Array]) -> Array:
+        query, key, value = qkv
+        queries = query.reshape(-1, _QUERIES, d)
+        return lax.map(lambda q: some(q, key, value), queries).reshape(t, d)
+
+    by_head = [jnp.swapaxes(x, 1, 2).reshape(b * n, -1, d) for x in (query, key, value)]
+    return jnp.swapaxes(lax.map(head, tuple(by_head)).reshape(b, n, t, d), 1, 2)
+
+
+def _flash_attention(query: Array, key: Array, value: Array) -> Array:
+    by_head = [jnp.swapaxes(x, 1, 2) for x in (query, key, value)]
+    names = [f.name for f in dataclasses.fields(flash_attention.BlockSizes)]
+    blocks = {name: 1 if name == "block_b" else _QUERIES for name in names}
+    y = flash_attention.flash_attention(
+        *by_head,
+        sm_scale=query.shape[-1] ** -0.5,
+        block_sizes=flash_attention.BlockSizes(**blocks),
+    )
+    return jnp.swapaxes(y, 1, 2)
 
 
 def _max_pool_native(x: Array) -> Array:

@@ -241,22 +241,3 @@ def attend(
     logits = jnp.where(mask[:, None, None, :], logits / math.sqrt(query.shape[-1]), -1e30)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bnts,bsnd->btnd", dropout(weights, rate, rng), value)
-
-
-def fast_attend(
-    query: Float[Array, "b t n d"],
-    key: Float[Array, "b s n d"],
-    value: Float[Array, "b s n d"],
-    causal: bool = False,
-) -> Float[Array, "b t n d"]:
-    """Scaled dot-product attention of n heads; if `causal`, to positions s <= t only.
-
-    cuDNN's flash attention where it exists (GPU, 16-bit floats, at most 128 dimensions a head,
-    a multiple of 8), else XLA's. Both take the softmax in float32.
-    """
-    fits = query.shape[-1] <= 128 and query.shape[-1] % 8 == 0 and query.dtype.itemsize == 2
-    flash = fits and jax.default_backend() == "gpu"
-    with jax.numpy_dtype_promotion("standard"):  # it promotes 16-bit logits to float32 by itself
-        return jax.nn.dot_product_attention(
-            query, key, value, is_causal=causal, implementation="cudnn" if flash else "xla"
-        )

@@ -1,9 +1,12 @@
 """The forms written for one platform equal the plain ones, in values and in every gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from medsyn_jax.models import kernels
 from medsyn_jax.models.layers import BatchNorm, dropout
@@ -107,3 +110,42 @@ def test_dropout_keeps_the_mean_and_draws_each_element_by_itself(last):
     pairs = (dropped[:, : last - half] * dropped[:, half:]).mean()
     assert abs(pairs) < 0.005
     assert dropout(x, rate, None) is x
+
+
+def test_attention():
+    """Softmax over all positions or over the earlier ones, also where exp would overflow."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 5, 3, 4)).astype("f") for _ in range(3))
+    q = 40 * q
+    for causal in (False, True):
+        logits = np.einsum("btnd,bsnd->bnts", q, k).astype("d") / 2
+        if causal:
+            logits = np.where(np.tri(5, dtype=bool), logits, -np.inf)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        expected = np.einsum("bnts,bsnd->btnd", weights, v)
+        found = kernels.attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), causal)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_attention_of_many_positions():
+    """By heads and queries on CPU, by Pallas' kernel on TPU: as XLA's, where logits are large."""
+    q, k, v = (normal(i, 1, 1024, 2, 8) for i in range(3))
+    plain = functools.partial(kernels._attention, causal=False, implementation="xla")
+    assert_same_gradients(kernels.attention, plain, 20 * q, k, v)
+    assert "while" in jax.jit(kernels.attention).lower(q, k, v).as_text()
+    with pltpu.force_tpu_interpret_mode():
+        found = jax.jit(kernels._flash_attention)(20 * q, k, v)
+    np.testing.assert_allclose(found, plain(20 * q, k, v), atol=2e-5)
+
+
+def test_convolve_few_pixels_of_many_channels():
+    x, kernel = normal(0, 1, 2, 3, 5), normal(1, 3, 3, 5, 24)
+    assert_same_gradients(
+        lambda x, k: kernels.convolve(x, k, 1),
+        lambda x, k: kernels._convolution(x, k, 1),
+        x,
+        kernel,
+    )
+    lowered = jax.jit(lambda x, k: kernels.convolve(x, k, 1)).lower(x, kernel).as_text()
+    assert "convolution" not in lowered
