@@ -1,7 +1,7 @@
 """Training of a latent diffusion model on reports and radiographs.
 
 With `config.pipeline` it goes on from a Stable Diffusion folder, as RoentGen did; without, an
-autoencoder is trained first, and the U-Net and the text encoder start from nothing. The result is a
+autoencoder and a text encoder are trained first, and the U-Net starts from nothing. The result is a
 pipeline folder again: <workdir>/pipeline.
 """
 
@@ -20,16 +20,19 @@ from medsyn_jax.core import config as checks
 from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import loader, tokenizers
+from medsyn_jax.data import loader, tokenizers, transforms
 from medsyn_jax.diffusion import generator, schedule
 from medsyn_jax.models import pipeline as pipelines
-from medsyn_jax.models.layers import split
-from medsyn_jax.models.pipeline import Pipeline, module_of
+from medsyn_jax.models import towers
+from medsyn_jax.models.heads import LinearHead
+from medsyn_jax.models.layers import split, statistics
+from medsyn_jax.models.pipeline import Part, Pipeline, module_of
 from medsyn_jax.objectives import diffusion
-from medsyn_jax.train import corpus, ema, latents, loop, recipe
+from medsyn_jax.objectives.contrastive import contrastive_loss
+from medsyn_jax.train import corpus, latents
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
-from medsyn_jax.train.checkpoint import Checkpoints
+from medsyn_jax.train.stage import Stage
 
 FREE = ("mesh.", "data.threads", "ingest.workers", "train.log_every")
 DTYPES = ("float32", "bfloat16")
@@ -67,7 +70,7 @@ def run(config: Any, workdir: Path) -> None:
     trained = ("unet", "text_encoder") if config.train_text else ("unet",)
     params = {name: start.parts[name].params for name in trained}
     still = {name: part.params for name, part in start.parts.items() if name not in trained}
-    stage = Stage(config, config, config.data.batch_size, workdir, data, mesh)
+    stage = _stage(config, config, config.data.batch_size, workdir, data, mesh)
     alphas = schedule.alphas_cumprod(start.scheduler)
     noised = _noised_fn(config, start, alphas)
     loss_fn = _loss_fn(config, noised, start, len(alphas), data.tokenizer)
@@ -90,8 +93,9 @@ def _check(config: Any) -> None:
         prediction = config.scheduler.prediction_type
         checks.check_choice("scheduler.prediction_type", prediction, PREDICTIONS)
     above_0 = ["data.size", "data.tokens"]
+    above_0 += [] if config.pipeline else ["contrastive.temperature"]
     from_0 = ["data.threads", "min_snr", "ema", "caption_dropout"]
-    for stage in ("", "autoencoder.") if not config.pipeline else ("",):
+    for stage in ("", "autoencoder.", "contrastive.") if not config.pipeline else ("",):
         above_0 += [f"{stage}{name}" for name in ("optim.accumulate", "train.epochs")]
         above_0 += [f"{stage}train.{name}_per_epoch" for name in ("evals", "checkpoints")]
         above_0 += [f"{stage}train.log_every", f"{stage or 'data.'}batch_size"]
@@ -148,68 +152,6 @@ def _with_latents(config: Any, workdir: Path, data: Data, start: Pipeline) -> Da
         for source in data.train
     ]
     return _opened(config, folders, data.tokenizer, stored=True)
-
-
-@dataclass
-class Stage:
-    """One training of the run: `section` of the config has its optim, train and ema."""
-
-    config: Any
-    section: Any
-    batch_size: int
-    workdir: Path
-    data: Data
-    mesh: Mesh
-
-    def fit(
-        self, params: Any, still: Any, loss_fn: steps.LossFn, error_fn: Callable
-    ) -> tuple[Any, np.ndarray]:
-        """(averaged parameters on the host, validation error of each record) of the best state.
-
-        still: what the networks have besides and is not trained. error_fn: (params, still, batch)
-        -> errors [b], of which the mean is to become low.
-        """
-        section, mesh, sources = self.section, self.mesh, self.data.train
-        settings, seed = self.config.data, self.config.seed
-        local = meshes.per_process(self.batch_size, mesh, section.optim.accumulate)
-        records = sum(len(source) for source in sources)
-        plan = recipe.plan(section.train, records, self.batch_size)
-        tx = recipe.optimizer(section.optim, params, plan.steps)
-        tx = ema.keep_average(tx, section.ema)
-        state = states.place(params, still, tx, mesh, meshes.FSDP_RULES)
-        log.say(f"{records} training records, {plan.steps} steps; {states.summary(state)}")
-        frozen = tuple(section.optim.frozen)
-        step = steps.make_step(loss_fn, tx, section.optim.accumulate, frozen)
-        error, threads = steps.compile_eval(error_fn, state, mesh), settings.threads
-
-        def errors(state: states.State) -> np.ndarray:
-            averaged = ema.averaged(state["opt"])
-            return recipe.over(
-                lambda batch: error(averaged, state["stats"], batch),
-                self.data.valid,
-                local,
-                threads,
-                mesh,
-            )
-
-        checkpoints = Checkpoints(self.workdir / "checkpoints")
-        begun = checkpoints.latest() or 0
-        this, count = jax.process_index(), jax.process_count()
-        trainer = loop.Trainer(
-            step=steps.compile_step(step, state, mesh),
-            batches=loader.train_loader(
-                sources, settings.weights, local, seed, this, count, threads
-            ),
-            evaluate=lambda state: {"valid/loss": float(errors(state).mean())},
-            checkpoints=checkpoints,
-            log=log.MetricsLog(self.workdir, begun, plan.steps, self.batch_size),
-            mesh=mesh,
-            key=jax.random.key(seed),
-            plan=plan,
-            record_keys=lambda index: loader.record_keys(sources, index),
-        )
-        state = recipe.run(trainer, state)
-        return meshes.to_host(ema.averaged(state["opt"])), errors(state)
 
 
 def _pixels(images: jax.Array, channels: int) -> jax.Array:
@@ -293,8 +235,14 @@ def _error_fn(noised: Callable, times: int) -> Callable:
     return fn
 
 
+def _stage(
+    config: Any, section: Any, batch_size: int, workdir: Path, data: Data, mesh: Mesh
+) -> Stage:
+    return Stage(config, section, batch_size, workdir, data.train, data.valid, mesh)
+
+
 def _from_nothing(config: Any, workdir: Path, data: Data, mesh: Mesh) -> Pipeline:
-    """A trained autoencoder, and a U-Net and a text encoder at their random start."""
+    """A trained autoencoder, a text encoder that knows images, and a U-Net at its random start."""
     settings = {name: config[name].to_dict() for name in pipelines.PARTS}
     vocabulary = {"vocab_size": data.tokenizer.vocab_size}
     settings["text_encoder"] |= vocabulary | {"max_position_embeddings": config.data.tokens}
@@ -304,9 +252,15 @@ def _from_nothing(config: Any, workdir: Path, data: Data, mesh: Mesh) -> Pipelin
         key = jax.random.fold_in(jax.random.key(config.seed), i)
         params = jax.jit(lambda key, make=part.make: split(make(rngs=nnx.Rngs(key)))[1])(key)
         parts[name] = replace(part, params=jax.device_get(params))
-    start = Pipeline(parts, config.scheduler.to_dict(), data.tokenizer.folder)
-    vae = module_of(start.parts["vae"], config.dtype, config.remat)
-    channels, kl_weight = settings["vae"]["in_channels"], config.autoencoder.kl_weight
+    parts["vae"] = _autoencoder(config, workdir, data, mesh, parts["vae"])
+    parts["text_encoder"] = _text_encoder(config, workdir, data, mesh, parts["text_encoder"])
+    return Pipeline(parts, config.scheduler.to_dict(), data.tokenizer.folder)
+
+
+def _autoencoder(config: Any, workdir: Path, data: Data, mesh: Mesh, part: Part) -> Part:
+    """Trained, with the factor that scales its latents to unit spread in its config."""
+    vae = module_of(part, config.dtype, config.remat)
+    channels, kl_weight = part.config["in_channels"], config.autoencoder.kl_weight
 
     def loss_fn(params: Any, still: Any, batch: Batch, key: jax.Array) -> tuple:
         x, module = _pixels(batch["image"], channels), vae(params["vae"])
@@ -322,16 +276,57 @@ def _from_nothing(config: Any, workdir: Path, data: Data, mesh: Mesh) -> Pipelin
 
     log.say("autoencoder")
     section = config.autoencoder
-    stage = Stage(config, section, section.batch_size, workdir / "autoencoder", data, mesh)
-    params, errors = stage.fit({"vae": parts["vae"].params}, {}, loss_fn, error_fn)
+    stage = _stage(config, section, section.batch_size, workdir / "autoencoder", data, mesh)
+    params, errors = stage.fit({"vae": part.params}, {}, loss_fn, error_fn)
     log.say(f"autoencoder: mean absolute error {errors.mean() / 2:.4f} of the grey range")
     encode = jax.jit(lambda p, images: vae(p).encode(_pixels(images, channels))[0])
     images = data.train[0].take(np.arange(min(_SEEN, len(data.train[0]))))["image"]
     chunks = np.array_split(images, max(1, len(images) // 64))
     spread = np.std(np.concatenate([jax.device_get(encode(params["vae"], c)) for c in chunks]))
-    settings["vae"]["scaling_factor"] = float(np.float32(1 / spread))
-    made = pipelines.part("vae", settings["vae"], params["vae"], "config.vae")
-    return replace(start, parts=parts | {"vae": made})
+    scaled = dict(part.config) | {"scaling_factor": float(np.float32(1 / spread))}
+    return pipelines.part("vae", scaled, params["vae"], "config.vae")
+
+
+def _text_encoder(config: Any, workdir: Path, data: Data, mesh: Mesh, part: Part) -> Part:
+    """Trained to tell which image a report belongs to, as CLIP's was: from the error of a U-Net
+    alone it learns much more slowly what in a report can be seen."""
+    section, text = config.contrastive, module_of(part, config.dtype, config.remat)
+    image = section.image.to_dict()
+    pixels = {k: image[k] for k in ("mean", "std", "channels")}
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        encoder = towers.image_encoder(image, config.dtype, rngs)
+        width = part.config["hidden_size"]
+        heads = [
+            LinearHead(n, width, dtype=config.dtype, rngs=rngs) for n in (encoder.features, width)
+        ]
+        return nnx.Dict({"encoder": encoder, "image_head": heads[0], "text_head": heads[1]})
+
+    structure, *_ = states.shapes(make)
+    started = jax.jit(lambda key: split(make(nnx.Rngs(key)))[1:])(jax.random.key(config.seed))
+    tower, stats = jax.device_get(started)
+
+    def both(params: Any, still: Any, batch: Batch, train: bool) -> tuple:
+        model = nnx.merge(structure, params["tower"], still, copy=True)
+        seen = transforms.normalize(batch["image"], **pixels)
+        v = model["image_head"](model["encoder"](seen, train).pooled, train)
+        states = text(params["text_encoder"])(batch["ids"])
+        t = model["text_head"](towers.pool_tokens(states, batch["mask"], "mean"), train)
+        return *contrastive_loss(v, t, temperature=section.temperature), statistics(model)
+
+    def loss_fn(params: Any, still: Any, batch: Batch, key: jax.Array) -> tuple:
+        del key
+        loss, parts, still = both(params, still, batch, True)
+        return loss, (still, parts)
+
+    def error_fn(params: Any, still: Any, batch: Batch) -> jax.Array:
+        """The loss of a batch at each of its records."""
+        return jnp.broadcast_to(both(params, still, batch, False)[0], batch["index"].shape)
+
+    log.say("text encoder")
+    stage = _stage(config, section, section.batch_size, workdir / "text_encoder", data, mesh)
+    params = {"text_encoder": part.params, "tower": tower}
+    return replace(part, params=stage.fit(params, stats, loss_fn, error_fn)[0]["text_encoder"])
 
 
 def _half(params: Any) -> Any:

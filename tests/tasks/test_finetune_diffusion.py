@@ -61,10 +61,11 @@ def test_the_same_command_again_changes_nothing(made):
 def test_it_goes_on_from_a_pipeline_and_trains_what_it_is_told(made, tmp_path):
     config = smoke()
     config.pipeline = str(made / "pipeline")
-    config.update({"train_text": False, "precompute": True})
+    config.train_text = False
     finetune_diffusion.run(config, tmp_path)
     old, new = (pipeline.read(folder / "pipeline") for folder in (made, tmp_path))
     assert not (tmp_path / "autoencoder").exists()
+    assert not (tmp_path / "text_encoder").exists()
     for name in ("vae", "text_encoder"):
         pairs = zip(*(tree.named(p.parts[name].params).values() for p in (old, new)), strict=True)
         assert all(np.array_equal(a, b) for a, b in pairs)
