@@ -46,6 +46,8 @@ class Source:
         random_sentence: each time that training draws a record, its text is one of its sentences,
             all alike likely (ConVIRT, arXiv 2010.00747, 3.3), of 3 words or more if it has such.
         latents: batches have the stored `latents` float16[b, p, q, 2 z] instead of the image.
+        words: batches have besides `words` int32[b, t], the word of each token
+            (`Tokenizer.encode_words`).
 
     Raises:
         UserError: for a directory that is not whole, or a split that it lacks.
@@ -62,11 +64,12 @@ class Source:
         cache_mib: int = 512,
         random_sentence: bool = False,
         latents: bool = False,
+        words: bool = False,
     ):
         self.records = shards.open_split(directory, split)
         self.sections, self.tokenizer = tuple(sections), tokenizer
         self.length, self.size = length, size
-        self.random_sentence = random_sentence
+        self.random_sentence, self.words = random_sentence, words
         self._seen = ("image", (size, size), np.uint8)
         if latents:
             first = shards.value(self.records.features(0), "latents")
@@ -97,7 +100,7 @@ class Source:
             batch = self._empty(len(indices))
             texts = self._read(indices, batch, np.arange(len(indices)))
             if draws is None:
-                batch["ids"], batch["mask"] = self.tokenizer.encode(texts, self.length)
+                batch |= self._tokens(texts)
         else:
             missing = np.unique(indices[~self._filled[indices]])
             if len(missing):
@@ -106,7 +109,7 @@ class Source:
             texts = [self._texts[index] for index in indices.tolist()]
         if draws is not None:
             chosen = list(map(_sentence, texts, draws.tolist()))
-            batch["ids"], batch["mask"] = self.tokenizer.encode(chosen, self.length)
+            batch |= self._tokens(chosen)
         return batch
 
     def texts(self) -> list[str]:
@@ -122,9 +125,14 @@ class Source:
         """Tells this sequence of records from any other."""
         return f"{self.records.info['fingerprint']}/{self.records.split}"
 
+    def _tokens(self, texts: list[str]) -> Batch:
+        encode = self.tokenizer.encode_words if self.words else self.tokenizer.encode
+        return dict(zip(("ids", "mask", "words"), encode(texts, self.length), strict=False))
+
     def _empty(self, count: int) -> Batch:
         name, shape, kind = self._seen
-        return {
+        words = {"words": np.empty((count, self.length), np.int32)} if self.words else {}
+        return words | {
             name: np.empty((count, *shape), kind),
             "ids": np.empty((count, self.length), np.int32),
             "mask": np.empty((count, self.length), bool),
@@ -136,7 +144,8 @@ class Source:
         if self.random_sentence:
             for index, text in zip(indices.tolist(), texts, strict=True):
                 self._texts[index] = text
-        cache["ids"][indices], cache["mask"][indices] = self.tokenizer.encode(texts, self.length)
+        for name, values in self._tokens(texts).items():
+            cache[name][indices] = values
         self._filled[indices] = True
 
     def _read(self, indices: np.ndarray, out: Batch, rows: np.ndarray) -> list[str]:

@@ -47,12 +47,33 @@ class Tokenizer:
             too long keeps its start and its [SEP].
         """
         found = self._fixed(length).encode_batch_fast(list(texts))
-        ids = np.array([e.ids for e in found], np.int32).reshape(len(found), length)
-        mask = np.array([e.attention_mask for e in found], bool).reshape(len(found), length)
-        return ids, mask
+        return _arrays(found, length)
+
+    def encode_words(
+        self, texts: Sequence[str], length: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`encode`, and which word each piece is of, for sums over the pieces of a word.
+
+        Returns:
+            ids, mask, and words int32[b, length]: 0 for [CLS], 1, 2, ... for the words (what the
+            tokenizer splits before it looks for pieces), one more for [SEP], and -1 for padding.
+        """
+        found = self._fixed(length).encode_batch(list(texts))  # the fast one forgets words
+        ids, mask = _arrays(found, length)
+        words = np.full(ids.shape, -1, np.int32)
+        for row, encoding in zip(words, found, strict=True):
+            own = np.array([-1 if word is None else word for word in encoding.word_ids])
+            ended = np.cumsum(encoding.special_tokens_mask) > 1  # from [SEP] on
+            row[:] = np.where(ended, own.max() + 2, own + 1)
+        return ids, mask, np.where(mask, words, -1)
 
     def _fixed(self, length: int) -> tokenizers.Tokenizer:
         return _fixed(self.backend, self.pad_id, self.pad_token, length)
+
+
+def _arrays(found: list[tokenizers.Encoding], length: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.array([e.ids for e in found], np.int32).reshape(len(found), length)
+    return ids, np.array([e.attention_mask for e in found], bool).reshape(len(found), length)
 
 
 @functools.lru_cache(maxsize=16)

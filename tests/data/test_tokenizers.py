@@ -106,3 +106,18 @@ def test_a_real_checkpoint_is_tokenized_as_by_transformers():
         ids, mask = ours.encode(texts, length)
         np.testing.assert_array_equal(ids, expected["input_ids"])
         np.testing.assert_array_equal(mask, np.array(expected["attention_mask"], bool))
+
+
+def test_words_are_numbered_by_their_pieces(trained):
+    """0 is [CLS], then each word has one number for all its pieces, and [SEP] the next."""
+    texts = ["Normally pleural, lung.", "", "Heart " * 9]
+    ids, mask, words = trained.encode_words(texts, 12)
+    first, count = [trained.backend.id_to_token(int(i)) for i in ids[0]], int(mask[0].sum())
+    new = [not token.startswith("##") for token in first[:count]]
+    assert sum(new) < count  # something was cut in pieces
+    np.testing.assert_array_equal(words[0, :count], np.cumsum(new) - 1)
+    assert (words[0, count:] == -1).all()
+    assert words[1].tolist() == [0, 1] + [-1] * 10
+    assert words[2, [0, 1, 9, 10]].tolist() == [0, 1, 9, 10]
+    for found, expected in zip((ids, mask), trained.encode(texts, 12), strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -1,0 +1,116 @@
+"""GLoRIA's local loss, forward and backward: a plain loop in torch and ours, in turns.
+
+    python -m scripts.bench_local_alignment --batch 24 48 96 [--lengths drawn]
+
+97 words of 768 dimensions, 361 regions, fp32, all cores. The torch side does what the official code
+does: it goes through the reports, repeats each for every image, and forms the attended regions.
+Each side runs in a process of its own, the two alternating. Prints a JSON line a batch: seconds of
+each call, the ratio of the medians (above 1: we are faster), and peak memory above the inputs.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+WORDS, REGIONS, WIDTH = 97, 361, 768
+TAUS = (4.0, 5.0, 10.0)
+
+
+def inputs(batch: int, lengths: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Regions, words, and the number of real words of each report."""
+    rng = np.random.default_rng(0)
+    regions, words = (
+        rng.standard_normal((batch, n, WIDTH), np.float32) / WIDTH**0.25 for n in (REGIONS, WORDS)
+    )
+    drawn = rng.integers(10, WORDS + 1, batch)
+    return regions, words, drawn if lengths == "drawn" else np.full(batch, WORDS)
+
+
+def torch_call(batch: int, lengths: str):
+    import torch
+    from torch.nn import functional as F
+
+    regions, words, counts = inputs(batch, lengths)
+    v, t = (torch.from_numpy(x.swapaxes(1, 2).copy()).requires_grad_() for x in (regions, words))
+    own = torch.arange(batch)
+
+    def call() -> float:
+        columns = []
+        for report, count in zip(t, counts.tolist(), strict=True):
+            word = report[:, :count].unsqueeze(0).repeat(batch, 1, 1)  # [b, d, w]
+            logits = torch.bmm(v.transpose(1, 2), word)  # [b, r, w]
+            attention = (TAUS[0] * logits.softmax(-1)).softmax(1)
+            context = torch.bmm(v, attention)  # [b, d, w]
+            cos = F.cosine_similarity(word, context, dim=1)
+            columns.append(torch.logsumexp(TAUS[1] * cos, 1, keepdim=True))
+        scores = TAUS[2] * torch.cat(columns, 1)
+        loss = F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)
+        torch.autograd.grad(loss, (v, t))
+        return float(loss)
+
+    return call
+
+
+def our_call(batch: int, lengths: str):
+    import jax
+    import jax.numpy as jnp
+
+    from medsyn_jax.objectives.gloria import local_loss
+
+    regions, words, counts = inputs(batch, lengths)
+    mask = np.arange(WORDS) < counts[:, None]
+    args = jax.device_put((jnp.asarray(regions), jnp.asarray(words), jnp.asarray(mask)))
+    step = jax.jit(jax.value_and_grad(lambda *args: local_loss(*args)[0], (0, 1)))
+    compiled = step.lower(*args).compile()
+    return lambda: float(jax.block_until_ready(compiled(*args))[0])
+
+
+def one_side(side: str, batch: int, lengths: str, repeats: int) -> None:
+    call = {"torch": torch_call, "ours": our_call}[side](batch, lengths)
+    before, seconds, loss = _peak(), [], 0.0
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        loss = call()
+        seconds.append(time.perf_counter() - began)
+    kept = [round(s, 3) for s in seconds[1:]]
+    print(json.dumps({"seconds": kept, "loss": loss, "peak_mib": _peak() - before}))
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[24, 48, 96])
+    parser.add_argument("--lengths", choices=("full", "drawn"), default="full")
+    parser.add_argument("--repeats", type=int, default=1, help="of each process, after a first")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--side", choices=("torch", "ours"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        return one_side(args.side, args.batch[0], args.lengths, args.repeats)
+    for batch in args.batch:
+        row: dict = {"batch": batch, "lengths": args.lengths}
+        for side in ("torch", "ours") * args.turns:
+            command = [sys.executable, "-m", "scripts.bench_local_alignment", "--side", side]
+            command += ["--batch", str(batch), "--lengths", args.lengths]
+            command += ["--repeats", str(args.repeats)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            found = json.loads(done.stdout.splitlines()[-1])
+            kept = row.setdefault(side, {"seconds": [], "peak_mib": 0})
+            kept["seconds"] += found["seconds"]
+            kept["loss"] = found["loss"]
+            kept["peak_mib"] = round(max(kept["peak_mib"], found["peak_mib"]))
+        medians = [statistics.median(row[side]["seconds"]) for side in ("torch", "ours")]
+        print(json.dumps(row | {"ratio": round(medians[0] / medians[1], 2)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
