@@ -1,5 +1,7 @@
 """BERT encoder (Devlin et al., 2019), as Hugging Face's BertModel computes it."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -42,6 +44,19 @@ class Embeddings(nnx.Module):
         return self.norm(self.word.table[...][ids] + fixed[None])
 
 
+def attention_weights(
+    query: Float[Array, "b t n d"],
+    key: Float[Array, "b s n d"],
+    mask: Bool[Array, "b s"] | None = None,
+) -> Float[Array, "b n t s"]:
+    """The softmax weights of each query over the positions s where `mask` is True, fp32."""
+    logits = jnp.einsum("btnd,bsnd->bnts", query, key, preferred_element_type=jnp.float32)
+    logits = logits / math.sqrt(query.shape[-1])
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, -1e30)
+    return jax.nn.softmax(logits, axis=-1)
+
+
 class Layer(nnx.Module):
     """Self-attention and MLP, each with dropout, residual and layer normalization after it."""
 
@@ -70,12 +85,21 @@ class Layer(nnx.Module):
         self, x: Float[Array, "b t w"], mask: Bool[Array, "b t"], key: Key[Array, ""] | None
     ) -> Float[Array, "b t w"]:
         rngs = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
-        shape = (*x.shape[:2], self.heads, -1)
-        query, keys, value = (f(x).reshape(shape) for f in (self.query, self.key, self.value))
+        query, keys, value = (self._heads(f(x)) for f in (self.query, self.key, self.value))
         y = attend(query, keys, value, mask, self.rate, rngs[0]).reshape(x.shape)
         x = self.attention_norm(x + dropout(self.out(y), self.rate, rngs[1]))
         y = self.down(gelu(self.up(x)))
         return self.mlp_norm(x + dropout(y, self.rate, rngs[2]))
+
+    def cls_attention(
+        self, x: Float[Array, "b t w"], mask: Bool[Array, "b t"]
+    ) -> Float[Array, "b n t"]:
+        """The softmax weights of the [CLS] query in each head, fp32, without dropout."""
+        query, key = self._heads(self.query(x[:, :1])), self._heads(self.key(x))
+        return attention_weights(query, key, mask)[:, :, 0]
+
+    def _heads(self, x: Float[Array, "b t w"]) -> Float[Array, "b t n d"]:
+        return x.reshape(*x.shape[:2], self.heads, -1)
 
 
 class Bert(nnx.Module):
@@ -132,6 +156,15 @@ class Bert(nnx.Module):
         if self.pooler is None:
             raise ValueError("this BERT was made without a pooler")
         return jnp.tanh(self.pooler(states[-1][:, 0]))
+
+    def cls_attention(
+        self, states: list[Float[Array, "b t w"]], mask: Bool[Array, "b t"]
+    ) -> Float[Array, "b n t"]:
+        """The last layer's attention of [CLS] to each position, by head, fp32; 0 to padding.
+
+        states, mask: what a call returned for this mask. Without dropout of the weights.
+        """
+        return in_order(self.layers)[-1].cls_attention(states[-2], mask)
 
 
 def _run(

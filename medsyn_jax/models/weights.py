@@ -7,7 +7,7 @@ the heads of BERT's pre-training) is named in its table, left out, and reported 
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,21 +20,30 @@ from safetensors.numpy import save_file
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
-from medsyn_jax.models.tensor_files import Tensors, read
+from medsyn_jax.models.tensor_files import Tensors
+from medsyn_jax.models.tensor_files import read as _read
 
 Tree = dict[str, Any]
 
 
 class Transform(NamedTuple):
-    """A change of axes, from the file's to ours and back."""
+    """A change of axes, from the file's to ours and back.
+
+    It is one of the `parts` equal parts of the file's tensor, cut along its first axis, that is
+    ours: the one of number `part`.
+    """
 
     read: Callable[[np.ndarray], np.ndarray]
     write: Callable[[np.ndarray], np.ndarray]
+    part: int = 0
+    parts: int = 1
 
 
 SAME = Transform(lambda x: x, lambda x: x)
 MATRIX = Transform(np.transpose, np.transpose)
 CONV = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW, HWIO
+TABLE = Transform(lambda x: x[0], lambda x: x[None])  # [1, n, w], [n, w]
+TOKEN = Transform(lambda x: x[0, 0], lambda x: x[None, None])  # [1, 1, w], [w]
 
 
 class Place(NamedTuple):
@@ -57,13 +66,15 @@ class Layout(NamedTuple):
         regex is `{s}` in the template, and `{s1}` is the same number counted from one.
     prefixes: what may stand before every key, first what `save` writes. left_out: regex of keys
         that may be there besides.
-    aliases: old endings of keys (new, old), all or none of which a file uses.
+    aliases: other spellings of what is in keys (ours, other), all or none of which a file uses.
+    layer: regex of what is in the keys of a layer, whose group is the layer's number.
     """
 
     rules: Rules
     prefixes: tuple[str, ...] = ("",)
     left_out: str = "(?!)"
     aliases: tuple[tuple[str, str], ...] = ()
+    layer: str = "(?!)"
 
 
 def norm(ours: str, theirs: str) -> Rules:
@@ -80,9 +91,19 @@ def dense(ours: str, theirs: str, transform: Transform = MATRIX) -> Rules:
     )
 
 
+def fused(ours: Sequence[str], theirs: str) -> Rules:
+    """The rules of linear layers whose outputs are one after another those of one of the file."""
+    return tuple(
+        (pattern, key, transform._replace(part=part, parts=len(ours)))
+        for part, name in enumerate(ours)
+        for pattern, key, transform in dense(name, theirs)
+    )
+
+
 _BLOCK = r"stages/(?P<s>\d+)/(?P<b>\d+)"
 _CONV = _BLOCK + r"/convs/(?P<c>\d+)"
 _LAYER = r"layers/(?P<n>\d+)"
+_QKV = ("query", "key", "value")
 
 TORCHVISION = Layout(
     rules=(
@@ -125,12 +146,56 @@ HF_BERT = Layout(
     prefixes=("", "bert."),
     left_out=r"(bert\.)?embeddings\.position_ids|(bert\.)?pooler\.dense\.(weight|bias)|cls\..*",
     aliases=(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")),
+    layer=r"encoder\.layer\.(\d+)\.",
+)
+HF_VIT = Layout(
+    rules=(
+        ("cls", "embeddings.cls_token", TOKEN),
+        ("position/table", "embeddings.position_embeddings", TABLE),
+        *dense("patches", "embeddings.patch_embeddings.projection", CONV),
+        *norm(f"{_LAYER}/attention_norm", "encoder.layer.{n}.layernorm_before"),
+        *dense(f"{_LAYER}/(?P<a>query|key|value)", "encoder.layer.{n}.attention.attention.{a}"),
+        *dense(f"{_LAYER}/out", "encoder.layer.{n}.attention.output.dense"),
+        *norm(f"{_LAYER}/mlp_norm", "encoder.layer.{n}.layernorm_after"),
+        *dense(f"{_LAYER}/up", "encoder.layer.{n}.intermediate.dense"),
+        *dense(f"{_LAYER}/down", "encoder.layer.{n}.output.dense"),
+        *norm("norm", "layernorm"),
+    ),
+    prefixes=("", "vit."),
+    left_out=r"((vit\.)?(pooler\.dense|classifier)|decoder\.0)\.(weight|bias)"
+    r"|(vit\.)?embeddings\.mask_token",
+    aliases=(  # of the modules of transformers 5, which still writes the others into files
+        ("encoder.layer.", "layers."),
+        *((f"attention.attention.{a}", f"attention.{a[0]}_proj") for a in _QKV),
+        ("attention.output.dense", "attention.o_proj"),
+        ("intermediate.dense", "mlp.fc1"),
+        ("output.dense", "mlp.fc2"),
+    ),
+    layer=r"(?:encoder\.layer|layers)\.(\d+)\.",
+)
+TIMM_VIT = Layout(
+    rules=(
+        ("cls", "cls_token", TOKEN),
+        ("position/table", "pos_embed", TABLE),
+        *dense("patches", "patch_embed.proj", CONV),
+        *norm(f"{_LAYER}/attention_norm", "blocks.{n}.norm1"),
+        *fused([f"{_LAYER}/{a}" for a in _QKV], "blocks.{n}.attn.qkv"),
+        *dense(f"{_LAYER}/out", "blocks.{n}.attn.proj"),
+        *norm(f"{_LAYER}/mlp_norm", "blocks.{n}.norm2"),
+        *dense(f"{_LAYER}/up", "blocks.{n}.mlp.fc1"),
+        *dense(f"{_LAYER}/down", "blocks.{n}.mlp.fc2"),
+        *norm("norm", "norm"),
+    ),
+    left_out=r"(head|pre_logits\.fc)\.(weight|bias)",
+    layer=r"blocks\.(\d+)\.",
 )
 LAYOUTS = {
     "torchvision": TORCHVISION,
     "timm": TORCHVISION,
     "hf_resnet": HF_RESNET,
     "hf_bert": HF_BERT,
+    "timm_vit": TIMM_VIT,
+    "hf_vit": HF_VIT,
 }
 
 
@@ -140,6 +205,7 @@ def load(
     params: Tree,
     stats: Tree,
     *,
+    layers: int | None = None,
     dtype: DTypeLike = np.float32,
     report: Callable[[str], None] | None = None,
 ) -> tuple[Tree, Tree]:
@@ -147,24 +213,27 @@ def load(
 
     path: a .safetensors file, the .safetensors.index.json of a sharded one, or their folder.
     layout: a name of LAYOUTS, "" to find out, or a layout itself. params, stats: anything with
-    shapes. report: gets the line that names what was left out; without it the log does.
+    shapes. layers: keeps only so many of the file's first layers, for a transformer that has no
+    more. report: gets the lines that name what was left out; without it the log does.
     Raises UserError that lists what is missing, extra or misshapen, or says what is wrong with the
     file itself.
     """
     path = Path(path)
-    tensors = read(path)
+    tensors = _read(path)
     ours = tree.named(params) | tree.named(stats)
-    plan, left_out = _plan(tensors, layout, ours, path)
+    report = report or logging.getLogger(__name__).info
+    plan, chosen = _plan(tensors, layout, ours, path)
+    if layers is not None and (beyond := _beyond(tensors, chosen, layers)):
+        tensors = {key: value for key, value in tensors.items() if key not in beyond}
+        report(f"{path}: left out layers {layers} to {max(beyond.values())}, counted from 0")
     keys = {place.key for place in plan.values()}
-    drop = {key for key in tensors.keys() - keys if re.fullmatch(left_out, key)}
+    drop = {key for key in tensors.keys() - keys if re.fullmatch(chosen.left_out, key)}
     counters = {_counter(key) for key in keys if key.endswith(".running_var")}
     _refuse_misfits(path, tensors, ours, plan, drop | counters)
     if drop:
-        report = report or logging.getLogger(__name__).info
         report(f"{path}: left out by name: {', '.join(sorted(drop))}")
-    flat = {  # each tensor is let go once it is converted: a U-Net is 3.4 GB
-        name: np.ascontiguousarray(transform.read(tensors.pop(key)), dtype)
-        for name, (key, transform) in plan.items()
+    flat = {
+        name: np.ascontiguousarray(_taken(tensors, place), dtype) for name, place in plan.items()
     }
     return (
         tree.unnamed({name: flat[name] for name in tree.named(params)}, params),
@@ -175,8 +244,9 @@ def load(
 def save(path: str | Path, layout: str | Layout, params: Tree, stats: Tree) -> None:
     """Writes a .safetensors file that torch's `load_state_dict(strict=True)` of `layout` accepts.
 
-    The file appears only when it is complete. Raises UserError when it cannot be written, or when
-    the model has parts that the layout has no name for.
+    Of "hf_vit" transformers 4 does; 5 reads the same file by `from_pretrained`, which renames its
+    modules on the way. The file appears only when it is complete. Raises UserError when it cannot
+    be written, or when the model has parts that the layout has no name for.
     """
     path, ours = Path(path), tree.named(params) | tree.named(stats)
     if path.suffix != ".safetensors":
@@ -185,9 +255,15 @@ def save(path: str | Path, layout: str | Layout, params: Tree, stats: Tree) -> N
     plan = _expected(layout, ours, layout.prefixes[0])
     if plan is None:
         raise UserError(f"weights: {path}: this layout has no names for this model's leaves")
-    tensors = {}
+    found: dict[str, dict[int, np.ndarray]] = {}
     for name, (key, transform) in plan.items():
-        tensors[key] = np.ascontiguousarray(transform.write(np.asarray(jax.device_get(ours[name]))))
+        leaf = transform.write(np.asarray(jax.device_get(ours[name])))
+        found.setdefault(key, {})[transform.part] = leaf
+    tensors = {}
+    for key, parts in found.items():
+        whole = [parts[number] for number in sorted(parts)]
+        whole = np.concatenate(whole) if whole[1:] else whole[0]
+        tensors[key] = np.ascontiguousarray(whole)  # safetensors writes the memory as it lies
         if key.endswith(".running_var"):
             tensors[_counter(key)] = np.zeros((), np.int64)
     try:
@@ -214,39 +290,53 @@ def _place(layout: Layout, name: str) -> Place | None:
     return None
 
 
-def _expected(layout: Layout, names: Tree, prefix: str = "", old: bool = False) -> Plan | None:
+def _expected(layout: Layout, names: Tree, prefix: str = "", aliased: bool = False) -> Plan | None:
     """Where every leaf is in a file, or None if the layout has no name for one of them."""
     plan = {}
     for name in names:
         if (place := _place(layout, name)) is None:
             return None
         key = prefix + place.key
-        for new_end, old_end in layout.aliases if old else ():
-            if key.endswith(new_end):
-                key = key.removesuffix(new_end) + old_end
+        for spelling, other in layout.aliases if aliased else ():
+            key = key.replace(spelling, other)
         plan[name] = Place(key, place.transform)
-    if len({place.key for place in plan.values()}) != len(plan):
+    if len({(place.key, place.transform.part) for place in plan.values()}) != len(plan):
         raise AssertionError(f"two leaves share a key: {plan}")
     return plan
 
 
-def _plan(tensors: Tensors, layout: str | Layout, ours: Tree, path: Path) -> tuple[Plan, str]:
+def _plan(tensors: Tensors, layout: str | Layout, ours: Tree, path: Path) -> tuple[Plan, Layout]:
     """The naming that shares most keys with the file, of `layout` or, if that is "", of all.
 
-    Beside it, the layout's regex of what is left out.
+    Beside it, its layout.
     """
     best, best_count = None, -1
     for candidate in [_layout(layout)] if layout else LAYOUTS.values():
         for prefix in candidate.prefixes:
-            for old in (False, True) if candidate.aliases else (False,):
-                if (plan := _expected(candidate, ours, prefix, old)) is None:
+            for aliased in (False, True) if candidate.aliases else (False,):
+                if (plan := _expected(candidate, ours, prefix, aliased)) is None:
                     continue
                 count = len(tensors.keys() & {place.key for place in plan.values()})
                 if count > best_count:
-                    best, best_count = (plan, candidate.left_out), count
+                    best, best_count = (plan, candidate), count
     if best is None:
         raise UserError(f"weights: {path}: layout {layout or 'any'} does not fit this model")
     return best
+
+
+def _beyond(tensors: Tensors, layout: Layout, layers: int) -> dict[str, int]:
+    """The keys of the file's layers after so many, with the number of the layer."""
+    found = {key: re.search(layout.layer, key) for key in tensors}
+    numbers = {key: int(number[1]) for key, number in found.items() if number}
+    return {key: number for key, number in numbers.items() if number >= layers}
+
+
+def _taken(tensors: Tensors, place: Place) -> np.ndarray:
+    """A leaf of ours; lets go of a tensor that holds no other, since a U-Net's are 3.4 GB."""
+    key, transform = place
+    if transform.parts == 1:
+        return transform.read(tensors.pop(key))
+    return transform.read(np.split(tensors[key], transform.parts)[transform.part])
 
 
 def _counter(key: str) -> str:
@@ -263,7 +353,10 @@ def _refuse_misfits(
         if key not in tensors:
             continue
         given, wanted = tensors[key].shape, tuple(ours[name].shape)
-        if given != transform.write(np.broadcast_to(np.float32(0), wanted)).shape:
+        whole = transform.write(np.broadcast_to(np.float32(0), wanted)).shape
+        if transform.parts > 1:
+            whole = (transform.parts * whole[0], *whole[1:])
+        if given != whole:
             misshapen.append(f"{key} {list(given)} for {name} {list(wanted)}")
         if tensors[key].dtype.name not in ("float32", "float16", "bfloat16"):
             mistyped.append(f"{key} {tensors[key].dtype}")

@@ -17,6 +17,7 @@ from medsyn_jax.models import weights
 from medsyn_jax.models.bert import Bert
 from medsyn_jax.models.layers import split
 from medsyn_jax.models.resnet import ResNet, resnet18, resnet34, resnet50
+from medsyn_jax.models.vit import ViT
 
 RESNETS = ("torchvision", "timm", "hf_resnet")
 
@@ -30,6 +31,11 @@ def small_resnet(block="bottleneck"):
 @functools.cache
 def small_bert(pooler=True):
     return nnx.eval_shape(lambda: Bert(11, 8, 2, 2, 12, 6, pooler=pooler, rngs=nnx.Rngs(0)))
+
+
+@functools.cache
+def small_vit():
+    return nnx.eval_shape(lambda: ViT(8, 4, 6, 2, 2, 10, rngs=nnx.Rngs(0)))
 
 
 def filled(model, seed=0):
@@ -51,11 +57,11 @@ def assert_same(a, b):
         assert a[name].dtype == np.float32
 
 
-@pytest.fixture(params=["torchvision", "timm", "hf_resnet", "hf_bert"])
+@pytest.fixture(params=["torchvision", "timm", "hf_resnet", "hf_bert", "timm_vit", "hf_vit"])
 def case(request):
     """A layout, and trees for it."""
-    model = small_bert() if request.param == "hf_bert" else small_resnet()
-    return request.param, filled(model)
+    model = {"hf_bert": small_bert, "timm_vit": small_vit, "hf_vit": small_vit}
+    return request.param, filled(model.get(request.param, small_resnet)())
 
 
 @pytest.mark.parametrize("detect", [False, True])
@@ -172,6 +178,106 @@ def test_classifiers_are_left_out(tmp_path, caplog):
     tensors = {f"resnet.{k}": v for k, v in load_file(path).items()}
     save_file(tensors | {"classifier.1.bias": np.zeros(2, np.float32)}, path)
     assert_same(weights.load(path, "", *trees), trees)
+
+
+def as_timm(tensors):
+    """What timm calls the tensors of a Hugging Face ViT, with query, key and value in one."""
+    names = {
+        "embeddings.cls_token": "cls_token",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.patch_embeddings.projection": "patch_embed.proj",
+        "encoder.layer": "blocks",
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        "attention.output.dense": "attn.proj",
+        "intermediate.dense": "mlp.fc1",
+        "output.dense": "mlp.fc2",
+        "layernorm": "norm",
+    }
+    found = {}
+    for key, value in tensors.items():
+        for theirs, ours in names.items():
+            key = key.replace(theirs, ours)
+        found[key] = value
+    for key in [key for key in found if ".attention.attention.query." in key]:
+        three = [found.pop(key.replace("query", x)) for x in ("query", "key", "value")]
+        found[key.replace("attention.attention.query", "attn.qkv")] = np.concatenate(three)
+    return found
+
+
+def as_transformers_5(tensors):
+    """The names of the modules of transformers 5, which its files do not have."""
+    pairs = (("encoder.layer", "layers"), ("attention.output.dense", "attention.o_proj"))
+    pairs += tuple((f"attention.{x}.", f"{x[0]}_proj.") for x in ("query", "key", "value"))
+    pairs += (("intermediate.dense", "mlp.fc1"), ("output.dense", "mlp.fc2"))
+    found = {}
+    for key, value in tensors.items():
+        for file, module in pairs:
+            key = key.replace(file, module)
+        found[key] = value
+    return found
+
+
+@pytest.mark.parametrize("extras", [False, True])
+@pytest.mark.parametrize(
+    ("layout", "dialect", "prefix"),
+    [
+        ("timm_vit", as_timm, ""),
+        ("hf_vit", dict, "vit."),
+        ("hf_vit", as_transformers_5, ""),
+        ("hf_vit", as_transformers_5, "vit."),
+    ],
+)
+def test_vit_dialects(layout, dialect, prefix, extras, tmp_path, caplog):
+    trees, path = filled(small_vit()), tmp_path / "w.safetensors"
+    weights.save(path, "hf_vit", *trees)
+    tensors = {prefix + k: v for k, v in dialect(load_file(path)).items()}
+    heads = (
+        ["head.weight"] if layout == "timm_vit" else ["classifier.bias", "vit.pooler.dense.bias"]
+    )
+    left = {key: np.zeros(3, np.float32) for key in heads} if extras else {}
+    save_file(tensors | left, path)
+    with caplog.at_level("INFO"):
+        for name in ("", layout):
+            assert_same(weights.load(path, name, *blank(trees)), trees)
+    assert (f"left out by name: {', '.join(heads)}" in caplog.text) == extras
+
+
+def test_a_shared_tensor_of_another_shape(tmp_path):
+    trees, path = filled(small_vit()), tmp_path / "w.safetensors"
+    weights.save(path, "timm_vit", *trees)
+    save_file(load_file(path) | {"blocks.1.attn.qkv.bias": np.zeros(12, np.float32)}, path)
+    says = r"3 misshapen: blocks\.1\.attn\.qkv\.bias \[12\] for layers/1/\w+/bias \[6\]"
+    with pytest.raises(UserError, match=says):
+        weights.load(path, "timm_vit", *trees)
+
+
+@pytest.mark.parametrize(
+    ("layout", "make"),
+    [
+        ("hf_bert", lambda n: Bert(11, 8, n, 2, 12, 6, rngs=nnx.Rngs(0))),
+        ("timm_vit", lambda n: ViT(8, 4, 6, n, 2, 10, rngs=nnx.Rngs(0))),
+        ("hf_vit", lambda n: ViT(8, 4, 6, n, 2, 10, rngs=nnx.Rngs(0))),
+    ],
+)
+def test_the_first_layers_of_a_deeper_model(layout, make, tmp_path):
+    """Only when asked for, and then every other key still has to fit."""
+    deep, path, said = filled(nnx.eval_shape(lambda: make(12))), tmp_path / "w.safetensors", []
+    weights.save(path, layout, *deep)
+    wanted = filled(nnx.eval_shape(lambda: make(3)), seed=1)
+    with pytest.raises(UserError, match=r"does not fit the model: \d+ extra: "):
+        weights.load(path, layout, *wanted)
+    found = weights.load(path, layout, *blank(wanted), layers=3, report=said.append)
+    first = deep[0] | {"layers": {n: deep[0]["layers"][n] for n in "012"}}
+    assert_same(found, (first, {}))
+    assert said == [f"{path}: left out layers 3 to 11, counted from 0"]
+    with pytest.raises(UserError, match=r"does not fit the model: \d+ missing: "):
+        weights.load(path, layout, *wanted, layers=2)
+    assert_same(weights.load(path, layout, *deep, layers=12, report=said.append), deep)
+    assert len(said) == 1
+    save_file(load_file(path) | {"stray": np.zeros(1, np.float32)}, path)
+    with pytest.raises(UserError, match=r"does not fit the model: 1 extra: stray$"):
+        weights.load(path, layout, *wanted, layers=3)
 
 
 def edited(path, layout, trees, edit):

@@ -1,0 +1,158 @@
+"""Vision transformer (Dosovitskiy et al., 2021), as timm and Hugging Face's ViTModel compute it."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from medsyn_jax.models.bert import Embedding, attention_weights
+from medsyn_jax.models.kernels import attention, gelu, matmul
+from medsyn_jax.models.layers import (
+    LayerNorm,
+    Linear,
+    add_bias,
+    in_order,
+    numbered,
+    uniform,
+)
+
+_init = jax.nn.initializers.normal(0.02)
+
+
+class PatchFeatures(NamedTuple):
+    """What a vision transformer sees: n patches row by row, [CLS], and where [CLS] looks.
+
+    `cls_attention` is fp32: the last layer's softmax weights of the [CLS] query, without the weight
+    of [CLS] itself, so that a row sums to less than 1.
+    """
+
+    patches: Float[Array, "b n w"]
+    pooled: Float[Array, "b w"]
+    cls_attention: Float[Array, "b heads n"]
+
+
+class Patches(nnx.Module):
+    """A linear layer over each square of `patch` pixels: a convolution whose stride is its size.
+
+    It is written as one matrix product, which is faster where convolutions are slow. Initialized as
+    `Linear`, with a bias that starts at zero.
+    """
+
+    def __init__(self, patch: int, channels: int, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        bound = 1 / math.sqrt(patch * patch * channels)
+        self.dtype = dtype
+        self.kernel = nnx.Param(uniform(bound)(rngs.params(), (patch, patch, channels, width)))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n f"]:
+        (b, h, w, c), (size, *_, width) = images.shape, self.kernel.shape
+        x = images.astype(self.dtype).reshape(b, h // size, size, w // size, size, c)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, size * size * c)
+        kernel = self.kernel[...].astype(self.dtype).reshape(-1, width)
+        return add_bias(matmul(x, kernel), self.bias[...])
+
+
+class Layer(nnx.Module):
+    """Self-attention and MLP, each with layer normalization before it and a residual."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        eps: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        def linear(inputs, outputs):
+            return Linear(inputs, outputs, init=_init, dtype=dtype, rngs=rngs)
+
+        self.heads = heads
+        self.attention_norm = LayerNorm(width, eps=eps, dtype=dtype)
+        self.query, self.key, self.value = (linear(width, width) for _ in range(3))
+        self.out = linear(width, width)
+        self.mlp_norm = LayerNorm(width, eps=eps, dtype=dtype)
+        self.up = linear(width, mlp_width)
+        self.down = linear(mlp_width, width)
+
+    def __call__(self, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
+        y = self.attention_norm(x)
+        query, key, value = (self._heads(f(y)) for f in (self.query, self.key, self.value))
+        x = x + self.out(attention(query, key, value).reshape(x.shape))
+        return x + self.down(gelu(self.up(self.mlp_norm(x))))
+
+    def cls_attention(self, x: Float[Array, "b t w"]) -> Float[Array, "b n t"]:
+        """The softmax weights of the [CLS] query in each head, fp32."""
+        y = self.attention_norm(x)
+        query, key = self._heads(self.query(y[:, :1])), self._heads(self.key(y))
+        return attention_weights(query, key)[:, :, 0]
+
+    def _heads(self, x: Float[Array, "b t w"]) -> Float[Array, "b t n d"]:
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+
+class ViT(nnx.Module):
+    """A vision transformer without its classifier, for square images of `image_size` pixels.
+
+    patch: side of a patch in pixels; ViT-B/16 is ViT(224, 16, 768, 12, 12, 3072). channels: of the
+    image. eps: of layer normalization, 1e-6 in timm, 1e-12 in Hugging Face's configs. `remat`
+    recomputes each layer in the backward pass. Raises ValueError if the patches do not divide the
+    image, or the heads the width.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch: int,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_width: int,
+        channels: int = 3,
+        *,
+        eps: float = 1e-6,
+        remat: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if image_size % patch:
+            raise ValueError(f"the side {image_size} is no multiple of the patches' {patch} pixels")
+        if width % heads:
+            raise ValueError(f"the width {width} is no multiple of the {heads} heads")
+        self.image_size, self.features, self.remat, self.dtype = image_size, width, remat, dtype
+        self.patches = Patches(patch, channels, width, dtype=dtype, rngs=rngs)
+        self.cls = nnx.Param(_init(rngs.params(), (width,)))
+        self.position = Embedding((image_size // patch) ** 2 + 1, width, rngs=rngs)
+        self.layers = numbered(
+            [Layer(width, heads, mlp_width, eps, dtype, rngs) for _ in range(layers)]
+        )
+        self.norm = LayerNorm(width, eps=eps, dtype=dtype)
+
+    def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> PatchFeatures:
+        """Features of images that are already normalized. train: changes nothing here.
+
+        Raises ValueError for another size of image than `image_size`: positions are not
+        interpolated.
+        """
+        del train
+        (height, width), side = images.shape[1:3], self.image_size
+        if (height, width) != (side, side):
+            raise ValueError(f"this ViT is for {side} x {side} pixels, not {height} x {width}")
+        run = nnx.remat(_run) if self.remat else _run
+        patches = self.patches(images)
+        cls = jnp.broadcast_to(self.cls[...].astype(self.dtype), (len(images), 1, self.features))
+        x = jnp.concatenate([cls, patches], 1) + self.position.table[None].astype(self.dtype)
+        *layers, last = in_order(self.layers)
+        for layer in layers:
+            x = run(layer, x)
+        weights = last.cls_attention(x)
+        x = self.norm(run(last, x))
+        return PatchFeatures(x[:, 1:], x[:, 0], weights[:, :, 1:])
+
+
+def _run(layer: Layer, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
+    return layer(x)
