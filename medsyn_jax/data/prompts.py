@@ -103,6 +103,7 @@ def from_csv(
             fields = rows.fields(header, row)
         except RejectedRecord as error:
             raise UserError(f"prompts: {path}: row {number}: {error}: mend the table") from None
+        fields[""] = ""  # "" stands for no column, even where one has no name, as pandas' index has
         key = key_of(fields.get(columns.key, "").strip()) or f"row-{number}"
         try:
             if key in found:
@@ -210,6 +211,9 @@ def from_mimic(
     root = Path(root)
     homes, labels = sources._mimic_splits(root), sources._mimic_labels(root)
     found, rejects, _ = sources._mimic_images(root, homes, frontal_only=True)
+    if not found:
+        first = f", first: {rejects[0][1]}" if rejects else ""
+        raise UserError(f"prompts: {root}: its tables list no frontal image{first}: check them")
     found = dict(list(found.items())[: limit or None])
     studies = list(dict.fromkeys(key.rpartition("/")[0] for key in found))
     base = Path(folder or root)

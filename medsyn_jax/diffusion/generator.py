@@ -80,9 +80,9 @@ class Generator:
         devices: Sequence[Any] | None = None,
     ):
         self.sampling, self.batch = sampling, batch
+        table = check(pipeline, sampling, size)
         self.size = size or native_size(pipeline)
         self.tokenizer = tokenizers.load(pipeline.tokenizer)
-        _check(pipeline, self.size, self.tokenizer)
         self.length = text_length(pipeline)
         mesh = Mesh(np.array(devices or jax.local_devices()), ("data",))
         self._devices = mesh.size
@@ -90,7 +90,6 @@ class Generator:
         self._key = jax.device_put(jax.random.key(seed), self._whole)
         params = {name: _matrices(part.params, dtype) for name, part in pipeline.parts.items()}
         self._params = jax.device_put(params, self._whole)
-        table = schedule.make_table(sampling.name, pipeline.scheduler, sampling.steps)
         draw = _per_device(
             _draw_fn(pipeline, sampling, table, self.size, batch, dtype),
             mesh,
@@ -109,12 +108,11 @@ class Generator:
     def encode(self, prompts: Sequence[str]) -> np.ndarray:
         """Text states [n, t, w] of the n prompts, each in a chunk with its neighbors."""
         ids, _ = self.tokenizer.encode(prompts, self.length)
+        chunks = iter([ids[i : i + self.batch] for i in range(0, len(ids), self.batch)])
         states = []
-        for at in range(0, len(ids), self._devices * self.batch):
-            part = ids[at : at + self._devices * self.batch]
-            full = np.resize(part, (self._devices * self.batch, self.length))
-            found = self._encode(self._params, jax.device_put(full, self._split))
-            states.append(jax.device_get(found)[: len(part)])
+        while group := list(islice(chunks, self._devices)):
+            found = jax.device_get(self._encode(self._params, self._joined(group)))
+            states += [found[i * self.batch :][: len(part)] for i, part in enumerate(group)]
         return np.concatenate(states)
 
     def images(
@@ -146,16 +144,17 @@ class Generator:
             yield from self._end(*begun)
 
     def _begin(self, key: jax.Array, group: list[Chunk]) -> tuple[jax.Array, jax.Array]:
-        """Starts a program on all devices; what is short of records is filled with repetitions."""
-        full = group + group[-1:] * (self._devices - len(group))
-
-        def joined(arrays: Iterable[np.ndarray]) -> jax.Array:
-            rows = [np.resize(a, (self.batch, *a.shape[1:])) for a in arrays]
-            return jax.device_put(np.concatenate(rows), self._split)
-
-        indices = joined(chunk.indices.astype(np.int32) for chunk in full)
-        contexts = joined(chunk.contexts for chunk in full)
+        """Starts a program on all devices."""
+        indices = self._joined([chunk.indices.astype(np.int32) for chunk in group])
+        contexts = self._joined([chunk.contexts for chunk in group])
         return self._draw(self._params, key, self._empty, indices, contexts)
+
+    def _joined(self, parts: Sequence[np.ndarray]) -> jax.Array:
+        """Rows for all devices; one that is short of them gets repetitions of its own, so that
+        what is beside a row does not depend on the number of devices."""
+        full = [*parts, *[parts[-1]] * (self._devices - len(parts))]
+        rows = [np.resize(part, (self.batch, *part.shape[1:])) for part in full]
+        return jax.device_put(np.concatenate(rows), self._split)
 
     def _end(
         self, group: list[Chunk], started: tuple[jax.Array, jax.Array]
@@ -210,11 +209,14 @@ def factor(pipeline: Pipeline) -> int:
     return 2 ** (len(pipeline.parts["vae"].params["decoder"]["levels"]) - 1)
 
 
-def _check(pipeline: Pipeline, size: int, tokenizer: tokenizers.Tokenizer) -> None:
-    """UserError for parts that do not fit each other, or a size that they cannot make."""
+def check(pipeline: Pipeline, sampling: Sampling, size: int) -> schedule.Table:
+    """The sampler's table. Raises UserError for parts that do not fit each other, a scheduler that
+    is not supported, settings that it does not allow, or a size that the parts cannot make."""
     unet, vae, text = (pipeline.parts[name].params for name in ("unet", "vae", "text_encoder"))
     words, width = text["word"]["table"].shape
     latents, pictured = (p["enter"]["kernel"].shape[2] for p in (unet, vae["decoder"]))
+    given = unet["leave"]["kernel"].shape[3]
+    vocabulary = tokenizers.load(pipeline.tokenizer).vocab_size
     contexts = {
         leaf.shape[0]
         for name, leaf in tree.named(unet).items()
@@ -225,18 +227,24 @@ def _check(pipeline: Pipeline, size: int, tokenizer: tokenizers.Tokenizer) -> No
             f"pipeline: unet/ makes latents of {latents} channels, vae/ takes {pictured}: they are "
             "not of one model"
         )
+    if given != latents:
+        raise UserError(
+            f"pipeline: unet/ takes {latents} channels and gives {given}: only as many as it takes "
+            "are supported"
+        )
     if contexts - {width}:
         raise UserError(
             f"pipeline: unet/ reads texts of {max(contexts)} channels, text_encoder/ makes {width}:"
             " they are not of one model"
         )
-    if tokenizer.vocab_size > words:
+    if vocabulary > words:
         raise UserError(
-            f"pipeline: tokenizer/ has {tokenizer.vocab_size} tokens, text_encoder/ knows {words}: "
-            "they are not of one model"
+            f"pipeline: tokenizer/ has {vocabulary} tokens, text_encoder/ knows {words}: they are "
+            "not of one model"
         )
-    if size % factor(pipeline):
+    if (size or native_size(pipeline)) % factor(pipeline):
         raise UserError(f"config.size: {size}: use a multiple of {factor(pipeline)}")
+    return schedule.make_table(sampling.name, pipeline.scheduler, sampling.steps)
 
 
 def _matrices(params: Any, dtype: DTypeLike) -> Any:

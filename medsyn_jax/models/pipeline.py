@@ -127,7 +127,10 @@ def read(
                 f"pipeline: {folder}: the part {name}/ is missing: copy the whole folder"
             )
     loaded = {name: _read_part(folder / name, KINDS[name], dtype, report) for name in parts}
-    scheduler = _json(folder / "scheduler" / "scheduler_config.json", "copy it there")
+    path = folder / "scheduler" / "scheduler_config.json"
+    scheduler = _json(path, "copy it there")
+    if not isinstance(scheduler.get("_class_name"), str):  # `write` names it in model_index.json
+        raise UserError(f"pipeline: {path}: _class_name: is missing: copy the whole file")
     return Pipeline(loaded, scheduler, folder / "tokenizer")
 
 

@@ -118,6 +118,7 @@ def run(config: Any, workdir: Path) -> None:
     _check(config)
     log.check_config(workdir, config, FREE)
     pipeline = pipelines.read(_folder(config.pipeline), report=log.say)
+    generators.check(pipeline, _sampling(config), config.size)
     found = _prompts(config, workdir, pipeline)
     judge = _filter(config, workdir)
     plan = make_plan(config, found, pipeline, judge.threshold if judge else None)
@@ -134,7 +135,8 @@ def run(config: Any, workdir: Path) -> None:
         if not directory.is_complete(to, plan.fingerprint):
             this, count = jax.process_index(), jax.process_count()
             own = plan.parts[this::count]
-            _write_parts(plan, own, _generator(config, pipeline), judge, to)
+            if any(shards.finished(to / part.name) is None for part in own):
+                _write_parts(plan, own, _generator(config, pipeline), judge, to)
             meshes.wait_for_all("parts")
             if first:
                 _finish(config, plan, found, to)
@@ -149,17 +151,20 @@ def run(config: Any, workdir: Path) -> None:
 def _check(config: Any) -> None:
     above_0 = ("images_per_prompt", "batch_per_device", "records_per_shard", "sampler.steps")
     from_0 = ("size", "data.limit", "sampler.guidance")
-    check_numbers(config, (*above_0, "sampler.cache_every"), from_0)
+    check_numbers(config, (*above_0, "sampler.cache_every", "filter.attempts"), from_0)
     check_choice("dtype", config.dtype, DTYPES)
     check_choice("sampler.name", config.sampler.name, SAMPLERS)
     for split in config.data.splits:
         check_choice("data.splits", split, splits.SPLITS)
-    if len(config.sampler.interval) not in (0, 2):
+    interval = config.sampler.interval
+    if interval and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
         raise UserError(
-            f"config.sampler.interval: {config.sampler.interval}: give two noise levels, or ()"
+            f"config.sampler.interval: {interval}: give two noise levels, the lower first, or ()"
         )
-    if not 0 <= config.sampler.rescale <= 1:
-        raise UserError(f"config.sampler.rescale: {config.sampler.rescale}: give a share of 1")
+    shares = {"sampler.rescale": config.sampler.rescale, "filter.quantile": config.filter.quantile}
+    for field, share in shares.items():
+        if not 0 <= share <= 1:
+            raise UserError(f"config.{field}: {share}: give a share from 0 to 1")
 
 
 def _folder(named: str) -> Path:
@@ -246,10 +251,14 @@ def make_plan(
     return Plan(parts, found.label_names, settings, digest.hexdigest(), generator)
 
 
+def _sampling(config: Any) -> Sampling:
+    return Sampling(**config.sampler.to_dict())
+
+
 def _generator(config: Any, pipeline: Pipeline) -> Generator:
     return Generator(
         pipeline,
-        Sampling(**config.sampler.to_dict()),
+        _sampling(config),
         seed=config.seed,
         batch=config.batch_per_device,
         size=config.size,

@@ -59,6 +59,13 @@ def test_splits_are_drawn_by_subject(tmp_path):
     assert prompts.from_csv(path, columns(subject="subject"), SHARES, 0, limit=7).items == items[:7]
 
 
+def test_a_column_without_a_name_is_none_that_was_asked_for(tmp_path):
+    """As pandas writes the index of a table, unless told not to."""
+    path = table(tmp_path / "p.csv", ",prompt", "0,Effusion.", "1,Edema.")
+    items = prompts.from_csv(path, columns(), SHARES, 0).items
+    assert [(p.key, p.subject) for p in items] == [("row-2", "row-2"), ("row-3", "row-3")]
+
+
 def test_bad_rows_are_rejects_and_the_others_stay(tmp_path, tokenizer):
     path = table(
         tmp_path / "p.csv",
@@ -170,4 +177,8 @@ def test_reports_of_mimic_cxr_need_no_image(tmp_path):
     (root / "files" / "p10" / "p10000001" / "s50.txt").unlink()
     (root / "files" / "p10" / "p10000002" / "s51.txt").unlink()
     with pytest.raises(UserError, match=r"no report: .*set data\.reports"):
+        prompts.from_mimic(root, "", ("impression",))
+    with gzip.open(root / "mimic-cxr-2.0.0-metadata.csv.gz", "wt", newline="") as file:
+        csv.writer(file).writerows([rows["metadata"][0], rows["metadata"][2]])
+    with pytest.raises(UserError, match=r"prompts: .*: its tables list no frontal image: check"):
         prompts.from_mimic(root, "", ("impression",))

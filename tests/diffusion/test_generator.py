@@ -59,6 +59,8 @@ def test_pixels_are_the_same_on_any_number_of_devices(pipeline, one):
     many = Generator(pipeline, SAMPLING, seed=0, batch=2)
     assert jax.device_count() == 8
     np.testing.assert_array_equal(many.images(indices, prompts), images)
+    several = [f"{PROMPTS[0]} {i}" for i in range(5)]
+    np.testing.assert_array_equal(many.encode(several), one.encode(several))
 
 
 def test_an_image_is_that_of_its_index_attempt_and_prompt(one):
@@ -120,6 +122,7 @@ def test_pixels_are_rounded_to_the_nearest():
     ("name", "path", "shape", "told"),
     [
         ("vae", "decoder/enter/kernel", (3, 3, 5, 8), "latents of 4 channels, vae/ takes 5"),
+        ("unet", "leave/kernel", (3, 3, 8, 8), "unet/ takes 4 channels and gives 8"),
         ("text_encoder", "word/table", (400, 24), "texts of 16 channels, text_encoder/ makes 24"),
         ("text_encoder", "word/table", (90, 16), "tokens, text_encoder/ knows 90"),
     ],

@@ -242,11 +242,29 @@ def test_missing_part(folder, name):
         pipeline.read(folder)
 
 
+@pytest.mark.parametrize("name", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_missing_file(folder, name):
+    (folder / name).rename(folder / "elsewhere")
+    with pytest.raises(UserError, match=rf"^pipeline: {folder}/{name}: no such file: copy it"):
+        pipeline.read(folder)
+
+
+def test_nameless_scheduler(folder):
+    """Without its class nothing could be written that diffusers opens: told before any training."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    edited(path, _class_name=None)
+    with pytest.raises(UserError, match=rf"^pipeline: {path}: _class_name: is missing: copy"):
+        pipeline.read(folder)
+
+
 def test_no_pipeline(tmp_path):
     with pytest.raises(UserError, match=r"model_index\.json: no such file: give the folder of a"):
         pipeline.read(tmp_path)
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(UserError, match=r"model_index\.json: cannot be read as JSON"):
+        pipeline.read(tmp_path)
+    (tmp_path / "model_index.json").write_bytes('{"_class_name": "Lungenödem"}'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"model_index\.json: cannot be read as JSON: 'utf-8'"):
         pipeline.read(tmp_path)
     (tmp_path / "model_index.json").write_text("[]")
     with pytest.raises(UserError, match=r"model_index\.json: must hold one JSON object"):

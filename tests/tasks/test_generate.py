@@ -2,6 +2,7 @@ import json
 import resource
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_the_metadata_are_croissant(folder, table, tmp_path, drawn):
     assert len(read.distribution) == 7 + 1
 
 
-def test_what_was_cut_off_is_completed_and_equal(folder, table, tmp_path, drawn):
+def test_what_was_cut_off_is_completed_and_equal(folder, table, tmp_path, drawn, monkeypatch):
     config = configured(folder, table, images_per_prompt=3, records_per_shard=10)
     generate.run(config, tmp_path / "whole")
     whole = tmp_path / "whole" / "shards"
@@ -157,6 +158,10 @@ def test_what_was_cut_off_is_completed_and_equal(folder, table, tmp_path, drawn)
     (torn / ".synthetic-train.array_record-00000-of-00006.99.tmp").write_bytes(b"begun")
     generate.run(config, tmp_path / "torn")
     assert drawn.drawn == 20
+    assert files(torn) == files(whole)
+    (torn / shards.INFO).unlink()  # cut off behind the last shard: nothing is to be drawn
+    monkeypatch.setattr(generate, "_generator", lambda *_: pytest.fail("compiled for nothing"))
+    generate.run(config, tmp_path / "torn")
     assert files(torn) == files(whole)
 
 
@@ -194,6 +199,38 @@ def test_a_record_that_is_lost_in_the_sampler_stops_the_run_by_name(folder, tabl
     generate.run(config, tmp_path / "run")
     assert drawn.drawn == 24
     assert len(records(tmp_path / "run" / "shards")) == 30
+
+
+def test_images_that_do_not_fit_are_made_anew_and_a_lost_attempt_is_named(
+    folder, table, tmp_path, drawn, monkeypatch
+):
+    """An image fits if its first pixel is bright; at later attempts all are."""
+    config = configured(folder, table)
+    judge = generate.Filter(SimpleNamespace(sections=("impression",)), 0.5, 2)
+    monkeypatch.setattr(generate, "_filter", lambda config, workdir: judge)
+    monkeypatch.setattr(
+        generate.pairs, "scores", lambda pair, made, texts: np.array([x[0, 0] / 255 for x in made])
+    )
+    lost = set()
+
+    def again(indices, texts, attempt):
+        if found := lost & set(indices):
+            raise NotFinite(found.pop(), 1)
+        return [np.full((SIDE, SIDE), 128 + i, np.uint8) for i in indices]
+
+    monkeypatch.setattr(drawn, "images", again, raising=False)
+    generate.run(config, tmp_path / "run")
+    made = records(tmp_path / "run" / "shards")
+    anew = [i for i, r in enumerate(made) if r["seed"] == f"0/{i}/1"]
+    assert 5 < len(anew) < 25
+    assert all((made[i]["image"] == 128 + i).all() for i in anew)
+    assert all(r["seed"] == f"0/{i}" for i, r in enumerate(made) if i not in anew)
+    assert all(r["image"][0, 0] >= 128 for r in made)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    assert results["filter/replaced"] == {"value": len(anew) / 30, "n": 30}
+    lost.add(anew[-1])
+    with pytest.raises(UserError, match=f"record k{anew[-1]} .*: not finite after step 1 of"):
+        generate.run(config, tmp_path / "lost")
 
 
 def test_a_full_disk_is_told_and_loses_nothing(folder, table, tmp_path, drawn):
@@ -240,8 +277,13 @@ def test_another_set_does_not_go_into_the_same_place(folder, table, tmp_path, dr
     [
         ("sampler.name", "plms", r"config\.sampler\.name: 'plms' is unknown: choose from ddim"),
         ("sampler.interval", (1.0,), r"config\.sampler\.interval: \(1\.0,\): give two noise"),
+        ("sampler.interval", (5.0, 0.3), r"interval: \(5\.0, 0\.3\): give two .*lower first"),
         ("sampler.rescale", 2.0, r"config\.sampler\.rescale: 2\.0: give a share"),
         ("sampler.steps", 0, r"config\.sampler\.steps: 0: give a number above 0"),
+        ("sampler.steps", 1000, r"sampler steps: 1000 with timestep_spacing"),
+        ("size", 15, r"config\.size: 15: use a multiple of 2"),
+        ("filter.attempts", 0, r"config\.filter\.attempts: 0: give a number above 0"),
+        ("filter.quantile", 5.0, r"config\.filter\.quantile: 5\.0: give a share"),
         ("data.splits", ("all",), r"config\.data\.splits: 'all' is unknown"),
         ("data.source", "nowhere.csv", r"no table: nowhere\.csv does not exist"),
         ("pipeline", "assets/none", r"config\.pipeline: assets/none: no such folder .*name a"),
@@ -252,6 +294,72 @@ def test_a_mistake_is_told_before_any_work(folder, table, tmp_path, field, value
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=told) as raised:
         generate.run(config, tmp_path / "run")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def edited(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (
+            lambda f: shutil.rmtree(f / "scheduler"),
+            "the part scheduler/ is missing: copy the whole",
+        ),
+        (
+            lambda f: shutil.rmtree(f / "tokenizer"),
+            "the part tokenizer/ is missing: copy the whole",
+        ),
+        (
+            lambda f: edited(f / "model_index.json", unet=["x", "UNet3D"]),
+            "unet is 'UNet3D', must be",
+        ),
+        (lambda f: cut_short(f / WEIGHTS), "not a whole safetensors file"),
+        (lambda f: (f / WEIGHTS).write_bytes(b"PK\x03\x04pickles"), "a pickle, .* never loaded"),
+        (
+            lambda f: edited(f / "vae/config.json", latent_channels=3),
+            "vae: does not fit the model: .* misshapen",
+        ),
+        (lambda f: cut_short(f / "tokenizer/tokenizer.json"), "no tokenizer that transformers can"),
+        (
+            lambda f: edited(f / "scheduler/scheduler_config.json", _class_name="LCMScheduler"),
+            "_class_name: 'LCMScheduler' is not supported: use DDIM",
+        ),
+        (
+            lambda f: edited(f / "scheduler/scheduler_config.json", prediction_type="sample"),
+            "prediction_type: 'sample' is not supported: use epsilon or v_prediction",
+        ),
+    ],
+    ids=[
+        "part",
+        "words",
+        "class",
+        "short",
+        "pickle",
+        "shapes",
+        "tokens",
+        "scheduler",
+        "prediction",
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_told_and_binds_nobody(
+    folder, table, tmp_path, break_it, told
+):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    break_it(broken)
+    with pytest.raises(UserError, match=told) as raised:
+        generate.run(configured(broken, table), tmp_path / "run")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
 
