@@ -1,6 +1,7 @@
 """Entries of results.json with intervals: means and AUROCs by subject, rates of rare events."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import beta
@@ -31,13 +32,52 @@ def rate(flagged: np.ndarray) -> Estimate:
     return Estimate(value=k / n, n=n, ci95=[low, high])
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A figure of merit of s fitted classifiers over n records, and the same on resamples of them.
+
+    Figures over the same records are drawn on the same resamples: a difference of two is paired.
+    """
+
+    values: np.ndarray  # [s]
+    draws: np.ndarray  # [r, s]
+    n: int
+
+    def __sub__(self, other: "Figure") -> "Figure":
+        return Figure(self.values - other.values, self.draws - other.draws, self.n)
+
+    def estimate(self) -> Estimate:
+        """Mean over the classifiers, with its interval over records and classifiers together."""
+        return metrics.estimate_over_seeds(self.values, self.draws, self.n)
+
+
+def figure(
+    statistic: Callable[[np.ndarray], np.ndarray], counted: np.ndarray, subjects: np.ndarray
+) -> Figure:
+    """The figure of a `statistic` that maps weights [r, n] of the records to values [r, s].
+
+    counted: bool [n], the records that it rests on; subjects [n], who are drawn.
+    """
+    values = statistic(np.ones((1, len(counted)), np.float32))[0]
+    draws = metrics.bootstrap(statistic, len(counted), subjects)
+    return Figure(values, draws, int(counted.sum()))
+
+
 def aurocs(
     logits: np.ndarray, labels: np.ndarray, names: Sequence[str], subjects: np.ndarray
 ) -> dict[str, Estimate]:
-    """AUROC of each label, and their `mean`, over s fitted classifiers.
+    """`auroc_figures` as entries of results.json."""
+    found = auroc_figures(logits, labels, names, subjects)
+    return {name: figure.estimate() for name, figure in found.items()}
+
+
+def auroc_figures(
+    logits: np.ndarray, labels: np.ndarray, names: Sequence[str], subjects: np.ndarray
+) -> dict[str, Figure]:
+    """AUROC of each of c labels, and their `mean`, over s fitted classifiers.
 
     logits [s, n, c]; labels [n, c]: 1, 0, or negative = left out, both classes of each; subjects
-    [n], for the bootstrap over subjects and classifiers together.
+    [n], for the bootstrap. A resample can lack a class of a rare label: its mean is of the others.
     """
 
     def statistic(w: np.ndarray) -> np.ndarray:
@@ -45,17 +85,13 @@ def aurocs(
         found = [[metrics.auroc(x[:, i], labels[:, i], w) for i in columns] for x in logits]
         return np.array(found).transpose(2, 0, 1)  # [r, s, c]
 
-    values = statistic(np.ones((1, len(labels)), np.float32))[0]
-    draws = metrics.bootstrap(statistic, len(labels), subjects)
+    whole = figure(statistic, np.ones(len(labels), bool), subjects)
     counts = (labels >= 0).sum(axis=0).tolist()
     found = {
-        name: metrics.estimate_over_seeds(values[:, i], draws[..., i], counts[i])
+        name: Figure(whole.values[:, i], whole.draws[..., i], counts[i])
         for i, name in enumerate(names)
     }
-    # A resample can lack a class of a rare label: its mean is that of the others.
-    known = np.isfinite(draws)
-    count = known.sum(axis=2)
-    total = np.where(known, draws, 0).sum(axis=2)
+    known = np.isfinite(whole.draws)
+    count, total = known.sum(axis=-1), np.where(known, whole.draws, 0).sum(axis=-1)
     means = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-    found["mean"] = metrics.estimate_over_seeds(values.mean(axis=1), means, len(labels))
-    return found
+    return found | {"mean": Figure(whole.values.mean(axis=-1), means, whole.n)}

@@ -13,6 +13,8 @@ from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.config import check_files, check_numbers
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.curation import estimates
+from medsyn_jax.curation.estimates import Figure
 from medsyn_jax.data import shards, splits
 from medsyn_jax.objectives import classify
 from medsyn_jax.train import corpus, encoders, features, probe
@@ -44,15 +46,6 @@ class Task:
             return known
         one = (known == 1).sum(axis=1) == 1
         return np.where(one, (known == 1).argmax(axis=1), classify.UNMENTIONED).astype(np.int32)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of merit by seed: `values` [s] and bootstrap `draws` [r, s], over n records."""
-
-    values: np.ndarray
-    draws: np.ndarray
-    n: int
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -89,16 +82,15 @@ def run(config: Any, workdir: Path) -> None:
             config, workdir, encoder.name, task, tables, parts["train"].keys
         )
     results = {
-        f"{name}/test/{key}": metrics.estimate_over_seeds(f.values, f.draws, f.n)
+        f"{name}/test/{key}": figure.estimate()
         for name, by_key in figures.items()
-        for key, f in by_key.items()
+        for key, figure in by_key.items()
     }
-    for key, f in figures["pretrained"].items():
+    for key, figure in figures["pretrained"].items():
         if not key.endswith(("mean", "accuracy")):
             continue  # label by label they can be had from the two
-        base = figures["random"][key]
-        gain = metrics.estimate_over_seeds(f.values - base.values, f.draws - base.draws, f.n)
-        results[f"pretrained-random/test/{key}"] = gain
+        gain = figure - figures["random"][key]
+        results[f"pretrained-random/test/{key}"] = gain.estimate()
     log.write_results(workdir, "classify", {k: dict(v) for k, v in results.items()})
 
 
@@ -263,7 +255,7 @@ def judge(
         def accuracies(w: np.ndarray) -> np.ndarray:
             return np.stack([metrics.accuracy(p, test, w) for p in predicted], axis=1)
 
-        figures["accuracy"] = _figure(accuracies, test >= 0, subjects)
+        figures["accuracy"] = estimates.figure(accuracies, test >= 0, subjects)
         if len(task.names) > 2:
             return figures
         names, test = task.names[1:], test[:, None]
@@ -274,31 +266,6 @@ def judge(
     left_out = [name for i, name in enumerate(names) if i not in defined]
     if left_out:
         log.say(f"no AUROC of {', '.join(left_out)}: one class only in the test split")
-
-    def aurocs(w: np.ndarray) -> np.ndarray:
-        return np.stack(
-            [[metrics.auroc(x[:, i], test[:, i], w) for i in defined] for x in outputs]
-        ).transpose(2, 0, 1)
-
-    whole = _figure(aurocs, np.ones(len(test), bool), subjects)
-    for at, i in enumerate(defined):
-        known = int((test[:, i] >= 0).sum())
-        figures[f"auroc/{names[i]}"] = Figure(whole.values[:, at], whole.draws[..., at], known)
-    mean_values, mean_draws = (_mean_of_defined(x) for x in (whole.values, whole.draws))
-    figures["auroc/mean"] = Figure(mean_values, mean_draws, whole.n)
-    return figures
-
-
-def _figure(statistic: Any, counted: np.ndarray, subjects: np.ndarray) -> Figure:
-    """`statistic` of weights [r, n] -> [r, s, ...] on the test split and on its resamples."""
-    values = statistic(np.ones((1, len(counted)), np.float32))[0]
-    draws = metrics.bootstrap(statistic, len(counted), subjects)
-    return Figure(values, draws, int(counted.sum()))
-
-
-def _mean_of_defined(x: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of what is not NaN; a resample can lack a class of a rare label."""
-    known = np.isfinite(x)
-    count = known.sum(axis=-1)
-    total = np.where(known, x, 0).sum(axis=-1)
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    names = [names[i] for i in defined]
+    found = estimates.auroc_figures(outputs[..., defined], test[:, defined], names, subjects)
+    return figures | {f"auroc/{name}": figure for name, figure in found.items()}

@@ -59,8 +59,9 @@ def test_aurocs_are_sklearns_and_a_rare_label_does_not_spoil_the_mean():
     labels = rng.choice([1, 0, -2], size=(50, 2)).astype(np.int8)
     labels[:, 1] = -2
     labels[:4, 1] = (1, 0, 0, 0)  # its only positive is missing from 1 resample in e
-    found = estimates.aurocs(logits, labels, ("a", "b"), np.arange(50))
-    assert list(found) == ["a", "b", "mean"]
+    args = labels, ("a", "b"), np.arange(50)
+    found, figures = (f(logits, *args) for f in (estimates.aurocs, estimates.auroc_figures))
+    assert list(found) == list(figures) == ["a", "b", "mean"]
     for i, name in enumerate("ab"):
         known = labels[:, i] >= 0
         want = np.mean([roc_auc_score(labels[known, i], x[known, i]) for x in logits])
@@ -69,6 +70,20 @@ def test_aurocs_are_sklearns_and_a_rare_label_does_not_spoil_the_mean():
     both = [found[name]["value"] for name in "ab"]
     assert found["mean"]["value"] == pytest.approx(np.mean(both))
     assert len(found["mean"]["ci95"]) == 2
+    assert 0.25 < np.isnan(figures["b"].draws).mean() < 0.5
+    assert np.isfinite(figures["mean"].draws).all()
+
+
+def test_a_difference_is_drawn_on_the_same_resamples():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, size=(80, 1)).astype(np.int8)
+    logits = rng.normal(size=(1, 80, 1)) + labels
+    near = logits + 0.05 * rng.normal(size=logits.shape)
+    a, b = (estimates.auroc_figures(x, labels, "a", np.arange(80))["mean"] for x in (near, logits))
+    gain = (a - b).estimate()
+    assert gain["value"] == pytest.approx(a.values[0] - b.values[0])
+    widths = [np.diff(entry["ci95"])[0] for entry in (gain, a.estimate(), b.estimate())]
+    assert widths[0] < 0.2 * min(widths[1:])
 
 
 def test_what_fails_is_made_anew_and_what_passes_is_left_alone():

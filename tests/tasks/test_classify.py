@@ -239,13 +239,3 @@ def test_figures_of_classes(count):
         assert figures["auroc/b"].values == pytest.approx(want, abs=1e-9)
     else:
         assert list(figures) == ["accuracy"]
-
-
-def test_a_resample_without_a_class_of_a_rare_label_keeps_its_mean():
-    test = np.zeros((40, 2), np.int8)
-    test[:20, 0], test[0, 1] = 1, 1  # a single positive is missing from 1 resample in e
-    outputs = np.random.default_rng(0).normal(size=(1, 40, 2)).astype(np.float32)
-    figures = classify.judge(task_of("multilabel", NAMES[:2]), outputs, test, np.arange(40))
-    missing = np.isnan(figures["auroc/b"].draws).mean()
-    assert 0.25 < missing < 0.5
-    assert np.isfinite(figures["auroc/mean"].draws).all()
