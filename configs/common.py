@@ -44,6 +44,7 @@ def resnet(depths: tuple[int, ...], width: int, block: str, channels: int, stem:
     """An image encoder; `weights` names a safetensors file, empty for a random start."""
     return ConfigDict(
         {
+            "kind": "resnet",
             "depths": depths,
             "width": width,
             "block": block,
@@ -54,12 +55,36 @@ def resnet(depths: tuple[int, ...], width: int, block: str, channels: int, stem:
             "layout": "",
             "mean": 0.5,
             "std": 0.25,
+            "upsample": 0,  # side that images are brought to before the encoder; 0: as they are
         }
     )
 
 
 def resnet50() -> ConfigDict:
     return resnet((3, 4, 6, 3), 64, "bottleneck", 3, "7x7")
+
+
+def vit() -> ConfigDict:
+    """ViT-B/16 at 224 pixels; `weights` names a file in timm's or Hugging Face's layout."""
+    return ConfigDict(
+        {
+            "kind": "vit",
+            "size": 224,
+            "patch": 16,
+            "width": 768,
+            "layers": 12,
+            "heads": 12,
+            "mlp_width": 3072,
+            "channels": 3,
+            "eps": 1e-6,
+            "remat": False,
+            "weights": "weights/vit-base-patch16",
+            "layout": "",
+            "mean": 0.5,
+            "std": 0.5,
+            "upsample": 0,
+        }
+    )
 
 
 def bert(width: int, layers: int, heads: int, max_length: int, dropout: float) -> ConfigDict:
@@ -76,9 +101,25 @@ def bert(width: int, layers: int, heads: int, max_length: int, dropout: float) -
             "dropout": dropout,
             "eps": 1e-12,
             "remat": False,
-            "pooling": "cls",
+            "pooling": "cls",  # or mean, max
+            "summed": 1,  # the last so many layers
             "weights": "",
+            "truncate": False,  # True: keep the first `layers` of a file that has more
             "layout": "",
+        }
+    )
+
+
+def heads(kind: str, hidden: int, width: int, local: bool = False) -> ConfigDict:
+    """From the encoders to the shared space; `local`: of regions and words, too."""
+    return ConfigDict(
+        {
+            "kind": kind,
+            "hidden": hidden,
+            "width": width,
+            "text": True,  # False: the text encoder's space is the shared one
+            "local": local,
+            "prototypes": 0,
         }
     )
 
@@ -163,6 +204,9 @@ def adamw(lr: float, warmup: float, weight_decay: float, clip: float) -> ConfigD
             "b1": 0.9,
             "b2": 0.999,
             "frozen": (),  # regexes over names of parameters and running statistics: ("text/.*",)
+            "held": (),  # regexes of what does not move during the first `held_epochs`
+            "held_epochs": 0.0,
+            "unit_rows": (),  # regexes of matrices whose rows are normalized after every update
             "accumulate": 1,  # micro-batches a step; each is contrasted within itself
         }
     )

@@ -39,7 +39,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.image = common.resnet((1, 1, 1, 1), 32, "basic", 1, "7x7")
     config.text = common.bert(width=128, layers=1, heads=4, max_length=128, dropout=0.0)
     config.text.pooling = "mean"  # a [CLS] that starts untrained takes many more steps
-    config.heads = ConfigDict({"kind": "normed", "hidden": 256, "width": 128})
+    config.heads = common.heads("normed", hidden=256, width=128)
     config.loss = ConfigDict({"temperature": 0.07, "image_to_text": 1.0, "text_to_image": 1.0})
     config.optim = common.adamw(lr=1e-3, warmup=0.1, weight_decay=0.05, clip=1.0)
     config.train = common.schedule(epochs=8.0)

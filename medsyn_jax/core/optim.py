@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from medsyn_jax.core import tree
@@ -35,21 +36,20 @@ def adamw(
     clip: float = 0.0,
     decay: tree.Rules = DECAY_RULES,
     frozen: tuple[str, ...] = (),
+    held: tuple[str, ...] = (),
+    held_steps: int = 0,
+    unit_rows: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
     """AdamW for the tree `params` (arrays or shapes).
 
     clip: global norm over the trained leaves, 0 for none. frozen: regexes over whole names; those
-    leaves stay as they are and hold no optimizer state. Raises UserError if a frozen rule is no
-    regex or matches nothing, or if nothing is left to train.
+    leaves stay as they are and hold no optimizer state. held: those that stay so for the first
+    `held_steps`. unit_rows: matrices whose rows have unit L2 norm after every update. Raises
+    UserError if such a rule is no regex or matches nothing, or if nothing is left to train.
     """
     names = tree.named(params)
-    for pattern in frozen:
-        try:
-            compiled = re.compile(pattern)
-        except re.error as e:
-            raise UserError(f"config.optim.frozen: {pattern!r} is no regex: {e}") from None
-        if not any(compiled.fullmatch(name) for name in names):
-            raise UserError(f"config.optim.frozen: {pattern!r} matches no parameter")
+    for field, rules in {"frozen": frozen, "held": held, "unit_rows": unit_rows}.items():
+        _check_rules(field, rules, names)
     rules = [*((pattern, "frozen") for pattern in frozen), (".*", "trained")]
     labels = tree.map_rules(rules, params)
     if "trained" not in jax.tree.leaves(labels):
@@ -60,4 +60,50 @@ def adamw(
         optax.add_decayed_weights(weight_decay, lambda p: tree.map_rules(decay, p)),
         optax.scale_by_learning_rate(schedule),
     )
-    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+    tx = optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+    if held:
+        tx = optax.chain(_hold(held, held_steps), tx)
+    return optax.chain(tx, _unit_rows(unit_rows)) if unit_rows else tx
+
+
+def _check_rules(field: str, rules: tuple[str, ...], names: Any) -> None:
+    for pattern in rules:
+        try:
+            compiled = re.compile(pattern)
+        except re.error as e:
+            raise UserError(f"config.optim.{field}: {pattern!r} is no regex: {e}") from None
+        if not any(compiled.fullmatch(name) for name in names):
+            raise UserError(f"config.optim.{field}: {pattern!r} matches no parameter")
+
+
+def _marked(rules: tuple[str, ...], like: Any) -> Any:
+    return tree.map_rules([*((pattern, True) for pattern in rules), (".*", False)], like)
+
+
+def _hold(rules: tuple[str, ...], steps: int) -> optax.GradientTransformation:
+    """No gradient for what the rules match, for the first steps: Adam then does not move it."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple:
+        del params
+        free = (state >= steps).astype(jnp.float32)
+        marks = _marked(rules, updates)
+        held = jax.tree.map(lambda u, m: u * free.astype(u.dtype) if m else u, updates, marks)
+        return held, state + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+def _unit_rows(rules: tuple[str, ...]) -> optax.GradientTransformation:
+    """Turns the update of what the rules match into one that ends on rows of unit norm."""
+
+    def update(updates: Any, params: Any) -> Any:
+        def projected(u: jax.Array, p: jax.Array, mark: bool) -> jax.Array:
+            if not mark:
+                return u
+            x = p + u
+            length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
+            return x / jnp.maximum(length, 1e-12) - p
+
+        return jax.tree.map(projected, updates, params, _marked(rules, updates))
+
+    return optax.stateless(update)

@@ -11,13 +11,35 @@ from jaxtyping import Array, Float, Key, UInt8
 from medsyn_jax.core.errors import UserError
 
 Range = tuple[float, float]
+PIXELS = ("mean", "std", "channels", "upsample")  # what an encoder says of its input
 
 
 def normalize(
-    images: UInt8[Array, "b h w"], *, mean: float = 0.5, std: float = 0.25, channels: int = 1
-) -> Float[Array, "b h w c"]:
-    """Bytes to (x / 255 - mean) / std in fp32, the grey repeated over `channels`."""
-    x = (images.astype(jnp.float32) / 255.0 - mean) / std
+    images: UInt8[Array, "b h w"],
+    *,
+    mean: float = 0.5,
+    std: float = 0.25,
+    channels: int = 1,
+    upsample: int = 0,
+) -> Float[Array, "b p q c"]:
+    """Bytes to (x / 255 - mean) / std in fp32, the grey repeated over `channels`.
+
+    upsample: a side in pixels that images are brought to, corner on corner (torch's bilinear
+    `Upsample(align_corners=True)`, as GLoRIA and MGCA do it); 0 for none.
+    """
+    return _finished(images.astype(jnp.float32) / 255.0, mean, std, channels, upsample)
+
+
+def _finished(x: Array, mean: float, std: float, channels: int, upsample: int) -> Array:
+    x = (x - mean) / std
+    if upsample:
+        scale = jnp.array([(upsample - 1) / (n - 1) for n in x.shape[1:]], jnp.float32)
+        to = (upsample, upsample)
+        move = 0.5 - 0.5 * scale
+        enlarge = lambda image: jax.image.scale_and_translate(  # noqa: E731
+            image, to, (0, 1), scale, move, "linear", antialias=False
+        )
+        x = jax.vmap(enlarge)(x)
     return jnp.broadcast_to(x[..., None], (*x.shape, channels))
 
 
@@ -51,14 +73,15 @@ def augment(
     mean: float = 0.5,
     std: float = 0.25,
     channels: int = 1,
-) -> Float[Array, "b size size c"]:
+    upsample: int = 0,
+) -> Float[Array, "b p q c"]:
     """Random views of a batch, as ConVIRT (arXiv 2010.00747, 3.3) and its successors draw them.
 
     area: share of the image that the crop covers; aspect: width / height of the crop (drawn in the
     logarithm). flip: probability of a left-right flip. rotate: degrees to either side. shift: share
     of the crop's side, to either side. zoom: scaling of the crop about its centre. jitter: range of
     both the brightness and the contrast factor. blur: range of the Gaussian's sigma in pixels.
-    Outside the stored image is black. Returns fp32, normalised as by `normalize`.
+    Outside the stored image is black. Returns fp32 views of `size`, finished as by `normalize`.
     """
 
     def one(key: Array, image: Array) -> Array:
@@ -85,8 +108,7 @@ def augment(
         return _toned(k[7], x, jitter, blur)
 
     x = jax.vmap(one)(jax.random.split(key, images.shape[0]), images)
-    x = (x - mean) / std
-    return jnp.broadcast_to(x[..., None], (*x.shape, channels))
+    return _finished(x, mean, std, channels, upsample)
 
 
 def _uniform(key: Array, bounds: Range, shape: tuple[int, ...] = ()) -> Array:

@@ -58,9 +58,15 @@ class LinearHead(nnx.Module):
     """One linear layer."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
     ):
-        self.last = Linear(inputs, outputs, dtype=dtype, rngs=rngs)
+        self.last = Linear(inputs, outputs, bias=bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*n i"], train: bool) -> Float[Array, "*n o"]:
         del train

@@ -5,8 +5,10 @@ a config's fields mean without sharing a config object.
 """
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -16,37 +18,92 @@ from medsyn_jax.core.config import check_choice, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.models.bert import Bert
 from medsyn_jax.models.heads import LinearHead, MlpHead, NormedHead
-from medsyn_jax.models.resnet import Block, ResNet, Stem
+from medsyn_jax.models.layers import uniform
+from medsyn_jax.models.resnet import Block, ImageFeatures, ResNet, Stem
+from medsyn_jax.models.vit import PatchFeatures, ViT
 
+IMAGE_ENCODERS = ("resnet", "vit")
 POOLINGS = ("cls", "mean", "max")
 HEADS = ("normed", "mlp", "linear")
+
+
+class Local(NamedTuple):
+    """Regions and words in the shared space, not normalized.
+
+    `words` holds at position 0 the [CLS], from 1 on the words of the report, then its [SEP] and
+    zeros; `word_count` says how many the words are. `word_attention` (fp32) is the last layer's
+    attention of [CLS] to these positions, `region_attention` to the regions of a ViT.
+    """
+
+    regions: Float[Array, "b r d"]
+    words: Float[Array, "b t d"]
+    word_count: Int[Array, " b"]
+    word_attention: Float[Array, "b m t"]
+    region_attention: Float[Array, "b n r"] | None
+
+
+class Embeddings(NamedTuple):
+    """Images and reports in the shared space, not normalized; `local` with local heads only."""
+
+    image: Float[Array, "b d"]
+    text: Float[Array, "b d"]
+    local: Local | None = None
+    prototypes: Float[Array, "k d"] | None = None
 
 
 def check(image: Mapping[str, Any], text: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
     """UserError if `PairEncoder` cannot be built from these settings."""
     config = {"image": image, "text": text, "heads": heads}
-    sizes = ("image.width", "text.width", "text.heads", "text.max_length", "heads.width")
+    check_choice("image.kind", image["kind"], IMAGE_ENCODERS)
+    sizes = ["image.width", "text.width", "text.heads", "text.max_length", "text.summed"]
+    sizes += ["heads.width"]
+    sizes += ["image.heads", "image.layers", "image.patch"] if image["kind"] == "vit" else []
     check_numbers(config, above_0=sizes)
-    check_choice("image.block", image["block"], get_args(Block))
-    check_choice("image.stem", image["stem"], get_args(Stem))
     check_choice("text.pooling", text["pooling"], POOLINGS)
     check_choice("heads.kind", heads["kind"], HEADS)
-    if len(image["depths"]) != 4 or min(image["depths"]) < 1:
+    if image["kind"] == "resnet":
+        check_choice("image.block", image["block"], get_args(Block))
+        check_choice("image.stem", image["stem"], get_args(Stem))
+        if len(image["depths"]) != 4 or min(image["depths"]) < 1:
+            raise UserError(
+                f"config.image.depths: {image['depths']}: give the number of blocks of each of "
+                "the four stages, such as (3, 4, 6, 3)"
+            )
+    elif image["size"] % image["patch"]:
         raise UserError(
-            f"config.image.depths: {image['depths']}: give the number of blocks of each of the "
-            "four stages, such as (3, 4, 6, 3)"
+            f"config.image.patch: {image['patch']} does not divide config.image.size "
+            f"{image['size']}: change one of the two"
         )
-    if text["width"] % text["heads"]:
+    for name in ("text", "image") if image["kind"] == "vit" else ("text",):
+        width, count = config[name]["width"], config[name]["heads"]
+        if width % count:
+            raise UserError(
+                f"config.{name}.heads: {count} do not divide config.{name}.width {width}: "
+                "change one of the two"
+            )
+    if text["summed"] > text["layers"]:
         raise UserError(
-            f"config.text.heads: {text['heads']} do not divide config.text.width {text['width']}: "
-            "change one of the two"
+            f"config.text.summed: {text['summed']} of config.text.layers {text['layers']}: "
+            "sum at most so many"
         )
+    if not heads["text"] and text["width"] != heads["width"]:
+        raise UserError(
+            f"config.heads.text: without a head for the text config.heads.width {heads['width']} "
+            f"must be config.text.width {text['width']}"
+        )
+    if heads["prototypes"] == 1:
+        raise UserError("config.heads.prototypes: 1: give 2 or more, or 0 for none")
 
 
-def image_encoder(settings: Mapping[str, Any], dtype: DTypeLike, rngs: nnx.Rngs) -> ResNet:
-    """settings: depths, width, block, channels, stem, remat (see `ResNet`)."""
-    known = ("depths", "width", "block", "channels", "stem", "remat")
-    return ResNet(**{k: settings[k] for k in known}, dtype=dtype, rngs=rngs)
+def image_encoder(settings: Mapping[str, Any], dtype: DTypeLike, rngs: nnx.Rngs) -> ResNet | ViT:
+    """settings: kind; depths, width, block, channels, stem, remat of a `ResNet`, or size, patch,
+    width, layers, heads, mlp_width, channels, eps, remat of a `ViT`."""
+    if settings["kind"] == "resnet":
+        known = ("depths", "width", "block", "channels", "stem", "remat")
+        return ResNet(**{k: settings[k] for k in known}, dtype=dtype, rngs=rngs)
+    known = ("patch", "width", "layers", "heads", "mlp_width", "channels", "eps", "remat")
+    options = {k: settings[k] for k in known}
+    return ViT(settings["size"], **options, dtype=dtype, rngs=rngs)
 
 
 def text_encoder(
@@ -59,12 +116,16 @@ def text_encoder(
 
 
 def head(
-    settings: Mapping[str, Any], inputs: int, dtype: DTypeLike, rngs: nnx.Rngs
+    settings: Mapping[str, Any],
+    inputs: int,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    bias: bool = True,
 ) -> NormedHead | MlpHead | LinearHead:
-    """settings: kind (one of HEADS), hidden, width (of the shared space)."""
+    """settings: kind (one of HEADS), hidden, width (of the shared space). bias: of a linear one."""
     kind, width = settings["kind"], settings["width"]
     if kind == "linear":
-        return LinearHead(inputs, width, dtype=dtype, rngs=rngs)
+        return LinearHead(inputs, width, bias=bias, dtype=dtype, rngs=rngs)
     maker = {"normed": NormedHead, "mlp": MlpHead}[kind]
     return maker(inputs, settings["hidden"], width, dtype=dtype, rngs=rngs)
 
@@ -82,11 +143,21 @@ def pool_tokens(
     return (states * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
 
 
+def sum_words(x: Float[Array, "b t *w"], words: Int[Array, "b t"]) -> Float[Array, "b t *w"]:
+    """What the pieces of each word have, summed, at the word's number. words: -1 for padding."""
+    wider = jnp.where(words < 0, words.shape[1], words)  # a place that is cut off
+    add = partial(jax.ops.segment_sum, num_segments=words.shape[1] + 1)
+    return jax.vmap(add)(x, wider)[:, :-1]
+
+
 class PairEncoder(nnx.Module):
     """An image tower and a text tower that end in one space of `heads["width"]` dimensions.
 
-    image, text, heads: settings as above; text also has `pooling`, one of POOLINGS. Raises
-    UserError for settings that do not go together (`check`).
+    image, text, heads: settings as above. text also has `pooling`, one of POOLINGS, of the sum of
+    the last `summed` layers. heads: `text` is False where the text's own space is the shared one;
+    `local` adds heads for regions (layer 3 of a ResNet, the patches of a ViT) and words;
+    `prototypes` is the number of theirs, 0 for none. Raises UserError for settings that do not go
+    together (`check`).
     """
 
     def __init__(
@@ -100,22 +171,61 @@ class PairEncoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check(image, text, heads)
-        self.pooling = text["pooling"]
+        self.pooling, self.summed, self.local = text["pooling"], text["summed"], heads["local"]
         self.image = image_encoder(image, dtype, rngs)
         self.text = text_encoder(text, vocab_size, dtype, rngs)
         self.image_head = head(heads, self.image.features, dtype, rngs)
-        self.text_head = head(heads, self.text.features, dtype, rngs)
+        words = head(heads, self.text.features, dtype, rngs) if heads["text"] else None
+        self.text_head = nnx.data(words)
+        regions = words = prototypes = None
+        if self.local:
+            inputs = self.image.features // (2 if image["kind"] == "resnet" else 1)
+            regions = head(heads, inputs, dtype, rngs, bias=False)
+            words = head(heads, self.text.features, dtype, rngs) if heads["text"] else None
+        if heads["prototypes"]:
+            start = uniform(1.0)(rngs.params(), (heads["prototypes"], heads["width"]))
+            prototypes = nnx.Param(start / jnp.sqrt(jnp.square(start).sum(-1, keepdims=True)))
+        self.region_head, self.word_head = nnx.data(regions), nnx.data(words)
+        self.prototypes = nnx.data(prototypes)
 
     def __call__(
         self,
         images: Float[Array, "b h w c"],
         ids: Int[Array, "b t"],
         mask: Bool[Array, "b t"],
+        words: Int[Array, "b t"] | None = None,
         *,
         train: bool,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
-        """Embeddings of the images and of the reports, not normalised. key: for dropout."""
-        v = self.image_head(self.image(images, train).pooled, train)
-        states = self.text(ids, mask, key)[-1]
-        return v, self.text_head(pool_tokens(states, mask, self.pooling), train)
+    ) -> Embeddings:
+        """words: of each token (`Tokenizer.encode_words`), for local heads. key: for dropout."""
+        seen = self.image(images, train)
+        image = self.image_head(seen.pooled, train)
+        states = self.text(ids, mask, key)
+        last = sum(states[-self.summed :][1:], states[-self.summed])
+        text = pool_tokens(last, mask, self.pooling)
+        text = text if self.text_head is None else self.text_head(text, train)
+        prototypes = None if self.prototypes is None else self.prototypes[...]
+        if self.region_head is None or words is None:
+            return Embeddings(image, text, None, prototypes)
+        regions, looks = _regions(seen)
+        by_word = sum_words(last, words)
+        attention = jnp.swapaxes(self.text.cls_attention(states, mask), 1, 2)
+        local = Local(
+            self.region_head(regions, train),
+            by_word if self.word_head is None else self.word_head(by_word, train),
+            words.max(1) - 1,
+            jnp.swapaxes(sum_words(attention, words), 1, 2),
+            looks,
+        )
+        return Embeddings(image, text, local, prototypes)
+
+
+def _regions(
+    seen: ImageFeatures | PatchFeatures,
+) -> tuple[Float[Array, "b r f"], Float[Array, "b n r"] | None]:
+    """The local features, row by row, and where [CLS] looks, of an encoder that has one."""
+    if isinstance(seen, PatchFeatures):
+        return seen.patches, seen.cls_attention
+    b, _, _, f = seen.layer3.shape
+    return seen.layer3.reshape(b, -1, f), None

@@ -292,7 +292,7 @@ def _text_encoder(config: Any, workdir: Path, data: Data, mesh: Mesh, part: Part
     alone it learns much more slowly what in a report can be seen."""
     section, text = config.contrastive, module_of(part, config.dtype, config.remat)
     image = section.image.to_dict()
-    pixels = {k: image[k] for k in ("mean", "std", "channels")}
+    pixels = {k: image[k] for k in transforms.PIXELS}
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
         encoder = towers.image_encoder(image, config.dtype, rngs)

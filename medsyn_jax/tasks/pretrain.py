@@ -18,6 +18,8 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import loader, tokenizers, transforms
 from medsyn_jax.models import towers, weights
 from medsyn_jax.models.layers import statistics
+from medsyn_jax.models.towers import Embeddings
+from medsyn_jax.objectives import gloria, mgca
 from medsyn_jax.objectives.contrastive import contrastive_loss, normalize
 from medsyn_jax.train import corpus, loop, recipe
 from medsyn_jax.train import state as states
@@ -28,8 +30,66 @@ from medsyn_jax.train.state import State
 # What may differ between two starts of one run: where it computes, not what.
 FREE = ("mesh.", "data.threads", "ingest.workers", "train.log_every")
 
-# A method says how the outputs of its model become (loss, metrics).
-METHODS: dict[str, Callable[..., tuple]] = {"convirt": contrastive_loss}
+
+def _convirt(e: Embeddings, **settings: Any) -> tuple:
+    return contrastive_loss(e.image, e.text, **settings)
+
+
+def _gloria(
+    e: Embeddings, *, global_weight: float, local_weight: float, tau3: float, **settings: Any
+) -> tuple:
+    whole, parts = gloria.global_loss(e.image, e.text, tau3=tau3)
+    local, more = gloria.local_loss(*_regions_and_words(e), tau3=tau3, **settings)
+    parts |= {f"local/{k}": v for k, v in more.items()}
+    return global_weight * whole + local_weight * local, parts
+
+
+def _gloria_similarity(e: Embeddings, settings: Mapping[str, Any]) -> jax.Array:
+    taus = {k: settings[k] for k in ("tau1", "tau2")}
+    return gloria.local_similarity(*_regions_and_words(e), **taus)
+
+
+def _regions_and_words(e: Embeddings) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """With the mask of the words: [CLS] is one and [SEP] is none, as in the official code."""
+    assert e.local is not None
+    mask = jnp.arange(e.local.words.shape[1])[None] <= e.local.word_count[:, None]
+    return e.local.regions, e.local.words, mask
+
+
+def _mgca(e: Embeddings, **settings: Any) -> tuple:
+    """Words are those after [CLS], with [SEP], as in the official code."""
+    assert e.local is not None
+    assert e.prototypes is not None
+    regions, words, looks = e.local.regions, e.local.words[:, 1:], e.local.region_attention
+    mask = jnp.arange(words.shape[1])[None] <= e.local.word_count[:, None]
+    looked = mgca.cls_weights(e.local.word_attention[:, :, 1:], mask)
+    everywhere = jnp.ones(regions.shape[:2], bool)
+    even = jnp.full(everywhere.shape, 1 / everywhere.shape[1])
+    seen = even if looks is None else mgca.cls_weights(looks, everywhere)
+    return mgca.mgca_loss(
+        e.image, e.text, words, regions, mask, looked, seen, e.prototypes, **settings
+    )
+
+
+@dataclass(frozen=True)
+class Method:
+    """loss: (embeddings, **config.loss) -> (loss, metrics). local: whether it needs regions and
+    words, prototypes: and these. similarity: of all images with all reports, beside that of their
+    embeddings: (embeddings, config.loss) -> [n, n]."""
+
+    loss: Callable[..., tuple]
+    local: bool = False
+    prototypes: bool = False
+    similarity: Callable[[Embeddings, Mapping[str, Any]], jax.Array] | None = None
+
+
+METHODS = {
+    "convirt": Method(_convirt),
+    "gloria": Method(_gloria, local=True, similarity=_gloria_similarity),
+    "mgca": Method(_mgca, local=True, prototypes=True),
+}
+TEMPERATURES = ("temperature", "token_temperature", "prototype_temperature", "epsilon")
+TEMPERATURES += ("tau1", "tau2", "tau3", "iterations")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -61,7 +121,7 @@ def run(config: Any, workdir: Path) -> None:
         return towers.PairEncoder(image, text, heads, vocab, dtype=dtype, rngs=rngs)
 
     structure, params, _ = states.shapes(make_model)
-    tx = recipe.optimizer(config.optim, params, plan.steps)
+    tx = recipe.optimizer(config.optim, params, plan.steps, len(data) // config.data.batch_size)
     key = jax.random.key(config.seed)
     state = states.create(make_model, tx, mesh, meshes.FSDP_RULES, key)
     state = _import_weights(config, state)
@@ -69,6 +129,7 @@ def run(config: Any, workdir: Path) -> None:
     log.write_config(workdir, config, FREE)
     loss_fn = _loss_fn(config, structure)
     embed = steps.compile_eval(_embed_fn(config, structure), state, mesh)
+    evaluation = Evaluation(config, embed, local, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints")
     start = checkpoints.latest() or 0
     batches = loader.train_loader(
@@ -84,7 +145,7 @@ def run(config: Any, workdir: Path) -> None:
     trainer = loop.Trainer(
         step=steps.compile_step(step, state, mesh),
         batches=batches,
-        evaluate=lambda state: _validate(config, embed, state, data.valid, local, mesh),
+        evaluate=lambda state: evaluation.validate(state, data.valid),
         checkpoints=checkpoints,
         log=log.MetricsLog(workdir, start, plan.steps, config.data.batch_size),
         mesh=mesh,
@@ -93,14 +154,9 @@ def run(config: Any, workdir: Path) -> None:
         record_keys=lambda index: loader.record_keys(data.train, index),
     )
     state = recipe.run(trainer, state)
-    embedded = _embed_all(embed, state, data.test, local, config.data.threads, mesh)
-    figures = metrics.retrieval(
-        embedded["image"] @ embedded["text"].T,
-        embedded["reports"],
-        embedded["subjects"],
-    )
-    log.write_results(workdir, "pretrain", {f"test/{k}": dict(v) for k, v in figures.items()})
-    _export(workdir, state)
+    figures = evaluation.retrieval(state, data.test)
+    log.write_results(workdir, "pretrain", {f"test/{k}": v for k, v in figures.items()})
+    _export(workdir, state, config.image.kind)
     log.say_cost("done")
 
 
@@ -108,10 +164,18 @@ def _check(config: Any) -> None:
     """All that the config alone tells to be wrong, and the files that it names but nobody has."""
     check_choice("method", config.method, METHODS)
     check_choice("dtype", config.dtype, DTYPES)
-    above_0 = ("data.batch_size", "data.size", "data.tokens", "augment.size", "loss.temperature")
+    above_0 = ("data.batch_size", "data.size", "data.tokens", "augment.size")
+    above_0 += tuple(f"loss.{k}" for k in config.loss if k in TEMPERATURES)
     above_0 += ("optim.accumulate", "train.epochs", "train.evals_per_epoch")
     above_0 += ("train.checkpoints_per_epoch", "train.log_every")
     check_numbers(config, above_0, from_0=("data.threads", "train.patience", "optim.warmup"))
+    method, heads = METHODS[config.method], config.heads
+    if method.local != heads.local or method.prototypes != (heads.prototypes > 0):
+        raise UserError(
+            f"config.heads: local {heads.local}, prototypes {heads.prototypes}: {config.method} "
+            f"{'needs' if method.local else 'has no'} local heads and "
+            f"{'needs' if method.prototypes else 'has no'} prototypes"
+        )
     towers.check(*(config[part].to_dict() for part in ("image", "text", "heads")))
     sources, weights = config.data.sources, config.data.weights
     if len(sources) != len(weights):
@@ -152,6 +216,7 @@ def _data(config: Any, workdir: Path) -> Data:
             settings.tokens,
             settings.size,
             random_sentence=settings.random_sentence,
+            words=config.heads.local,
         )
 
     train = [source(folder, "train") for folder in folders]
@@ -179,7 +244,9 @@ def _import_weights(config: Any, state: State) -> State:
         if not settings.weights:
             continue
         old = state["params"][part], state["stats"].get(part, {})
-        new = weights.load(settings.weights, settings.layout, *old, report=log.say)
+        layers = settings.layers if settings.get("truncate") else None
+        named = settings.weights, settings.layout
+        new = weights.load(*named, *old, layers=layers, report=log.say)
         params, stats = (states.replace(a, b) for a, b in zip(old, new, strict=True))
         state["params"][part] = params
         if stats:
@@ -188,61 +255,98 @@ def _import_weights(config: Any, state: State) -> State:
 
 
 def _loss_fn(config: Any, structure: Any) -> steps.LossFn:
-    method, settings = METHODS[config.method], dict(config.loss)
-    pixels = {k: config.image[k] for k in ("mean", "std", "channels")}
+    method, settings = METHODS[config.method].loss, dict(config.loss)
+    pixels = {k: config.image[k] for k in transforms.PIXELS}
 
     def loss_fn(params: Any, stats: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         for_view, for_dropout = jax.random.split(key)
         model = nnx.merge(structure, params, stats, copy=True)
         images = transforms.augment(for_view, batch["image"], **config.augment, **pixels)
-        outputs = model(images, batch["ids"], batch["mask"], train=True, key=for_dropout)
-        loss, extra = method(*outputs, **settings)
+        texts = batch["ids"], batch["mask"], batch.get("words")
+        loss, extra = method(model(images, *texts, train=True, key=for_dropout), **settings)
         return loss, (statistics(model), extra)
 
     return loss_fn
 
 
 def _embed_fn(config: Any, structure: Any) -> Callable:
-    """fn(params, stats, batch) -> (image, text) embeddings of unit norm, fp32, without dropout."""
-    pixels = {k: config.image[k] for k in ("mean", "std", "channels")}
+    """fn(params, stats, batch) -> Embeddings of the middle of the images, without dropout; what
+    retrieval compares, image and text, of unit norm in fp32."""
+    pixels = {k: config.image[k] for k in transforms.PIXELS}
 
-    def fn(params: Any, stats: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def fn(params: Any, stats: Any, batch: dict[str, jax.Array]) -> Embeddings:
         model = nnx.merge(structure, params, stats, copy=True)
         images = transforms.center_crop(batch["image"], config.augment.size)
         images = transforms.normalize(images, **pixels)
-        image, text = model(images, batch["ids"], batch["mask"], train=False)
-        return normalize(image), normalize(text)
+        e = model(images, batch["ids"], batch["mask"], batch.get("words"), train=False)
+        return e._replace(image=normalize(e.image), text=normalize(e.text), prototypes=None)
 
     return fn
 
 
-def _embed_all(
-    embed: Callable, state: State, source: loader.Source, local: int, threads: int, mesh: Mesh
-) -> dict[str, np.ndarray]:
-    """Embeddings [n, d] of a whole split in its order, with its reports and subjects."""
-    found = recipe.over(
-        lambda batch: embed(state["params"], state["stats"], batch), source, local, threads, mesh
-    )
-    whole = dict(zip(("image", "text"), found, strict=True))
-    return whole | {"reports": np.array(source.texts()), "subjects": np.array(source.subjects())}
+@dataclass
+class Evaluation:
+    """What a run computes of a whole split: of `local` records a step on this process."""
+
+    config: Any
+    embed: Callable[..., Embeddings]
+    local: int
+    mesh: Mesh
+
+    def embeddings(self, state: State, source: loader.Source) -> Embeddings:
+        """Of all records in their order, NumPy, on every process; `prototypes` as they are."""
+        found = recipe.over(
+            lambda batch: self.embed(state["params"], state["stats"], batch),
+            source,
+            self.local,
+            self.config.data.threads,
+            self.mesh,
+        )
+        return found._replace(prototypes=state["params"].get("prototypes"))
+
+    def validate(self, state: State, source: loader.Source) -> Mapping[str, float]:
+        """The objective over the whole split at once, or, where it compares regions with words,
+        the mean over its batches; and recall@1 both ways."""
+        c, e = self.config, self.embeddings(state, source)
+        loss = METHODS[c.method].loss
+        count, size = len(e.image), c.data.batch_size if c.heads.local else len(e.image)
+        cuts = range(0, max(count - size, 0) + 1, size)  # whole batches alone, if there is one
+        losses = [loss(_rows(e, slice(i, i + size)), **c.loss)[0] for i in cuts]
+        texts, scores = np.array(source.texts()), np.asarray(e.image) @ np.asarray(e.text).T
+        found = metrics.retrieval(scores, texts, ks=(1,), resamples=1)
+        names = ("image_to_text/recall@1", "text_to_image/recall@1")
+        return {"valid/loss": float(np.mean(jax.device_get(losses)))} | {
+            f"valid/{k}": float(found[k]["value"] or 0) for k in names
+        }
+
+    def retrieval(self, state: State, source: loader.Source) -> dict[str, dict[str, Any]]:
+        """By the similarity of whole images and reports, and, if the method has one, by that of
+        regions and words and by the mean of both, each standardised over the images."""
+        e, c = self.embeddings(state, source), self.config
+        texts, subjects = np.array(source.texts()), np.array(source.subjects())
+        kinds = {"": np.asarray(e.image) @ np.asarray(e.text).T}
+        similarity = METHODS[c.method].similarity
+        if similarity is not None:
+            kinds["local/"] = np.asarray(similarity(jax.tree.map(jnp.asarray, e), c.loss))
+            both = [(x - x.mean(0)) / x.std(0) for x in kinds.values()]
+            kinds["mixed/"] = np.mean(both, 0)
+        return {
+            f"{kind}{name}": dict(figure)
+            for kind, scores in kinds.items()
+            for name, figure in metrics.retrieval(scores, texts, subjects).items()
+        }
 
 
-def _validate(
-    config: Any, embed: Callable, state: State, source: loader.Source, local: int, mesh: Mesh
-) -> Mapping[str, float]:
-    """The objective over the whole validation split at once, and recall@1 both ways."""
-    e = _embed_all(embed, state, source, local, config.data.threads, mesh)
-    loss, _ = METHODS[config.method](jnp.asarray(e["image"]), jnp.asarray(e["text"]), **config.loss)
-    found = metrics.retrieval(e["image"] @ e["text"].T, e["reports"], ks=(1,), resamples=1)
-    names = ("image_to_text/recall@1", "text_to_image/recall@1")
-    return {"valid/loss": float(loss)} | {
-        f"valid/{k}": float(found[k]["value"] or 0) for k in names
-    }
+def _rows(e: Embeddings, rows: slice) -> Embeddings:
+    """Some of the records, on the device."""
+    some = jax.tree.map(lambda x: jnp.asarray(x[rows]), e._replace(prototypes=None))
+    return some._replace(prototypes=e.prototypes)
 
 
-def _export(workdir: Path, state: State) -> None:
+def _export(workdir: Path, state: State, kind: str) -> None:
     """The encoders of the best checkpoint in the layouts that other programs read."""
-    for part, layout in (("image", "torchvision"), ("text", "hf_bert")):
+    image = {"resnet": "torchvision", "vit": "timm_vit"}[kind]
+    for part, layout in (("image", image), ("text", "hf_bert")):
         params, stats = meshes.to_host((state["params"][part], state["stats"].get(part, {})))
         if jax.process_index() == 0:
             weights.save(workdir / "encoders" / f"{part}.safetensors", layout, params, stats)

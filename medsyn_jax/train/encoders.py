@@ -105,5 +105,5 @@ def _encoder(
         stats,
         size=config["data"]["size"],
         crop=config["augment"]["size"],
-        pixels={k: config["image"][k] for k in ("mean", "std", "channels")} | pixels,
+        pixels={k: config["image"][k] for k in transforms.PIXELS} | pixels,
     )

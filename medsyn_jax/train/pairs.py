@@ -56,8 +56,8 @@ class Pair:
         """
         model = nnx.merge(self.structure, self.params, self.stats, copy=True)
         seen = transforms.normalize(transforms.center_crop(images, self.crop), **dict(self.pixels))
-        v, t = model(seen, ids, mask, train=False)
-        return normalize(v), normalize(t)
+        e = model(seen, ids, mask, train=False)
+        return normalize(e.image), normalize(e.text)
 
 
 def pretrained(workdir: Path) -> Pair:
@@ -93,7 +93,7 @@ def pretrained(workdir: Path) -> Pair:
         sections=tuple(config["data"]["sections"]),
         size=config["data"]["size"],
         crop=config["augment"]["size"],
-        pixels=tuple((k, config["image"][k]) for k in ("mean", "std", "channels")),
+        pixels=tuple((k, config["image"][k]) for k in transforms.PIXELS),
     )
 
 

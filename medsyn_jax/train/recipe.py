@@ -37,8 +37,11 @@ def plan(train: Any, records: int, batch_size: int, score: str = "valid/loss") -
     )
 
 
-def optimizer(c: Any, params: Any, steps: int) -> optax.GradientTransformation:
-    """AdamW as an `optim` section says, for `params` (arrays or shapes) over `steps`."""
+def optimizer(c: Any, params: Any, steps: int, per_epoch: int = 0) -> optax.GradientTransformation:
+    """AdamW as an `optim` section says, for `params` (arrays or shapes) over `steps`.
+
+    per_epoch: steps, for parameters that are held for `held_epochs`.
+    """
     schedule = optim.warmup_cosine(c.lr, steps, round(c.warmup * steps), c.end_lr)
     return optim.adamw(
         params,
@@ -48,6 +51,9 @@ def optimizer(c: Any, params: Any, steps: int) -> optax.GradientTransformation:
         weight_decay=c.weight_decay,
         clip=c.clip,
         frozen=tuple(c.frozen),
+        held=tuple(c.held),
+        held_steps=round(c.held_epochs * per_epoch),
+        unit_rows=tuple(c.unit_rows),
     )
 
 

@@ -97,3 +97,25 @@ def test_positions_and_token_types_are_not_decayed():
         for name in ("word", "position", "type")
     }
     assert decayed == {"word": True, "position": False, "type": False}
+
+
+def test_what_is_held_moves_later_and_unit_rows_stay_so():
+    params = {"a": jnp.ones((2, 3)), "p": jnp.array([[0.6, 0.8], [1.0, 0.0]])}
+    tx = optim.adamw(
+        params, lambda _: 0.1, weight_decay=0.1, held=("p",), held_steps=2, unit_rows=("p",)
+    )
+    state, start = tx.init(params), params
+    for step in range(4):
+        grads = {"a": params["a"], "p": params["p"] + 0.5}
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(jnp.linalg.norm(params["p"], axis=1), 1, rtol=1e-6)
+        assert bool((params["p"] == start["p"]).all()) == (step < 2)
+    assert not (params["a"] == start["a"]).any()
+
+
+@pytest.mark.parametrize("field", ["frozen", "held", "unit_rows"])
+def test_a_rule_that_matches_nothing_is_refused(field):
+    with pytest.raises(UserError, match=rf"config.optim.{field}: 'q' matches no parameter"):
+        optim.adamw({"p": jnp.ones(2)}, lambda _: 0.1, **{field: ("q",)})

@@ -76,3 +76,11 @@ def test_centre_crop():
 def test_a_crop_larger_than_the_image_is_refused():
     with pytest.raises(UserError, match=r"config.augment.size: 8 is more than the 6 pixels"):
         transforms.center_crop(jnp.zeros((1, 6, 6), jnp.uint8), 8)
+
+
+def test_upsampling_keeps_the_corners_and_is_linear_between():
+    """As torch's Upsample(align_corners=True): the corners stay where they are."""
+    images = jnp.asarray(np.arange(12, dtype=np.uint8).reshape(1, 3, 4) * 20)
+    found = transforms.normalize(images, mean=0.0, std=1.0, upsample=7)[0, :, :, 0] * 255
+    rows, columns = np.linspace(0, 2, 7), np.linspace(0, 3, 7)
+    np.testing.assert_allclose(found, 80 * rows[:, None] + 20 * columns[None], atol=1e-3)

@@ -16,10 +16,12 @@ from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
 
 IMAGE = {"depths": (1, 1, 1, 1), "width": 8, "block": "basic", "channels": 1, "stem": "3x3"}
-IMAGE["remat"] = False
+IMAGE |= {"kind": "resnet", "remat": False}
 TEXT = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "max_length": 8, "types": 2}
 TEXT |= {"pooler": False, "dropout": 0.1, "eps": 1e-12, "remat": False, "pooling": "mean"}
-HEADS = {"kind": "normed", "hidden": 16, "width": 8}
+TEXT["summed"] = 1
+HEADS = {"kind": "normed", "hidden": 16, "width": 8, "text": True, "local": False}
+HEADS["prototypes"] = 0
 RULES = ((".*", "fsdp"),)
 
 
@@ -30,8 +32,8 @@ def make_model(rngs: nnx.Rngs) -> PairEncoder:
 def loss_fn_of(structure):
     def loss_fn(params, stats, batch, key):
         model = nnx.merge(structure, params, stats, copy=True)
-        outputs = model(batch["image"], batch["ids"], batch["mask"], train=True, key=key)
-        loss, metrics = contrastive_loss(*outputs, temperature=0.1)
+        e = model(batch["image"], batch["ids"], batch["mask"], train=True, key=key)
+        loss, metrics = contrastive_loss(e.image, e.text, temperature=0.1)
         return loss, (statistics(model), metrics)
 
     return loss_fn
