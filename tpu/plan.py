@@ -1,11 +1,13 @@
-"""What a guided step of a Stable Diffusion U-Net needs on a TPU chip that is not here.
+"""What a program needs on a TPU chip that is not here.
 
     pip install -e '.[tpu]'
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m tpu.plan --chip v5e --batch 8
+    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m tpu.plan --what local --chip v5e --batch 1024
 
-Compiles the step ahead of time for one chip (libtpu does that on any machine) and prints a JSON
-line: TFLOP and GB accessed a step, GB of weights and of temporaries, and the least time that each
-of the two takes at the chip's peaks (docs/performance.md).
+Compiles it ahead of time for one chip (libtpu does that on any machine) and prints a JSON line:
+TFLOP and GB accessed a step, GB of weights and of temporaries, and the least time that each of the
+two takes at the chip's peaks (docs/performance.md). The programs: a guided step of a Stable
+Diffusion U-Net, and GLoRIA's local loss with its gradient, 97 words, 361 regions, 768 dimensions.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from medsyn_jax.models import pipeline
 from medsyn_jax.models.layers import split
+from medsyn_jax.objectives import gloria
 
 # topology, peak TFLOP/s in bf16, GB/s, GB (public descriptions of the chips)
 CHIPS = {
@@ -36,13 +39,18 @@ SD21 = {
 }
 MODELS = {"sd15": SD15, "sd21": SD21}
 TOKENS = 77
+REGIONS, WORDS, WIDTH = 361, 97, 768
 
 
-def compiled(model: str, chip: str, batch: int, side: int) -> jax.stages.Compiled:
-    """The U-Net on `batch` latents with and without their text, in bf16, for one chip."""
+def one_chip(chip: str) -> tuple[Mesh, NamedSharding]:
     device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip][0]).devices[0]
     mesh = Mesh(np.array([device]), ("data",))
-    here = NamedSharding(mesh, P())
+    return mesh, NamedSharding(mesh, P())
+
+
+def unet_step(model: str, chip: str, batch: int, side: int) -> jax.stages.Compiled:
+    """The U-Net on `batch` latents with and without their text, in bf16, for one chip."""
+    mesh, here = one_chip(chip)
     make = pipeline.part("unet", MODELS[model], {}).make
     structure, shapes, _ = split(nnx.eval_shape(lambda: make(nnx.Rngs(0), dtype=jnp.bfloat16)))
     params = jax.tree.map(
@@ -64,8 +72,37 @@ def compiled(model: str, chip: str, batch: int, side: int) -> jax.stages.Compile
     return jax.jit(mapped, out_shardings=here).lower(params, *inputs).compile()
 
 
+def local_loss(chip: str, images: int, reports: int, memory_mib: int) -> jax.stages.Compiled:
+    """GLoRIA's local similarities, summed, and their gradient, in bf16, for one chip."""
+    _, here = one_chip(chip)
+
+    def shape(count, *rest, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct((count, *rest), dtype, sharding=here)
+
+    def total(regions, words, mask):
+        found = gloria.local_similarity(regions, words, mask, memory_mib=memory_mib)
+        return found.sum()
+
+    inputs = shape(images, REGIONS, WIDTH), shape(reports, WORDS, WIDTH)
+    step = jax.jit(jax.value_and_grad(total, (0, 1)), out_shardings=here)
+    return step.lower(*inputs, shape(reports, WORDS, dtype=jnp.bool_)).compile()
+
+
+def of_local_loss(chip: str, batch: int) -> tuple[float, float, jax.stages.Compiled]:
+    """TFLOP, GB accessed, and the program. XLA counts the body of a loop once, so both are taken
+    from programs of one and of two reports, whose loops have one turn: what one more costs."""
+    whole = local_loss(chip, batch, batch, memory_mib=512)
+    one, two = (local_loss(chip, batch, n, memory_mib=2**20).cost_analysis() for n in (1, 2))
+    flop, accessed = (
+        (one[k] + (batch - 1) * (two[k] - one[k])) / n
+        for k, n in (("flops", 1e12), ("bytes accessed", 1e9))
+    )
+    return flop, accessed, whole
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--what", choices=("unet", "local"), default="unet")
     parser.add_argument("--chip", choices=CHIPS, default="v5e")
     parser.add_argument("--model", choices=MODELS, default="sd15")
     parser.add_argument("--batch", type=int, default=8)
@@ -73,11 +110,18 @@ def main() -> None:
     args = parser.parse_args()
     _, tflops, bandwidth, memory = CHIPS[args.chip]
     began = time.monotonic()
-    found = compiled(args.model, args.chip, args.batch, args.size // 8)
-    cost, sizes = found.cost_analysis(), found.memory_analysis()
-    flop, accessed = cost["flops"] / 1e12, cost["bytes accessed"] / 1e9
+    if args.what == "unet":
+        found = unet_step(args.model, args.chip, args.batch, args.size // 8)
+        cost = found.cost_analysis()
+        flop, accessed = cost["flops"] / 1e12, cost["bytes accessed"] / 1e9
+    else:
+        flop, accessed, found = of_local_loss(args.chip, args.batch)
+    sizes = found.memory_analysis()
     temporaries, weights = sizes.temp_size_in_bytes / 1e9, sizes.argument_size_in_bytes / 1e9
-    row = vars(args) | {
+    said = (
+        vars(args) if args.what == "unet" else {k: vars(args)[k] for k in ("what", "chip", "batch")}
+    )
+    row = said | {
         "tflop": flop,
         "gb_accessed": accessed,
         "gb_temporaries": temporaries,

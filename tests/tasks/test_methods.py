@@ -1,0 +1,164 @@
+"""Every method of pre-training: on eight devices as on one, and from a config to its figures."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import gloria, mgca
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core import tree
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.models import towers
+from medsyn_jax.models.layers import statistics
+from medsyn_jax.tasks import pretrain
+from medsyn_jax.train import state as states
+from medsyn_jax.train.checkpoint import Checkpoints
+from tests.train import toy
+
+CONFIGS = {"gloria": gloria.get_config("smoke"), "mgca": mgca.get_config("smoke")}
+VIT = {"kind": "vit", "size": 16, "patch": 4, "width": 8, "layers": 2, "heads": 2, "mlp_width": 16}
+VIT |= {"channels": 1, "eps": 1e-6, "remat": False}
+
+
+def model_of(method, image=toy.IMAGE):
+    heads = toy.HEADS | {"local": True}
+    if method == "gloria":
+        heads |= {"kind": "linear", "text": False, "width": toy.TEXT["width"]}
+    heads |= {"prototypes": 5} if method == "mgca" else {}
+    text = toy.TEXT | {"layers": 2, "summed": 2, "dropout": 0.0}
+    return lambda rngs: towers.PairEncoder(image, text, heads, vocab_size=20, rngs=rngs)
+
+
+def batch_of():
+    """16 pairs; of every report's pieces the third belongs to the word of the second."""
+    batch = toy.batch_of(0)
+    places = np.arange(8)
+    words = np.where(places > 1, places - 1, places)
+    return batch | {"words": np.where(batch["mask"], words, -1).astype(np.int32)}
+
+
+def outcome(method, make, mesh):
+    """Loss, statistics and gradients of one batch."""
+    structure, *_ = states.shapes(make)
+    _, params, stats = nnx.split(make(nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
+    params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+    config = CONFIGS.get(method)
+
+    def loss_fn(params, stats, batch):
+        model = nnx.merge(structure, params, stats, copy=True)
+        e = model(batch["image"], batch["ids"], batch["mask"], batch["words"], train=True)
+        loss, _ = pretrain.METHODS[method].loss(e, **config.loss)
+        return loss, statistics(model)
+
+    batch = meshes.to_devices(mesh, batch_of())
+    params, stats = jax.device_put((params, stats), meshes.replicated(mesh))
+    fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    (loss, stats), grads = fn(params, stats, batch)
+    return toy.on_host({"loss": loss, "stats": stats, "grads": grads})
+
+
+@pytest.mark.parametrize(
+    ("method", "image"), [("gloria", toy.IMAGE), ("mgca", toy.IMAGE), ("mgca", VIT)]
+)
+def test_eight_devices_equal_one(method, image):
+    """Loss, statistics, gradients, Sinkhorn; for ConVIRT see tests/train/test_step.py."""
+    make = model_of(method, image)
+    one = outcome(method, make, toy.one_device_mesh())
+    many = outcome(method, make, meshes.make_mesh(8, 1))
+    np.testing.assert_allclose(many["loss"], one["loss"], rtol=1e-5)
+    for part in ("grads", "stats"):
+        floor = 1e-2 * max((np.linalg.norm(a) for a in jax.tree.leaves(one[part])), default=0)
+        for name, a in tree.named(one[part]).items():
+            error = np.linalg.norm(tree.named(many[part])[name] - a)
+            assert error <= 1e-5 * max(np.linalg.norm(a), floor), name
+
+
+def test_words_are_the_sums_of_their_pieces():
+    x = jnp.arange(12.0).reshape(1, 6, 2)
+    found = towers.sum_words(x, jnp.array([[0, 1, 1, 2, -1, -1]]))
+    np.testing.assert_array_equal(found[0], [[0, 1], [6, 8], [6, 7], [0, 0], [0, 0], [0, 0]])
+
+
+def test_counting_the_padding_would_not_change_gloria():
+    """The official mean over all positions is the mean over the real ones, but for its length."""
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(2, 4, 6)).astype("f")
+    share = rng.uniform(0.1, 1, (4, 1)).astype("f")  # of a report that is not padding
+    a, b = (
+        pretrain.gloria.global_loss(jnp.asarray(image), jnp.asarray(t))[0]
+        for t in (text, share * text)
+    )
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def small(method):
+    config = CONFIGS[method].copy_and_resolve_references()
+    config.ingest.workers = 1
+    config.data.update({"batch_size": 32, "threads": 1})
+    config.train.log_every = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    for method in CONFIGS:
+        (folder / method).mkdir()
+        pretrain.run(small(method), folder / method)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "kinds"), [("gloria", ("", "local/", "mixed/")), ("mgca", ("",))]
+)
+def test_a_run_finds_reports_by_what_its_method_compares(runs, method, kinds):
+    found = json.loads((runs / method / "results.json").read_text())["metrics"]
+    assert set(found) == {
+        f"test/{kind}{way}/{figure}"
+        for kind in kinds
+        for way in ("image_to_text", "text_to_image")
+        for figure in ("recall@1", "recall@5", "recall@10", "median_rank")
+    }
+    lines = [json.loads(s) for s in (runs / method / "metrics.jsonl").read_text().splitlines()]
+    losses = [line[k] for line in lines for k in ("train/loss", "valid/loss") if k in line]
+    assert len(losses) == 6
+    assert np.isfinite(losses).all()
+
+
+def test_prototypes_have_unit_rows(runs):
+    checkpoints = Checkpoints(runs / "mgca" / "checkpoints", read_only=True)
+    steps = [checkpoints.latest(), checkpoints.best()]
+    kept = [checkpoints.restore_all(s, ("params",))[0]["prototypes"] for s in steps]
+    checkpoints.close()
+    for prototypes in kept:
+        np.testing.assert_allclose(np.linalg.norm(prototypes, axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "says"),
+    [
+        ("gloria", {"loss.tau1": 0.0}, r"config\.loss\.tau1: 0\.0: give a number above 0"),
+        (
+            "gloria",
+            {"heads.local": False},
+            r"config\.heads: local False.* gloria needs local heads",
+        ),
+        ("gloria", {"heads.width": 8}, r"config\.heads\.text: without a head for the text"),
+        ("gloria", {"text.summed": 2}, r"config\.text\.summed: 2 of config\.text\.layers 1"),
+        ("mgca", {"heads.prototypes": 1}, r"config\.heads\.prototypes: 1: give 2 or more"),
+        ("mgca", {"loss.epsilon": -1.0}, r"config\.loss\.epsilon: -1\.0: give a number above 0"),
+        ("mgca", {"optim.held": ("q",)}, r"config\.optim\.held: 'q' matches no parameter"),
+        ("mgca", {"image.kind": "cnn"}, r"config\.image\.kind: 'cnn' is unknown: choose from"),
+        ("mgca", {"data.batch_size": 12}, r"batch_size: 12 does not divide over 8 devices"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(runs, tmp_path, method, changes, says):
+    config = small(method)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=says) as caught:
+        pretrain.run(config, runs / tmp_path.name)
+    assert "\n" not in str(caught.value)
