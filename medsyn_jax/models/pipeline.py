@@ -184,6 +184,8 @@ def write(folder: str | Path, pipeline: Pipeline) -> None:
         os.replace(new, folder)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
+        if old.exists():  # the new one could not take its place
+            os.replace(old, folder)
         raise UserError(f"pipeline: {folder}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -316,7 +316,7 @@ def _refuse(error: NotFinite, parts: Sequence[Part], sampling: Sampling) -> NoRe
     raise UserError(
         f"generate: record {lost.key} ({lost.prompt.text[:60]!r}): not finite after step "
         f"{error.step} of {sampling.name}: use --config.dtype=float32, another sampler or less "
-        "guidance; complete shards are kept"
+        "guidance, in another --workdir; complete shards are kept"
     ) from error
 
 

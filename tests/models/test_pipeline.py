@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shutil
 
 import jax
@@ -383,8 +384,17 @@ def test_full_disk(small, folder, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copytree", full)
-    with pytest.raises(UserError, match=rf"^pipeline: {folder}: cannot be written: .*No space"):
-        pipeline.write(folder, small)
-    assert_same(pipeline.read(folder), small)
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["p", "t"]
+    replace = os.replace
+
+    def full_at_last(source, target):
+        return full() if str(source).endswith(".part") else replace(source, target)
+
+    for module, name, fails in ((shutil, "copytree", full), (os, "replace", full_at_last)):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, fails)
+            with pytest.raises(
+                UserError, match=rf"^pipeline: {folder}: cannot be written: .*No sp"
+            ):
+                pipeline.write(folder, small)
+        assert_same(pipeline.read(folder), small)
+        assert sorted(path.name for path in folder.parent.iterdir()) == ["p", "t"]
