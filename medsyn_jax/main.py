@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from medsyn_jax.core.errors import UserError
 
 # Each is tasks/<name>.py with run(config, workdir).
-TASKS = ("ingest", "pretrain", "classify", "finetune_diffusion", "generate", "curate")
+TASKS = ("ingest", "pretrain", "classify", "finetune_diffusion", "generate", "curate", "ground")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment config, configs/NAME.py[:VARIANT].", lock_config=True

@@ -278,3 +278,30 @@ def retrieval(
             out[f"{direction}/recall@{k}"] = entry
         out[f"{direction}/median_rank"] = estimate(values[-1], len(queries), draws[:, -1])
     return out
+
+
+def pointing(heat: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """The pointing game (Zhang et al., arXiv 1608.00507): whether the hottest pixel is in the
+    region. heat: float [n, h, w]; region: bool [n, h, w]. Returns [n] of 0 and 1."""
+    hottest = heat.reshape(len(heat), -1).argmax(1)
+    return region.reshape(len(region), -1)[np.arange(len(heat)), hottest].astype(float)
+
+
+def contrast_to_noise(heat: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """(mean inside - mean outside) / sqrt(variance inside + variance outside), [n], of float and
+    bool [n, h, w]. As in arXiv 2204.09817, 4.2.2, but with its sign, so that heat beside the region
+    counts against it."""
+
+    def moments(where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean = heat.mean((1, 2), where=where)
+        return mean, heat.var((1, 2), where=where)
+
+    (inside, a), (outside, b) = moments(region), moments(~region)
+    return (inside - outside) / np.sqrt(np.maximum(a + b, 1e-12))
+
+
+def dice(heat: np.ndarray, region: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Dice coefficient [n, k] of heat >= each of k thresholds with a region that is not empty."""
+    found = [heat >= t for t in thresholds]
+    both = np.stack([(f & region).sum((1, 2)) for f in found], 1)
+    return 2 * both / (np.stack([f.sum((1, 2)) for f in found], 1) + region.sum((1, 2))[:, None])

@@ -59,6 +59,30 @@ class Pair:
         e = model(seen, ids, mask, train=False)
         return normalize(e.image), normalize(e.text)
 
+    def heat(
+        self, images: UInt8[Array, "b h w"], texts: tuple[Array, Array, Array]
+    ) -> Float[Array, "b s s"]:
+        """How well each place of an image fits a phrase: the mean over its words of their cosine
+        with the regions, fp32, from -1 to 1, enlarged to the `crop` that the encoder sees.
+
+        texts: from `tokenizer.encode_words(phrases, tokens)`. Raises UserError for a pair that was
+        trained without local heads. To be jitted, as `embed`.
+        """
+        model = nnx.merge(self.structure, self.params, self.stats, copy=True)
+        seen = transforms.normalize(transforms.center_crop(images, self.crop), **dict(self.pixels))
+        local = model(seen, *texts, train=False).local
+        if local is None:
+            raise UserError("the encoder was pre-trained without regions: use GLoRIA's or MGCA's")
+        places = jnp.arange(local.words.shape[1])[None]
+        real = (places > 0) & (places <= local.word_count[:, None])
+        cosines = jnp.einsum(
+            "brd,bwd->brw", jax.vmap(normalize)(local.regions), jax.vmap(normalize)(local.words)
+        )
+        fits = (cosines * real[:, None]).sum(-1) / jnp.maximum(real.sum(-1), 1)[:, None]
+        side = round(fits.shape[1] ** 0.5)
+        to = (len(images), self.crop, self.crop)
+        return jax.image.resize(fits.reshape(-1, side, side), to, "linear")
+
 
 def pretrained(workdir: Path) -> Pair:
     """The pair of the best checkpoint of a pre-training run, on one device.

@@ -223,3 +223,17 @@ def test_retrieval_refuses_what_would_rank_first_by_accident():
         metrics.retrieval(similarity, np.arange(3))
     with pytest.raises(ValueError, match="no positive"):
         metrics.retrieval_ranks(np.eye(2), np.array([0, 5]), np.array([0, 1]))
+
+
+def test_grounding_by_hand():
+    """A hot corner that is the region, and a map that is hot everywhere but there."""
+    region = np.zeros((2, 4, 4), bool)
+    region[:, :2, :2] = True
+    good = region[0].astype(float) + np.arange(16).reshape(4, 4) * 1e-3
+    heat = np.stack([good, -good])
+    assert metrics.pointing(heat, region).tolist() == [1, 0]
+    inside, outside = good[region[0]], good[~region[0]]
+    ratio = (inside.mean() - outside.mean()) / np.sqrt(inside.var() + outside.var())
+    np.testing.assert_allclose(metrics.contrast_to_noise(heat, region), [ratio, -ratio])
+    found = metrics.dice(heat, region, np.array([-2.0, 0.5]))
+    np.testing.assert_allclose(found, [[8 / 20, 1.0], [8 / 20, 0.0]])

@@ -7,20 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
-from configs import gloria, mgca
+from configs import gloria, ground, mgca
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.models import towers
 from medsyn_jax.models.layers import statistics
+from medsyn_jax.tasks import ground as task
 from medsyn_jax.tasks import pretrain
 from medsyn_jax.train import state as states
 from medsyn_jax.train.checkpoint import Checkpoints
 from tests.train import toy
 
 CONFIGS = {"gloria": gloria.get_config("smoke"), "mgca": mgca.get_config("smoke")}
-VIT = {"kind": "vit", "size": 16, "patch": 4, "width": 8, "layers": 2, "heads": 2, "mlp_width": 16}
+VIT = {"kind": "vit", "size": 32, "patch": 8, "width": 8, "layers": 2, "heads": 2, "mlp_width": 16}
 VIT |= {"channels": 1, "eps": 1e-6, "remat": False}
 
 
@@ -35,7 +37,8 @@ def model_of(method, image=toy.IMAGE):
 
 def batch_of():
     """16 pairs; of every report's pieces the third belongs to the word of the second."""
-    batch = toy.batch_of(0)
+    batch, rng = toy.batch_of(0), np.random.default_rng(0)
+    batch["image"] = rng.normal(size=(16, 32, 32, 1)).astype(np.float32)
     places = np.arange(8)
     words = np.where(places > 1, places - 1, places)
     return batch | {"words": np.where(batch["mask"], words, -1).astype(np.int32)}
@@ -136,6 +139,30 @@ def test_prototypes_have_unit_rows(runs):
     checkpoints.close()
     for prototypes in kept:
         np.testing.assert_allclose(np.linalg.norm(prototypes, axis=1), 1, rtol=1e-5)
+
+
+def test_phrases_are_found_on_masks(runs, tmp_path):
+    config = ground.get_config("smoke")
+    config.ingest.workers = 1
+    config.encoder.workdir = str(runs / "gloria")
+    workdir = runs / "ground"
+    workdir.mkdir()
+    task.run(config, workdir)
+    found = json.loads((workdir / "results.json").read_text())["metrics"]
+    figures = {"pointing": (0, 1), "contrast_to_noise": (-100, 100), "dice": (0, 1)}
+    for figure, (low, high) in figures.items():
+        entry = found[f"test/Pleural Effusion/{figure}"]
+        assert low <= entry["value"] <= high
+        assert entry["n"] >= 1
+    sheet = np.asarray(Image.open(workdir / "heat_maps.png"))
+    assert {tuple(color) for color in sheet.reshape(-1, 3)} >= {(0, 255, 255), (255, 255, 255)}
+
+    config.phrases = {"Hernia": "hernia"}
+    with pytest.raises(UserError, match=r"config\.phrases: Hernia: the data set has the labels"):
+        task.run(config, tmp_path)
+    config.phrases = {"Edema": "edema"}
+    with pytest.raises(UserError, match="Edema: no image of .* has it with a mask or box"):
+        task.run(config, tmp_path)
 
 
 @pytest.mark.parametrize(

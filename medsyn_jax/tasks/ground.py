@@ -1,0 +1,169 @@
+"""Phrase grounding: where in an image a pre-trained pair of encoders sees what a phrase says."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from medsyn_jax.core import log, metrics
+from medsyn_jax.core.config import check_files, check_numbers
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.files import replaced
+from medsyn_jax.data import images, shards
+from medsyn_jax.train import corpus, pairs
+
+FREE = ("ingest.workers",)
+MASKS = {"Pleural Effusion": "mask_effusion", "Pneumothorax": "mask_pneumothorax"}
+_BATCH, _THRESHOLDS = 32, 41
+_SIDE, _GAP, _LINE = 160, 4, 16
+_heat = jax.jit(pairs.Pair.heat)
+
+
+def run(config: Any, workdir: Path) -> None:
+    """Score the heat maps of phrases on masks and boxes; writes results.json and heat_maps.png.
+
+    For each phrase the test images that have the finding and its region: the pointing game, the
+    contrast-to-noise ratio, and Dice at the threshold that is best on validation images.
+    Raises UserError for an encoder without local heads, or data without regions.
+    """
+    check_numbers(config, above_0=("shown",))
+    check_files({"encoder.workdir": config.encoder.workdir})
+    log.check_config(workdir, config, FREE)
+    pair = pairs.pretrained(Path(config.encoder.workdir))
+    folder = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
+    names = shards.describe(folder)["label_names"]
+    if not set(config.phrases) <= set(names):
+        odd = ", ".join(sorted(set(config.phrases) - set(names)))
+        raise UserError(f"config.phrases: {odd}: the data set has the labels {', '.join(names)}")
+    log.write_config(workdir, config, FREE)
+    results, rows = {}, []
+    for label, phrase in config.phrases.items():
+        valid, test = (_found(shards.open_split(folder, s), label, pair) for s in ("valid", "test"))
+        if test is None or valid is None:
+            raise UserError(
+                f"config.phrases: {label}: no image of {folder} has it with a mask or box: leave "
+                "it out"
+            )
+        for found in (valid, test):
+            found.heat = _heats(pair, found.pixels, phrase)
+        results |= _figures(label, valid, test)
+        rows += [(phrase, test, i) for i in range(min(config.shown, len(test.heat)))]
+    for figure in ("pointing", "contrast_to_noise", "dice"):
+        values = [results[f"test/{label}/{figure}"]["value"] for label in config.phrases]
+        results[f"test/mean/{figure}"] = {"value": float(np.mean(values)), "n": len(values)}
+    path = workdir / "heat_maps.png"
+    with log.full_disk_is_user_error(path), replaced(path) as temporary:
+        _sheet(rows, config.shown).save(temporary, "PNG")
+    log.write_results(workdir, "ground", results)
+    log.say(f"heat maps: {path}")
+
+
+class _Found:
+    """Images with a finding, and where it is: what the encoder sees of both."""
+
+    def __init__(self, pixels: list[np.ndarray], region: list[np.ndarray], subjects: list[str]):
+        self.pixels, self.region = np.stack(pixels), np.stack(region)
+        self.subjects, self.heat = np.array(subjects), np.zeros(0)
+
+
+def _found(records: shards.Records, label: str, pair: pairs.Pair) -> _Found | None:
+    column, subjects = list(records.label_names).index(label), records.subjects()
+    kept: tuple[list, list, list] = ([], [], [])
+    for row in range(len(records)):
+        record = records[row]
+        if record["labels"][column] != 1:
+            continue
+        region = _cropped(_region(record, label), pair)
+        if region.any() and not region.all():
+            for part, value in zip(kept, (record["image"], region, subjects[row]), strict=True):
+                part.append(value)
+    return _Found(*kept) if kept[0] else None
+
+
+def _region(record: dict[str, Any], label: str) -> np.ndarray:
+    """bool, of the size of the image: the mask, or the filled boxes."""
+    if label in MASKS:
+        mask = record.get(MASKS[label])
+        return np.zeros_like(record["image"], bool) if mask is None else mask > 0
+    region = np.zeros_like(record["image"], bool)
+    for box in record.get("boxes", ()):
+        if box["label"] == label:
+            x0, y0, x1, y1 = np.round(box["bbox"]).astype(int)
+            region[max(y0, 0) : y1, max(x0, 0) : x1] = True
+    return region
+
+
+def _cropped(region: np.ndarray, pair: pairs.Pair) -> np.ndarray:
+    """The part of a region that the encoder sees, at its scale."""
+    if region.shape != (pair.size, pair.size):
+        region = images.square(region.astype(np.uint8) * np.uint8(255), pair.size) > 127
+    low = (pair.size - pair.crop) // 2
+    return region[low : low + pair.crop, low : low + pair.crop]
+
+
+def _heats(pair: pairs.Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
+    """Heat maps [n, s, s] of one phrase, in batches of one shape."""
+    texts = pair.tokenizer.encode_words([phrase] * _BATCH, pair.tokens)
+    fits = [x if x.shape == (pair.size,) * 2 else images.square(x, pair.size) for x in pixels]
+    found = []
+    for start in range(0, len(fits), _BATCH):
+        part = np.stack(fits[start : start + _BATCH])
+        full = np.resize(part, (_BATCH, *part.shape[1:]))
+        heat = _heat(pair, jnp.asarray(full), tuple(jnp.asarray(t) for t in texts))
+        found.append(np.asarray(heat)[: len(part)])
+    return np.concatenate(found)
+
+
+def _figures(label: str, valid: _Found, test: _Found) -> dict[str, dict[str, Any]]:
+    grid = np.quantile(valid.heat, np.linspace(0, 1, _THRESHOLDS)[1:-1])
+    best = grid[metrics.dice(valid.heat, valid.region, grid).mean(0).argmax()]
+    values = {
+        "pointing": metrics.pointing(test.heat, test.region),
+        "contrast_to_noise": metrics.contrast_to_noise(test.heat, test.region),
+        "dice": metrics.dice(test.heat, test.region, np.array([best]))[:, 0],
+    }
+    results = {}
+    for name, value in values.items():
+
+        def mean(weights: np.ndarray, value: np.ndarray = value) -> np.ndarray:
+            return weights @ value / weights.sum(1)
+
+        draws = metrics.bootstrap(mean, len(value), test.subjects)
+        entry = dict(metrics.estimate(float(value.mean()), len(value), draws))
+        if name == "pointing":  # of a pixel drawn at random
+            entry["chance"] = float(test.region.mean())
+        results[f"test/{label}/{name}"] = entry
+    return results
+
+
+def _sheet(rows: list[tuple[str, _Found, int]], across: int) -> Image.Image:
+    """Radiographs under their heat maps, red where the heat is, with the region outlined."""
+    height = _SIDE + _LINE + _GAP
+    phrases = list(dict.fromkeys(phrase for phrase, *_ in rows))
+    size = (across * (_SIDE + _GAP) + _GAP, len(phrases) * height + _GAP)
+    sheet = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for phrase, found, i in rows:
+        x, y = _GAP + i * (_SIDE + _GAP), _GAP + phrases.index(phrase) * height
+        sheet.paste(_overlay(found, i), (x, y))
+        pen.text((x, y + _SIDE), phrase, "black", font)
+    return sheet
+
+
+def _overlay(found: _Found, i: int) -> Image.Image:
+    heat, region = found.heat[i], found.region[i]
+    low = (found.pixels.shape[1] - len(heat)) // 2
+    grey = found.pixels[i, low : low + len(heat), low : low + len(heat)].astype(float)
+    scaled = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-6)
+    red = np.stack([np.full_like(grey, 255.0), 255 * (1 - scaled), np.zeros_like(grey)], -1)
+    strength = 0.55 * scaled[..., None] ** 2
+    picture = grey[..., None] * (1 - strength) + red * strength
+    inner = np.pad(region, 1)
+    inner = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+    picture[region & ~inner] = (0, 255, 255)
+    return Image.fromarray(picture.astype(np.uint8)).resize(
+        (_SIDE, _SIDE), Image.Resampling.NEAREST
+    )
