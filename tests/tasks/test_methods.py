@@ -161,7 +161,7 @@ def test_phrases_are_found_on_masks(runs, tmp_path):
     with pytest.raises(UserError, match=r"config\.phrases: Hernia: the data set has the labels"):
         task.run(config, tmp_path)
     config.phrases = {"Edema": "edema"}
-    with pytest.raises(UserError, match="Edema: no image of .* has it with a mask or box"):
+    with pytest.raises(UserError, match=r"Edema: no image of .* has it with a mask or box"):
         task.run(config, tmp_path)
 
 
