@@ -206,7 +206,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     paired = "difference (paired)"
     head = ["sampler", "GFLOP", "share", "Fréchet", paired, "AUROC", paired, "rms"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for row in rows:
         cells = [_named(row["sampler"])]
         for name, form in (("gflop", ".1f"), ("share", ".3f"), ("frechet", ".2f")):
@@ -215,7 +215,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells.append(_number(row, "auroc", ".3f"))
         cells.append(_number(row, "auroc_difference", "+.3f"))
         lines.append([*cells, _number(row, "rms_to_reference", ".1f")])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    first, *others = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([first, "|---" * len(head) + "|", *others])
 
 
 def _number(row: dict[str, Any], name: str, form: str) -> str:
