@@ -54,7 +54,7 @@ def settings(guidance: float) -> list[Sampling]:
         *(dpm(interval) for interval in limits),
         dpm(cache=2),
         *(dpm(middle, cache) for cache in (2, 3)),
-        *(dpm(middle, 2, weight) for weight in (1.0, 2.0, 5.0)),
+        *(dpm(middle, 2, weight) for weight in (1.0, 2.0, 3.0, 5.0) if weight != guidance),
     ]
 
 
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--pipeline", default="assets/phantom-diffusion")
     parser.add_argument("--encoder", default="runs/convirt-demo", help="a pre-training workdir")
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--out", default="", help="JSON file for the rows")
     args = parser.parse_args()
     pipeline, encoder = pipelines.read(args.pipeline), encoders.pretrained(Path(args.encoder))

@@ -137,10 +137,22 @@ def _leaves(state: dict[str, Any], part: str) -> bool:
     return bool(jax.tree.leaves(state.get(part)))
 
 
+_LATER: dict[str, dict[str, Any]] = {
+    "image": {"kind": "resnet", "upsample": 0},
+    "text": {"summed": 1},
+    "heads": {"text": True, "local": False, "prototypes": 0},
+}
+
+
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The effective config of a finished or running pre-training run."""
+    """The effective config of a finished or running pre-training run; what a run of an earlier
+    version did not know yet is as it was then."""
     try:
-        return json.loads((workdir / "config.json").read_text())["config"]
+        config = json.loads((workdir / "config.json").read_text())["config"]
+        for section, fields in _LATER.items():
+            if section in config:
+                config[section] = fields | config[section]
+        return config
     except (OSError, ValueError, KeyError) as e:
         raise UserError(
             f"{workdir}: not the workdir of a pre-training run "
