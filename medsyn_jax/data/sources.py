@@ -75,6 +75,7 @@ def pairs(config: Any) -> Listing:
         where = f"{path}: row {number}"
         try:
             fields = rows.fields(header, row)
+            fields[""] = ""  # no column, even where one has no name, as pandas' index has
             item = _pair(fields, columns, label_names, path.parent)
         except RejectedRecord as error:
             rejects.append((f"row-{number}", f"{where}: {error}"))

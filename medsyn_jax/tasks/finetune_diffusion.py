@@ -61,6 +61,8 @@ def run(config: Any, workdir: Path) -> None:
     mesh = meshes.make_mesh(**config.mesh)
     meshes.per_process(config.data.batch_size, mesh, config.optim.accumulate)
     start = pipelines.read(config.pipeline, report=log.say) if config.pipeline else None
+    if start is not None:
+        schedule.make_table("ddim", start.scheduler, 1)  # refuses what no sampler could draw by
     data = _data(config, workdir, start)
     log.write_config(workdir, config, FREE)
     if start is None:

@@ -184,6 +184,17 @@ def test_unusable_records_become_reject_rows(make_pairs, tmp_path):
     assert shards.describe(directory)["rejects"] == 3
 
 
+def test_the_index_column_that_pandas_writes_is_no_split(make_pairs, tmp_path):
+    """Its name is empty, as are the names of columns that nobody asked for."""
+    config = make_pairs()
+    table = Path(config.path)
+    first, *rest = table.read_text().splitlines()
+    table.write_text("\n".join([f",{first}", *(f"{i},{row}" for i, row in enumerate(rest))]))
+    directory = ingest(config, tmp_path / "out")
+    assert len(all_keys(directory)) == 24
+    assert not rejects(directory)
+
+
 def test_bits_of_the_source_reach_its_images(make_pairs, tmp_path):
     config = make_pairs()
     image = Path(config.path).parent / "img" / "004.png"
