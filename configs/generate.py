@@ -41,11 +41,11 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.sampler = {
         "name": "dpm++2m",  # or ddim, pndm, euler, unipc
         "steps": 20,
-        "guidance": 3.0,  # 1.0 for none
-        "interval": (0.3, 5.0),  # (low, high]: the noise levels that are guided; empty: all
+        "guidance": 2.0,  # 1.0 for none
+        "interval": (0.6, 3.0),  # (low, high]: the noise levels that are guided; empty: all
         "rescale": 0.0,
         "cache_every": 2,  # all layers of the U-Net in every so many steps (DeepCache)
-    }  # a seventh of the FLOPs of 75 guided steps: docs/results.md has the curve
+    }  # an eighth of the FLOPs of 75 guided steps: docs/results.md has the curve
     config.filter = {  # images that fit their report worse than real ones are made anew
         "encoder": "",  # a pre-training workdir, whose pair is asked; empty: no filter
         "real": "phantom",  # whose validation pairs set the threshold

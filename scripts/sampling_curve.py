@@ -54,6 +54,7 @@ def settings(guidance: float) -> list[Sampling]:
         *(dpm(interval) for interval in limits),
         dpm(cache=2),
         *(dpm(middle, cache) for cache in (2, 3)),
+        dpm((0.6, 3.0), 2),
         *(dpm(middle, 2, weight) for weight in (1.0, 2.0, 3.0, 5.0) if weight != guidance),
     ]
 
@@ -250,6 +251,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="runs/convirt-demo", help="a pre-training workdir")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--rows", type=int, nargs="*", help="compute these alone, beside row 0")
     parser.add_argument("--out", default="", help="JSON file for the rows")
     args = parser.parse_args()
     pipeline, encoder = pipelines.read(args.pipeline), encoders.pretrained(Path(args.encoder))
@@ -264,7 +266,9 @@ def main() -> None:
 
     first: Judged | None = None
     drawn = np.empty(0, np.uint8)  # by the reference
-    for chosen in settings(args.guidance):
+    every = settings(args.guidance)
+    some = every if args.rows is None else [every[row] for row in (0, *args.rows)]
+    for chosen in some:
         maker = Generator(pipeline, chosen, seed=0, batch=min(BATCH, len(held.texts)))
         images = maker.images(np.arange(len(held.texts)), held.texts)
         parts = [jnp.asarray(images[i : i + 64]) for i in range(0, len(images), 64)]
