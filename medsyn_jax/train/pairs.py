@@ -78,7 +78,8 @@ class Pair:
         cosines = jnp.einsum(
             "brd,bwd->brw", jax.vmap(normalize)(local.regions), jax.vmap(normalize)(local.words)
         )
-        fits = (cosines * real[:, None]).sum(-1) / jnp.maximum(real.sum(-1), 1)[:, None]
+        count = jnp.maximum(real.sum(-1), 1).astype(jnp.float32)
+        fits = jnp.where(real[:, None], cosines, 0.0).sum(-1) / count[:, None]
         side = round(fits.shape[1] ** 0.5)
         to = (len(images), self.crop, self.crop)
         return jax.image.resize(fits.reshape(-1, side, side), to, "linear")

@@ -105,7 +105,7 @@ def test_the_command_leaves_shards_that_a_pretraining_reads(folder, tmp_path, ca
     assert first["impression"].startswith(first["prompt"])
     assert first["seed"] == "0/0"
     assert first["generator"].startswith("pipeline ")
-    assert first["generator"].endswith(", dpm++2m 4 steps, guidance 3")
+    assert first["generator"].endswith(", dpm++2m 4 steps, guidance 2")
     tokenizer = tokenizers.load(folder / "tokenizer")
     source = loader.Source(to, "train", ("impression",), tokenizer, 24, 32)
     assert source.take(np.arange(4))["image"].shape == (4, 32, 32)

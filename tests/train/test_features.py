@@ -45,7 +45,7 @@ def test_pretrained_is_the_image_encoder_of_the_checkpoint(saved):
     assert (got.size, got.crop, got.pixels) == (
         SIZE,
         CROP,
-        {"mean": 0.4, "std": 0.2, "channels": 1},
+        {"mean": 0.4, "std": 0.2, "channels": 1, "upsample": 0},
     )
 
 
