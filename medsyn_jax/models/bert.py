@@ -1,7 +1,5 @@
 """BERT encoder (Devlin et al., 2019), as Hugging Face's BertModel computes it."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +7,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from medsyn_jax.models.kernels import gelu
-from medsyn_jax.models.layers import LayerNorm, Linear, attend, dropout, in_order, numbered
+from medsyn_jax.models.layers import (
+    LayerNorm,
+    Linear,
+    attend,
+    attention_weights,
+    dropout,
+    in_order,
+    numbered,
+)
 
 _init = jax.nn.initializers.normal(0.02)
 
@@ -42,19 +48,6 @@ class Embeddings(nnx.Module):
     def __call__(self, ids: Int[Array, "b t"]) -> Float[Array, "b t w"]:
         fixed = self.position.table[: ids.shape[1]] + self.type.table[:1]
         return self.norm(self.word.table[...][ids] + fixed[None])
-
-
-def attention_weights(
-    query: Float[Array, "b t n d"],
-    key: Float[Array, "b s n d"],
-    mask: Bool[Array, "b s"] | None = None,
-) -> Float[Array, "b n t s"]:
-    """The softmax weights of each query over the positions s where `mask` is True, fp32."""
-    logits = jnp.einsum("btnd,bsnd->bnts", query, key, preferred_element_type=jnp.float32)
-    logits = logits / math.sqrt(query.shape[-1])
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, -1e30)
-    return jax.nn.softmax(logits, axis=-1)
 
 
 class Layer(nnx.Module):

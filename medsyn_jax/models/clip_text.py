@@ -7,8 +7,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from medsyn_jax.models.bert import Embedding
-from medsyn_jax.models.kernels import attention, gelu
-from medsyn_jax.models.layers import LayerNorm, Linear, in_order, numbered
+from medsyn_jax.models.kernels import gelu
+from medsyn_jax.models.layers import LayerNorm, PreNormLayer, in_order, numbered
 
 _init = jax.nn.initializers.normal(0.02)
 
@@ -19,38 +19,6 @@ def quick_gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
-
-
-class Layer(nnx.Module):
-    """Causal self-attention and MLP, each with layer normalization before it and a residual."""
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp_width: int,
-        act: str,
-        eps: float,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        def linear(inputs, outputs):
-            return Linear(inputs, outputs, init=_init, dtype=dtype, rngs=rngs)
-
-        self.heads, self.act = heads, act
-        self.attention_norm = LayerNorm(width, eps=eps, dtype=dtype)
-        self.query, self.key, self.value = (linear(width, width) for _ in range(3))
-        self.out = linear(width, width)
-        self.mlp_norm = LayerNorm(width, eps=eps, dtype=dtype)
-        self.up = linear(width, mlp_width)
-        self.down = linear(mlp_width, width)
-
-    def __call__(self, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
-        y = self.attention_norm(x)
-        shape = (*x.shape[:2], self.heads, -1)
-        query, key, value = (f(y).reshape(shape) for f in (self.query, self.key, self.value))
-        x = x + self.out(attention(query, key, value, causal=True).reshape(x.shape))
-        return x + self.down(ACTIVATIONS[self.act](self.up(self.mlp_norm(x))))
 
 
 class ClipText(nnx.Module):
@@ -83,7 +51,10 @@ class ClipText(nnx.Module):
         self.word = Embedding(vocab_size, width, rngs=rngs)
         self.position = Embedding(max_length, width, rngs=rngs)
         self.layers = numbered(
-            [Layer(width, heads, mlp_width, act, eps, dtype, rngs) for _ in range(layers)]
+            [
+                PreNormLayer(width, heads, mlp_width, ACTIVATIONS[act], eps, True, dtype, rngs)
+                for _ in range(layers)
+            ]
         )
         self.norm = LayerNorm(width, eps=eps, dtype=dtype)
 
@@ -101,5 +72,5 @@ class ClipText(nnx.Module):
         return self.norm(x)
 
 
-def _run(layer: Layer, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
+def _run(layer: PreNormLayer, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
     return layer(x)

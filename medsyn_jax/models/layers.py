@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
-from medsyn_jax.models.kernels import along_last, convolve, matmul, normalize, rescale
+from medsyn_jax.models.kernels import along_last, attention, convolve, matmul, normalize, rescale
 
 Tree = dict[str, Any]
 
@@ -225,6 +225,19 @@ def dropout(x: Float[Array, "*n"], rate: float, key: Key[Array, ""] | None) -> F
     return jnp.where(keep, x * (2**16 / (2**16 - bound)), 0)
 
 
+def attention_weights(
+    query: Float[Array, "b t n d"],
+    key: Float[Array, "b s n d"],
+    mask: Bool[Array, "b s"] | None = None,
+) -> Float[Array, "b n t s"]:
+    """The softmax weights of each query over the positions s where `mask` is True, fp32."""
+    logits = jnp.einsum("btnd,bsnd->bnts", query, key, preferred_element_type=jnp.float32)
+    logits = logits / math.sqrt(query.shape[-1])
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, -1e30)
+    return jax.nn.softmax(logits, axis=-1)
+
+
 def attend(
     query: Float[Array, "b t n d"],
     key: Float[Array, "b s n d"],
@@ -237,7 +250,51 @@ def attend(
 
     `rate` is the dropout of attention weights, active when `rng` is given.
     """
-    logits = jnp.einsum("btnd,bsnd->bnts", query, key, preferred_element_type=jnp.float32)
-    logits = jnp.where(mask[:, None, None, :], logits / math.sqrt(query.shape[-1]), -1e30)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    weights = attention_weights(query, key, mask).astype(value.dtype)
     return jnp.einsum("bnts,bsnd->btnd", dropout(weights, rate, rng), value)
+
+
+class PreNormLayer(nnx.Module):
+    """Self-attention and MLP, each with layer normalization before it and a residual.
+
+    act: of the MLP. causal: positions see the earlier ones only.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        act: Callable[[Array], Array],
+        eps: float,
+        causal: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        def linear(inputs, outputs):
+            return Linear(
+                inputs, outputs, init=jax.nn.initializers.normal(0.02), dtype=dtype, rngs=rngs
+            )
+
+        self.heads, self.act, self.causal = heads, act, causal
+        self.attention_norm = LayerNorm(width, eps=eps, dtype=dtype)
+        self.query, self.key, self.value = (linear(width, width) for _ in range(3))
+        self.out = linear(width, width)
+        self.mlp_norm = LayerNorm(width, eps=eps, dtype=dtype)
+        self.up = linear(width, mlp_width)
+        self.down = linear(mlp_width, width)
+
+    def __call__(self, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
+        y = self.attention_norm(x)
+        query, key, value = (self._heads(f(y)) for f in (self.query, self.key, self.value))
+        x = x + self.out(attention(query, key, value, self.causal).reshape(x.shape))
+        return x + self.down(self.act(self.up(self.mlp_norm(x))))
+
+    def cls_attention(self, x: Float[Array, "b t w"]) -> Float[Array, "b n t"]:
+        """The softmax weights of the [CLS] query in each head, fp32."""
+        y = self.attention_norm(x)
+        query, key = self._heads(self.query(y[:, :1])), self._heads(self.key(y))
+        return attention_weights(query, key)[:, :, 0]
+
+    def _heads(self, x: Float[Array, "b t w"]) -> Float[Array, "b t n d"]:
+        return x.reshape(*x.shape[:2], self.heads, -1)

@@ -9,11 +9,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from medsyn_jax.models.bert import Embedding, attention_weights
-from medsyn_jax.models.kernels import attention, gelu, matmul
+from medsyn_jax.models.bert import Embedding
+from medsyn_jax.models.kernels import gelu, matmul
 from medsyn_jax.models.layers import (
     LayerNorm,
-    Linear,
+    PreNormLayer,
     add_bias,
     in_order,
     numbered,
@@ -56,45 +56,6 @@ class Patches(nnx.Module):
         return add_bias(matmul(x, kernel), self.bias[...])
 
 
-class Layer(nnx.Module):
-    """Self-attention and MLP, each with layer normalization before it and a residual."""
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp_width: int,
-        eps: float,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        def linear(inputs, outputs):
-            return Linear(inputs, outputs, init=_init, dtype=dtype, rngs=rngs)
-
-        self.heads = heads
-        self.attention_norm = LayerNorm(width, eps=eps, dtype=dtype)
-        self.query, self.key, self.value = (linear(width, width) for _ in range(3))
-        self.out = linear(width, width)
-        self.mlp_norm = LayerNorm(width, eps=eps, dtype=dtype)
-        self.up = linear(width, mlp_width)
-        self.down = linear(mlp_width, width)
-
-    def __call__(self, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
-        y = self.attention_norm(x)
-        query, key, value = (self._heads(f(y)) for f in (self.query, self.key, self.value))
-        x = x + self.out(attention(query, key, value).reshape(x.shape))
-        return x + self.down(gelu(self.up(self.mlp_norm(x))))
-
-    def cls_attention(self, x: Float[Array, "b t w"]) -> Float[Array, "b n t"]:
-        """The softmax weights of the [CLS] query in each head, fp32."""
-        y = self.attention_norm(x)
-        query, key = self._heads(self.query(y[:, :1])), self._heads(self.key(y))
-        return attention_weights(query, key)[:, :, 0]
-
-    def _heads(self, x: Float[Array, "b t w"]) -> Float[Array, "b t n d"]:
-        return x.reshape(*x.shape[:2], self.heads, -1)
-
-
 class ViT(nnx.Module):
     """A vision transformer without its classifier, for square images of `image_size` pixels.
 
@@ -128,7 +89,10 @@ class ViT(nnx.Module):
         self.cls = nnx.Param(_init(rngs.params(), (width,)))
         self.position = Embedding((image_size // patch) ** 2 + 1, width, rngs=rngs)
         self.layers = numbered(
-            [Layer(width, heads, mlp_width, eps, dtype, rngs) for _ in range(layers)]
+            [
+                PreNormLayer(width, heads, mlp_width, gelu, eps, False, dtype, rngs)
+                for _ in range(layers)
+            ]
         )
         self.norm = LayerNorm(width, eps=eps, dtype=dtype)
 
@@ -154,5 +118,5 @@ class ViT(nnx.Module):
         return PatchFeatures(x[:, 1:], x[:, 0], weights[:, :, 1:])
 
 
-def _run(layer: Layer, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
+def _run(layer: PreNormLayer, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
     return layer(x)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import images, loader, shards, tokenizers
+from medsyn_jax.data import source as source_module
 from medsyn_jax.data.ingestion import ingest
 
 SECTIONS = ("findings", "impression")
@@ -228,7 +229,7 @@ def test_evaluation_reads_the_whole_text_of_a_source_of_random_sentences(make_so
     ],
 )
 def test_a_sentence_has_three_words_if_any_has(text, chosen):
-    assert [loader._sentence(text, draw) for draw in (0.0, np.nextafter(1, 0))] == chosen
+    assert [source_module._sentence(text, draw) for draw in (0.0, np.nextafter(1, 0))] == chosen
 
 
 def test_labels_of_different_meaning_do_not_mix(make_source):
