@@ -1,15 +1,21 @@
 """GLoRIA's local loss, forward and backward: a plain loop in torch and ours, in turns.
 
     python -m scripts.bench_local_alignment --batch 24 48 96 [--lengths drawn]
+    python -m scripts.bench_local_alignment --batch 48 --devices 8
 
 97 words of 768 dimensions, 361 regions, fp32, all cores. The torch side does what the official code
 does: it goes through the reports, repeats each for every image, and forms the attended regions.
 Each side runs in a process of its own, the two alternating. Prints a JSON line a batch: seconds of
 each call, the ratio of the medians (above 1: we are faster), and peak memory above the inputs.
+
+With --devices it times nothing: it compiles ours for a batch sharded over so many simulated devices
+and prints what a step moves between them, in bytes that each device receives.
 """
 
 import argparse
 import json
+import os
+import re
 import resource
 import statistics
 import subprocess
@@ -19,7 +25,6 @@ import time
 import numpy as np
 
 WORDS, REGIONS, WIDTH = 97, 361, 768
-TAUS = (4.0, 5.0, 10.0)
 
 
 def inputs(batch: int, lengths: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -34,23 +39,14 @@ def inputs(batch: int, lengths: str) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def torch_call(batch: int, lengths: str):
     import torch
-    from torch.nn import functional as F
+
+    from scripts.torch_methods import local_loss
 
     regions, words, counts = inputs(batch, lengths)
     v, t = (torch.from_numpy(x.swapaxes(1, 2).copy()).requires_grad_() for x in (regions, words))
-    own = torch.arange(batch)
 
     def call() -> float:
-        columns = []
-        for report, count in zip(t, counts.tolist(), strict=True):
-            word = report[:, :count].unsqueeze(0).repeat(batch, 1, 1)  # [b, d, w]
-            logits = torch.bmm(v.transpose(1, 2), word)  # [b, r, w]
-            attention = (TAUS[0] * logits.softmax(-1)).softmax(1)
-            context = torch.bmm(v, attention)  # [b, d, w]
-            cos = F.cosine_similarity(word, context, dim=1)
-            columns.append(torch.logsumexp(TAUS[1] * cos, 1, keepdim=True))
-        scores = TAUS[2] * torch.cat(columns, 1)
-        loss = F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)
+        loss = local_loss(v, t, counts.tolist())
         torch.autograd.grad(loss, (v, t))
         return float(loss)
 
@@ -69,6 +65,45 @@ def our_call(batch: int, lengths: str):
     step = jax.jit(jax.value_and_grad(lambda *args: local_loss(*args)[0], (0, 1)))
     compiled = step.lower(*args).compile()
     return lambda: float(jax.block_until_ready(compiled(*args))[0])
+
+
+def collectives(batch: int, devices: int, lengths: str) -> dict[str, int]:
+    """Bytes that each device receives in one forward and backward pass, by kind of collective."""
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    import jax
+    from jax.sharding import PartitionSpec as P
+
+    from medsyn_jax.core.mesh import make_mesh
+    from medsyn_jax.objectives.gloria import local_loss
+
+    mesh = make_mesh()
+    regions, words, counts = inputs(batch, lengths)
+    rows = jax.sharding.NamedSharding(mesh, P(mesh.axis_names))
+    args = jax.device_put((regions, words, np.arange(WORDS) < counts[:, None]), rows)
+    step = jax.value_and_grad(lambda *args: local_loss(*args, mesh=mesh)[0], (0, 1))
+    placed = jax.jit(step, out_shardings=((None, (rows, rows))))
+    return received(placed.lower(*args).compile().as_text(), devices)
+
+
+def received(hlo: str, devices: int) -> dict[str, int]:
+    """Of a compiled program: an all-gather brings all but one's own part, a reduce-scatter so many
+    parts as it leaves, an all-reduce both. Raises ValueError for a collective within a loop, whose
+    turns are not known here."""
+    sizes = {"f32": 4, "bf16": 2, "pred": 1, "s32": 4}
+    found, entry = {}, False
+    for line in hlo.splitlines():
+        entry = line.startswith("ENTRY") or (entry and not line.startswith("}"))
+        call = re.search(r"= (.*?) (all-gather|reduce-scatter|all-reduce|all-to-all)\(", line)
+        if call is None:
+            continue
+        if not entry:
+            raise ValueError(f"in a loop: {line.strip()[:80]}")
+        shapes = re.findall(r"(\w+)\[([\d,]*)\]", call[1])
+        size = sum(sizes[t] * int(np.prod([int(n) for n in d.split(",") if n])) for t, d in shapes)
+        share = (devices - 1) / devices
+        times = {"reduce-scatter": devices - 1, "all-reduce": 2 * share}.get(call[2], share)
+        found[call[2]] = found.get(call[2], 0) + round(times * size)
+    return found
 
 
 def one_side(side: str, batch: int, lengths: str, repeats: int) -> None:
@@ -92,11 +127,15 @@ def main() -> None:
     parser.add_argument("--lengths", choices=("full", "drawn"), default="full")
     parser.add_argument("--repeats", type=int, default=1, help="of each process, after a first")
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--devices", type=int, default=0, help="count what moves between so many")
     parser.add_argument("--side", choices=("torch", "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         return one_side(args.side, args.batch[0], args.lengths, args.repeats)
-    for batch in args.batch:
+    for batch in args.batch if args.devices else ():
+        moved = collectives(batch, args.devices, args.lengths)
+        print(json.dumps({"batch": batch, "devices": args.devices, "bytes": moved}))
+    for batch in () if args.devices else args.batch:
         row: dict = {"batch": batch, "lengths": args.lengths}
         for side in ("torch", "ours") * args.turns:
             command = [sys.executable, "-m", "scripts.bench_local_alignment", "--side", side]

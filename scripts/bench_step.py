@@ -1,8 +1,12 @@
-"""One training step (forward, backward, AdamW) of the same encoder by torch and by us, in turns.
+"""One training step (forward, backward, AdamW) of the same model by torch and by us, in turns.
 
-    python scripts/bench_step.py --model resnet50 --batch 8 --repeats 7
-    python scripts/bench_step.py --model bert --batch 8 --repeats 7
+    python -m scripts.bench_step --model resnet50 --batch 8 --repeats 7
+    python -m scripts.bench_step --model bert --batch 8 --repeats 7
+    python -m scripts.bench_step --model gloria --batch 48 --repeats 3
+    python -m scripts.bench_step --model mgca --batch 72 --repeats 3
 
+resnet50 and bert are encoders alone; gloria and mgca whole methods as their authors train them, of
+ResNet-50 at 299 pixels, twelve or six layers of BERT, their heads and losses (`torch_methods`).
 Both run in one process on all cores, turn about, so that whatever else the machine does hits both.
 Prints a JSON line a side and one with the ratio of their speeds (above 1: we are faster), of the
 medians and of the fastest steps. torch runs as fast as it can: channels last, fused AdamW, SDPA.
@@ -10,10 +14,8 @@ medians and of the fastest steps. torch runs as fast as it can: channels last, f
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +24,15 @@ import torch
 from flax import nnx
 from transformers import BertConfig, BertModel
 
+from configs import gloria, mgca
 from medsyn_jax.core import optim
 from medsyn_jax.models.bert import Bert
 from medsyn_jax.models.layers import split, statistics
 from medsyn_jax.models.resnet import resnet50
+from medsyn_jax.models.towers import PairEncoder
+from medsyn_jax.tasks.pretrain import METHODS
 from medsyn_jax.train.step import make_step
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models"))
-import torch_resnet
+from scripts import torch_methods
 
 OPTIMIZER = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.05}
 TOKENS = 112
@@ -82,7 +85,7 @@ def resnet_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
     images = rng.standard_normal((args.batch, args.size, args.size, 3), np.float32)
     probe = rng.standard_normal((args.batch, 2048), np.float32)
     nchw = torch.from_numpy(images).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
-    module = torch_resnet.ResNet().to(memory_format=torch.channels_last)
+    module = torch_methods.torch_resnet.ResNet().to(memory_format=torch.channels_last)
     theirs = torch_step(
         module, lambda m, x, p: (m(x)[2] * p).mean(), (nchw, torch.from_numpy(probe)), args.bf16
     )
@@ -120,9 +123,40 @@ def bert_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
     return theirs, our_step(model, ours, batch)
 
 
+def method_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
+    rng = np.random.default_rng(0)
+    config = {"gloria": gloria, "mgca": mgca}[args.model].get_config("paper")
+    side, tokens, vocab = config.image.upsample, config.data.tokens, 28996
+    images = rng.standard_normal((args.batch, side, side, 3), np.float32)
+    ids = rng.integers(0, vocab, (args.batch, tokens))
+    mask = np.arange(tokens)[None] < rng.integers(60, tokens + 1, args.batch)[:, None]
+    new = rng.random(ids.shape) < 0.7  # the others go on with the word before
+    words = np.where(mask, new.cumsum(1) - new[:, :1], -1)
+    nchw = torch.from_numpy(images).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
+    texts = torch.from_numpy(ids), torch.from_numpy(mask).long(), torch.from_numpy(words)
+    module = {"gloria": torch_methods.Gloria, "mgca": torch_methods.Mgca}[args.model](vocab)
+    module = module.to(memory_format=torch.channels_last)
+    theirs = torch_step(module, lambda m, *inputs: m(*inputs), (nchw, *texts), args.bf16)
+
+    parts = (config[part].to_dict() for part in ("image", "text", "heads"))
+    model = PairEncoder(*parts, vocab, dtype=args.dtype, rngs=nnx.Rngs(0))
+    batch = {"image": images, "ids": ids.astype(np.int32), "mask": mask}
+    batch = jax.device_put(batch | {"words": words.astype(np.int32)})
+    loss, settings = METHODS[args.model].loss, config.loss.to_dict()
+
+    def ours(network, batch, key):
+        texts = batch["ids"], batch["mask"], batch["words"]
+        return loss(network(batch["image"], *texts, train=True, key=key), None, **settings)[0]
+
+    return theirs, our_step(model, ours, batch)
+
+
+PAIRS = {"resnet50": resnet_pair, "bert": bert_pair, "gloria": method_pair, "mgca": method_pair}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=["resnet50", "bert"], default="resnet50")
+    parser.add_argument("--model", choices=list(PAIRS), default="resnet50")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="side of the images")
     parser.add_argument("--dropout", type=float, default=0.1, help="of BERT, on both sides")
@@ -132,7 +166,7 @@ def main() -> None:
     args.dtype = jnp.bfloat16 if args.bf16 else jnp.float32
     torch.manual_seed(0)
 
-    theirs, ours = {"resnet50": resnet_pair, "bert": bert_pair}[args.model](args)
+    theirs, ours = PAIRS[args.model](args)
     steps = {"torch": theirs, "medsyn_jax": ours}
     seconds = {name: [] for name in steps}
     for step in steps.values():

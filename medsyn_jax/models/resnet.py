@@ -125,16 +125,24 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> ImageFeatures:
         """Features of images that are already normalized; the stats move only when `train`."""
-        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
         x = self.stem(images.astype(self.dtype), train)
-        x = max_pool(x) if self.pool else x
-        maps = []
-        for stage in in_order(self.stages):
+        layer3 = self._stages(max_pool(x) if self.pool else x, 0, 3, train)
+        layer4 = self._stages(layer3, 3, 4, train)
+        return ImageFeatures(layer3, layer4, self._pooled(layer4))
+
+    def after_layer3(self, layer3: Float[Array, "b h w f"]) -> Float[Array, "b g"]:
+        """The pooled features that a map of layer 3 comes to, in evaluation mode."""
+        return self._pooled(self._stages(layer3, 3, 4, False))
+
+    def _stages(self, x: Array, start: int, stop: int, train: bool) -> Array:
+        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
+        for stage in in_order(self.stages)[start:stop]:
             for block in in_order(stage):
                 x = run(block, x, train)
-            maps.append(x)
-        pooled = x.astype(jnp.float32).mean((1, 2)).astype(self.dtype)
-        return ImageFeatures(maps[2], maps[3], pooled)
+        return x
+
+    def _pooled(self, layer4: Array) -> Array:
+        return layer4.astype(jnp.float32).mean((1, 2)).astype(self.dtype)
 
 
 def _run(block: ResidualBlock, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "..."]:

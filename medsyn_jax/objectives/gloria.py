@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from medsyn_jax.objectives.contrastive import contrastive_loss
@@ -36,28 +38,42 @@ def local_similarity(
     tau1: float = 4.0,
     tau2: float = 5.0,
     memory_mib: int = 512,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "i j"]:
     """S of every image with every report, fp32, before tau3.
 
     word_mask: True on real words. A report without any has S = 0 and no gradient. memory_mib: how
     much a block of pairs may take; no more of the i x r x j x w numbers exist at a time, in the
     forward pass or in the backward pass, which computes them anew. On CPU a block is one image and
-    as many reports as fit: products of plain matrices. On accelerators it is all images, so that a
-    batch sharded over devices needs no more than the words of the others.
+    as many reports as fit: products of plain matrices. On accelerators it is all images.
+    mesh: over all of whose devices images and reports are sharded. Each keeps its own images and
+    visits all reports: their words are gathered once, the words' gradient is scattered once.
     Raises ValueError for a tau that is not above 0.
     """
     for name, tau in {"tau1": tau1, "tau2": tau2}.items():
         if not tau > 0:
             raise ValueError(f"{name}: {tau}: give a number above 0")
     each = _ARRAYS * 4 * regions.shape[1] * words.shape[1]
-    budget, (i, j) = memory_mib * 2**20, (len(regions), len(words))
+    devices = 1 if mesh is None else mesh.size
+    budget, i, j = memory_mib * 2**20, len(regions) // devices, len(words)
 
     def cut(images: int) -> _Cut:
         reports = [n for n in range(1, j + 1) if j % n == 0 and n * images * each <= budget]
         return _Cut(images, max(reports, default=1), float(tau1), float(tau2))
 
     by_image, by_report = (partial(_similarity, cut=cut(images)) for images in (1, i))
-    return lax.platform_dependent(regions, words, word_mask, cpu=by_image, default=by_report)
+    here = partial(lax.platform_dependent, cpu=by_image, default=by_report)
+    if devices == 1:
+        return here(regions, words, word_mask)
+
+    def with_all(own: Array, words: Array, mask: Array) -> Array:
+        return here(own, *(lax.all_gather(x, mesh.axis_names, tiled=True) for x in (words, mask)))
+
+    rows = P(mesh.axis_names)
+    mapped = jax.shard_map(
+        with_all, mesh=mesh, in_specs=(rows,) * 3, out_specs=rows, check_vma=False
+    )
+    return mapped(regions, words, word_mask)
 
 
 def local_loss(
@@ -69,12 +85,13 @@ def local_loss(
     tau2: float = 5.0,
     tau3: float = 10.0,
     memory_mib: int = 512,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Sum of the cross-entropies of tau3 S against the diagonal, both ways; (loss, metrics)."""
     if not tau3 > 0:
         raise ValueError(f"tau3: {tau3}: give a number above 0")
     scores = local_similarity(
-        regions, words, word_mask, tau1=tau1, tau2=tau2, memory_mib=memory_mib
+        regions, words, word_mask, tau1=tau1, tau2=tau2, memory_mib=memory_mib, mesh=mesh
     )
     logits, own = tau3 * scores, jnp.arange(len(regions))
     to_text = optax.softmax_cross_entropy_with_integer_labels(logits, own).mean()

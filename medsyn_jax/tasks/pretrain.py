@@ -31,15 +31,22 @@ from medsyn_jax.train.state import State
 FREE = ("mesh.", "data.threads", "ingest.workers", "train.log_every")
 
 
-def _convirt(e: Embeddings, **settings: Any) -> tuple:
+def _convirt(e: Embeddings, mesh: Mesh | None, **settings: Any) -> tuple:
+    del mesh
     return contrastive_loss(e.image, e.text, **settings)
 
 
 def _gloria(
-    e: Embeddings, *, global_weight: float, local_weight: float, tau3: float, **settings: Any
+    e: Embeddings,
+    mesh: Mesh | None,
+    *,
+    global_weight: float,
+    local_weight: float,
+    tau3: float,
+    **settings: Any,
 ) -> tuple:
     whole, parts = gloria.global_loss(e.image, e.text, tau3=tau3)
-    local, more = gloria.local_loss(*_regions_and_words(e), tau3=tau3, **settings)
+    local, more = gloria.local_loss(*_regions_and_words(e), tau3=tau3, mesh=mesh, **settings)
     parts |= {f"local/{k}": v for k, v in more.items()}
     return global_weight * whole + local_weight * local, parts
 
@@ -56,8 +63,9 @@ def _regions_and_words(e: Embeddings) -> tuple[jax.Array, jax.Array, jax.Array]:
     return e.local.regions, e.local.words, mask
 
 
-def _mgca(e: Embeddings, **settings: Any) -> tuple:
+def _mgca(e: Embeddings, mesh: Mesh | None, **settings: Any) -> tuple:
     """Words are those after [CLS], with [SEP], as in the official code."""
+    del mesh
     assert e.local is not None
     assert e.prototypes is not None
     regions, words, looks = e.local.regions, e.local.words[:, 1:], e.local.region_attention
@@ -73,9 +81,10 @@ def _mgca(e: Embeddings, **settings: Any) -> tuple:
 
 @dataclass(frozen=True)
 class Method:
-    """loss: (embeddings, **config.loss) -> (loss, metrics). local: whether it needs regions and
-    words, prototypes: and these. similarity: of all images with all reports, beside that of their
-    embeddings: (embeddings, config.loss) -> [n, n]."""
+    """loss: (embeddings, the mesh that they are sharded over or None, **config.loss) -> (loss,
+    metrics). local: whether it needs regions and words, prototypes: and these. similarity: of all
+    images with all reports, beside that of their embeddings: (embeddings, config.loss) -> [n, n].
+    """
 
     loss: Callable[..., tuple]
     local: bool = False
@@ -127,7 +136,7 @@ def run(config: Any, workdir: Path) -> None:
     state = _import_weights(config, state)
     log.say(f"{len(data)} training records, {plan.steps} steps; {states.summary(state)}")
     log.write_config(workdir, config, FREE)
-    loss_fn = _loss_fn(config, structure)
+    loss_fn = _loss_fn(config, structure, mesh)
     embed = steps.compile_eval(_embed_fn(config, structure), state, mesh)
     evaluation = Evaluation(config, embed, local, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -254,7 +263,7 @@ def _import_weights(config: Any, state: State) -> State:
     return state
 
 
-def _loss_fn(config: Any, structure: Any) -> steps.LossFn:
+def _loss_fn(config: Any, structure: Any, mesh: Mesh) -> steps.LossFn:
     method, settings = METHODS[config.method].loss, dict(config.loss)
     pixels = {k: config.image[k] for k in transforms.PIXELS}
 
@@ -263,7 +272,7 @@ def _loss_fn(config: Any, structure: Any) -> steps.LossFn:
         model = nnx.merge(structure, params, stats, copy=True)
         images = transforms.augment(for_view, batch["image"], **config.augment, **pixels)
         texts = batch["ids"], batch["mask"], batch.get("words")
-        loss, extra = method(model(images, *texts, train=True, key=for_dropout), **settings)
+        loss, extra = method(model(images, *texts, train=True, key=for_dropout), mesh, **settings)
         return loss, (statistics(model), extra)
 
     return loss_fn
@@ -311,7 +320,7 @@ class Evaluation:
         loss = METHODS[c.method].loss
         count, size = len(e.image), c.data.batch_size if c.heads.local else len(e.image)
         cuts = range(0, max(count - size, 0) + 1, size)  # whole batches alone, if there is one
-        losses = [loss(_rows(e, slice(i, i + size)), **c.loss)[0] for i in cuts]
+        losses = [loss(_rows(e, slice(i, i + size)), None, **c.loss)[0] for i in cuts]
         texts, scores = np.array(source.texts()), np.asarray(e.image) @ np.asarray(e.text).T
         found = metrics.retrieval(scores, texts, ks=(1,), resamples=1)
         names = ("image_to_text/recall@1", "text_to_image/recall@1")

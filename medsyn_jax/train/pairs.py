@@ -17,7 +17,7 @@ from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import images, loader, tokenizers, transforms
-from medsyn_jax.models import towers
+from medsyn_jax.models import resnet, towers
 from medsyn_jax.objectives.contrastive import normalize
 from medsyn_jax.train import checkpoint
 from medsyn_jax.train import state as states
@@ -62,27 +62,47 @@ class Pair:
     def heat(
         self, images: UInt8[Array, "b h w"], texts: tuple[Array, Array, Array]
     ) -> Float[Array, "b s s"]:
-        """How well each place of an image fits a phrase: the mean over its words of their cosine
-        with the regions, fp32, from -1 to 1, enlarged to the `crop` that the encoder sees.
+        """How well each place of an image fits a phrase, fp32, enlarged to the `crop` that the
+        encoder sees: of a pair with local heads the mean over the words of their cosine with the
+        regions; of another with a ResNet, Grad-CAM (arXiv 1610.02391, equations 1 and 2) of the
+        alignment score at layer 3.
 
-        texts: from `tokenizer.encode_words(phrases, tokens)`. Raises UserError for a pair that was
-        trained without local heads. To be jitted, as `embed`.
+        texts: from `tokenizer.encode_words(phrases, tokens)`. Raises UserError for a pair with a
+        ViT and without local heads. To be jitted, as `embed`.
         """
         model = nnx.merge(self.structure, self.params, self.stats, copy=True)
         seen = transforms.normalize(transforms.center_crop(images, self.crop), **dict(self.pixels))
-        local = model(seen, *texts, train=False).local
-        if local is None:
-            raise UserError("the encoder was pre-trained without regions: use GLoRIA's or MGCA's")
-        places = jnp.arange(local.words.shape[1])[None]
-        real = (places > 0) & (places <= local.word_count[:, None])
-        cosines = jnp.einsum(
-            "brd,bwd->brw", jax.vmap(normalize)(local.regions), jax.vmap(normalize)(local.words)
+        e = model(seen, *texts, train=False)
+        fits = _grad_cam(model, seen, e.text) if e.local is None else _by_words(e.local)
+        return jax.image.resize(fits, (len(images), self.crop, self.crop), "linear")
+
+
+def _by_words(local: towers.Local) -> Float[Array, "b s s"]:
+    places = jnp.arange(local.words.shape[1])[None]
+    real = (places > 0) & (places <= local.word_count[:, None])
+    cosines = jnp.einsum(
+        "brd,bwd->brw", jax.vmap(normalize)(local.regions), jax.vmap(normalize)(local.words)
+    )
+    count = jnp.maximum(real.sum(-1), 1).astype(jnp.float32)
+    fits = jnp.where(real[:, None], cosines, 0.0).sum(-1) / count[:, None]
+    side = round(fits.shape[1] ** 0.5)
+    return fits.reshape(-1, side, side)
+
+
+def _grad_cam(model: Any, seen: Array, text: Array) -> Float[Array, "b s s"]:
+    if not isinstance(model.image, resnet.ResNet):
+        raise UserError(
+            "heat maps: the encoder was pre-trained without regions, and its ViT has no layer 3: "
+            "use GLoRIA's or MGCA's"
         )
-        count = jnp.maximum(real.sum(-1), 1).astype(jnp.float32)
-        fits = jnp.where(real[:, None], cosines, 0.0).sum(-1) / count[:, None]
-        side = round(fits.shape[1] ** 0.5)
-        to = (len(images), self.crop, self.crop)
-        return jax.image.resize(fits.reshape(-1, side, side), to, "linear")
+    layer3 = model.image(seen, False).layer3
+
+    def score(layer3: Array) -> Array:
+        image = model.image_head(model.image.after_layer3(layer3), False)
+        return (normalize(image) * normalize(text)).sum()
+
+    weights = jax.grad(score)(layer3).mean((1, 2), keepdims=True)
+    return jax.nn.relu((weights * layer3).sum(-1)).astype(jnp.float32)
 
 
 def pretrained(workdir: Path) -> Pair:

@@ -15,8 +15,10 @@ from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.models import towers
 from medsyn_jax.models.layers import statistics
+from medsyn_jax.objectives.contrastive import normalize
 from medsyn_jax.tasks import ground as task
 from medsyn_jax.tasks import pretrain
+from medsyn_jax.train import pairs
 from medsyn_jax.train import state as states
 from medsyn_jax.train.checkpoint import Checkpoints
 from tests.train import toy
@@ -52,7 +54,7 @@ def outcome(method, make, mesh):
     def loss_fn(params, stats, batch):
         model = nnx.merge(structure, params, stats, copy=True)
         e = model(batch["image"], batch["ids"], batch["mask"], batch["words"], train=True)
-        loss, _ = pretrain.METHODS[method].loss(e, **config.loss)
+        loss, _ = pretrain.METHODS[method].loss(e, mesh, **config.loss)
         return loss, statistics(model)
 
     batch = meshes.to_devices(mesh, batch_of())
@@ -159,6 +161,25 @@ def test_phrases_are_found_on_masks(runs, tmp_path):
     config.phrases = {"Edema": "edema"}
     with pytest.raises(UserError, match=r"Edema: no image of .* has it with a mask or box"):
         task.run(config, tmp_path)
+
+
+def test_grad_cam_weighs_the_channels_of_layer_3_by_what_they_do_to_the_score():
+    model = toy.make_model(nnx.Rngs(0))
+    images = jnp.asarray(batch_of()["image"][:1])
+    text = jax.random.normal(jax.random.key(1), (1, toy.HEADS["width"]))
+    seen = model.image(images, False)
+    np.testing.assert_array_equal(model.image.after_layer3(seen.layer3), seen.pooled)
+
+    def score(step):
+        image = model.image_head(model.image.after_layer3(seen.layer3 + step), False)
+        return (normalize(image) * normalize(text)).sum()
+
+    steps = 1e-3 * jnp.eye(seen.layer3.shape[-1])[:, None, None, None]
+    slopes = (jax.vmap(score)(steps) - jax.vmap(score)(-steps)) / 2e-3 / seen.layer3[0, ..., 0].size
+    expected = np.maximum(seen.layer3 @ slopes, 0)
+    assert expected.max() > 0
+    found = pairs._grad_cam(model, images, text)
+    np.testing.assert_allclose(found, expected, atol=0.01 * expected.max())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""GLoRIA and MGCA in plain torch, as their authors' code computes them: what the benches race.
+
+Full-size encoders, random weights. Words are sums of their pieces by `index_add_`, where the
+official code looks strings up in Python; what it masks, averages and loops over is as it has it.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models"))
+import torch_resnet
+
+TAUS = (4.0, 5.0, 10.0)
+
+
+def cross_entropies(logits: torch.Tensor) -> torch.Tensor:
+    own = torch.arange(len(logits))
+    return F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)
+
+
+def local_loss(v: torch.Tensor, t: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """GLoRIA's, of regions [b, d, r] and words [b, d, w], report by report."""
+    columns = []
+    for report, count in zip(t, counts, strict=True):
+        word = report[:, :count].unsqueeze(0).repeat(len(v), 1, 1)  # [b, d, w]
+        logits = torch.bmm(v.transpose(1, 2), word)  # [b, r, w]
+        attention = (TAUS[0] * logits.softmax(-1)).softmax(1)
+        context = torch.bmm(v, attention)  # [b, d, w]
+        cos = F.cosine_similarity(word, context, dim=1)
+        columns.append(torch.logsumexp(TAUS[1] * cos, 1, keepdim=True))
+    return cross_entropies(TAUS[2] * torch.cat(columns, 1))
+
+
+def bert(vocab: int, layers: int, attention: str) -> BertModel:
+    config = BertConfig(vocab_size=vocab, num_hidden_layers=layers, attn_implementation=attention)
+    return BertModel(config, add_pooling_layer=False)
+
+
+def by_word(pieces: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """Sums [b, t, d] at the words' numbers [b, t], -1 for padding."""
+    b, t, d = pieces.shape
+    places = (torch.where(words < 0, t, words) + (t + 1) * torch.arange(b)[:, None]).flatten()
+    sums = pieces.new_zeros(b * (t + 1), d).index_add(0, places, pieces.flatten(0, 1))
+    return sums.view(b, t + 1, d)[:, :-1]
+
+
+class Gloria(nn.Module):
+    def __init__(self, vocab: int):
+        super().__init__()
+        self.image, self.text = torch_resnet.ResNet(), bert(vocab, 12, "sdpa")
+        self.local, self.whole = nn.Conv2d(1024, 768, 1, bias=False), nn.Linear(2048, 768)
+
+    def forward(self, images, ids, mask, words):
+        layer3, _, pooled = self.image(images)
+        states = self.text(ids, mask, output_hidden_states=True).hidden_states
+        pieces = torch.stack(states[-4:]).sum(0)
+        real = mask[..., None].to(pieces.dtype)
+        report = (pieces * real).sum(1) / real.sum(1)
+        image, report = F.normalize(self.whole(pooled), dim=1), F.normalize(report, dim=1)
+        regions = self.local(layer3).flatten(2)
+        t = by_word(pieces, words).transpose(1, 2)
+        counts = words.amax(1).tolist()  # [CLS] and the words, without [SEP]
+        return cross_entropies(TAUS[2] * image @ report.T) + local_loss(regions, t, counts)
+
+
+class Head(nn.Sequential):
+    def __init__(self, inputs: int):
+        norm = nn.BatchNorm1d(128, affine=False)
+        first = nn.Linear(inputs, 2048), nn.BatchNorm1d(2048), nn.ReLU()
+        super().__init__(*first, nn.Linear(2048, 128), norm)
+
+    def forward(self, x):
+        return F.normalize(super().forward(x.flatten(0, -2)), dim=-1).view(*x.shape[:-1], 128)
+
+
+class Mgca(nn.Module):
+    def __init__(self, vocab: int):
+        super().__init__()
+        self.image, self.text = torch_resnet.ResNet(), bert(vocab, 6, "eager")
+        sizes = {"image": 2048, "report": 768, "region": 1024, "word": 768}
+        self.heads = nn.ModuleDict({name: Head(size) for name, size in sizes.items()})
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(500, 128), dim=1))
+
+    def forward(self, images, ids, mask, words):
+        layer3, _, pooled = self.image(images)
+        out = self.text(ids, mask, output_attentions=True)
+        pieces, looks = out.last_hidden_state, out.attentions[-1][:, :, 0].mean(1)
+        image, report = self.heads["image"](pooled), self.heads["report"](pieces[:, 0])
+        regions = self.heads["region"](layer3.flatten(2).transpose(1, 2))
+        t = self.heads["word"](by_word(pieces, words)[:, 1:])
+        real = torch.arange(t.shape[1])[None] < words.amax(1)[:, None]
+        weights = _clipped(by_word(looks[..., None], words)[:, 1:, 0].detach(), real)
+        even = torch.full(regions.shape[:2], 1 / regions.shape[1])
+        scores = t @ regions.transpose(1, 2) / 0.1
+        seen = scores.masked_fill(~real[..., None], -1e9)
+        of_words = F.normalize(scores.softmax(2) @ regions, dim=-1)
+        of_regions = F.normalize(seen.softmax(1).transpose(1, 2) @ t, dim=-1)
+        loss = cross_entropies(image @ report.T / 0.07)
+        loss = loss + _alignment(t, of_words, real, weights)
+        loss = loss + _alignment(regions, of_regions, torch.ones_like(even, dtype=bool), even)
+        return loss + _prototypes(image @ self.prototypes.T, report @ self.prototypes.T)
+
+
+def _clipped(looks: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    kept = torch.where(real & (looks != 0), looks, torch.nan)
+    low, high = (kept.nanquantile(q, 1, keepdim=True) for q in (0.1, 0.9))
+    kept = kept.clamp(low, high).nan_to_num(0.0)
+    return kept / kept.sum(1, keepdim=True)
+
+
+def _alignment(x, gathered, real, weights):
+    logits = x @ gathered.transpose(1, 2) / 0.1
+    masked = logits.masked_fill(~real[:, None], -1e9), logits.masked_fill(~real[..., None], -1e9)
+    own = logits.diagonal(dim1=1, dim2=2)
+    losses = [(m.logsumexp(d) - own) for m, d in zip(masked, (2, 1), strict=True)]
+    return ((losses[0] + losses[1]) / 2 * weights).sum(1).mean()
+
+
+def _prototypes(image: torch.Tensor, report: torch.Tensor) -> torch.Tensor:
+    def code(scores: torch.Tensor) -> torch.Tensor:
+        q = (scores.detach() / 0.05).exp().T
+        q = q / q.sum()
+        for _ in range(3):
+            q = q / q.sum(1, keepdim=True) / q.shape[0]
+            q = q / q.sum(0, keepdim=True) / q.shape[1]
+        return (q * q.shape[1]).T
+
+    return (
+        F.cross_entropy(report / 0.2, code(image)) + F.cross_entropy(image / 0.2, code(report))
+    ) / 2
