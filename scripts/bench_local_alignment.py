@@ -48,7 +48,7 @@ def torch_call(batch: int, lengths: str):
     def call() -> float:
         loss = local_loss(v, t, counts.tolist())
         torch.autograd.grad(loss, (v, t))
-        return float(loss)
+        return float(loss.detach())
 
     return call
 
