@@ -7,13 +7,16 @@
 
 resnet50 and bert are encoders alone; gloria and mgca whole methods as their authors train them, of
 ResNet-50 at 299 pixels, twelve or six layers of BERT, their heads and losses (`torch_methods`).
-Both run in one process on all cores, turn about, so that whatever else the machine does hits both.
+Both run on all cores, encoders in one process, turn about, so that whatever else the machine does
+hits both; methods one after the other, as two do not fit in the memory of a small machine.
 Prints a JSON line a side and one with the ratio of their speeds (above 1: we are faster), of the
 medians and of the fastest steps. torch runs as fast as it can: channels last, fused AdamW, SDPA.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -92,7 +95,7 @@ def resnet_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
     model = resnet50(dtype=args.dtype, rngs=nnx.Rngs(0))
     batch = {"image": jnp.asarray(images), "probe": jnp.asarray(probe)}
     ours = our_step(model, lambda m, b, _: (m(b["image"], True).pooled * b["probe"]).mean(), batch)
-    return theirs, ours
+    return lambda: theirs, lambda: ours
 
 
 def bert_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
@@ -120,7 +123,7 @@ def bert_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
         states = network(batch["ids"], batch["mask"], key if args.dropout else None)
         return (states[-1][:, 0] * batch["probe"]).mean()
 
-    return theirs, our_step(model, ours, batch)
+    return lambda: theirs, lambda: our_step(model, ours, batch)
 
 
 def method_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
@@ -132,26 +135,67 @@ def method_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
     mask = np.arange(tokens)[None] < rng.integers(60, tokens + 1, args.batch)[:, None]
     new = rng.random(ids.shape) < 0.7  # the others go on with the word before
     words = np.where(mask, new.cumsum(1) - new[:, :1], -1)
-    nchw = torch.from_numpy(images).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
-    texts = torch.from_numpy(ids), torch.from_numpy(mask).long(), torch.from_numpy(words)
-    module = {"gloria": torch_methods.Gloria, "mgca": torch_methods.Mgca}[args.model](vocab)
-    module = module.to(memory_format=torch.channels_last)
-    theirs = torch_step(module, lambda m, *inputs: m(*inputs), (nchw, *texts), args.bf16)
 
-    parts = (config[part].to_dict() for part in ("image", "text", "heads"))
-    model = PairEncoder(*parts, vocab, dtype=args.dtype, rngs=nnx.Rngs(0))
-    batch = {"image": images, "ids": ids.astype(np.int32), "mask": mask}
-    batch = jax.device_put(batch | {"words": words.astype(np.int32)})
-    loss, settings = METHODS[args.model].loss, config.loss.to_dict()
+    def theirs() -> Callable:
+        nchw = torch.from_numpy(images).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
+        texts = torch.from_numpy(ids), torch.from_numpy(mask).long(), torch.from_numpy(words)
+        module = {"gloria": torch_methods.Gloria, "mgca": torch_methods.Mgca}[args.model](vocab)
+        module = module.to(memory_format=torch.channels_last)
+        return torch_step(module, lambda m, *inputs: m(*inputs), (nchw, *texts), args.bf16)
 
-    def ours(network, batch, key):
-        texts = batch["ids"], batch["mask"], batch["words"]
-        return loss(network(batch["image"], *texts, train=True, key=key), None, **settings)[0]
+    def ours() -> Callable:
+        parts = (config[part].to_dict() for part in ("image", "text", "heads"))
+        model = PairEncoder(*parts, vocab, dtype=args.dtype, rngs=nnx.Rngs(0))
+        batch = {"image": images, "ids": ids.astype(np.int32), "mask": mask}
+        batch = jax.device_put(batch | {"words": words.astype(np.int32)})
+        loss, settings = METHODS[args.model].loss, config.loss.to_dict()
 
-    return theirs, our_step(model, ours, batch)
+        def forward(network, batch, key):
+            texts = batch["ids"], batch["mask"], batch["words"]
+            return loss(network(batch["image"], *texts, train=True, key=key), None, **settings)[0]
+
+        return our_step(model, forward, batch)
+
+    return theirs, ours
 
 
 PAIRS = {"resnet50": resnet_pair, "bert": bert_pair, "gloria": method_pair, "mgca": method_pair}
+
+
+SIDES = ("torch", "medsyn_jax")
+
+
+def timed(steps: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step, turn about, after a first one."""
+    seconds = {name: [] for name in steps}
+    for turn in range(repeats + 1):
+        for name, step in steps.items():
+            time.sleep(0.3)  # the other side's threads spin for a while before they sleep
+            start = time.perf_counter()
+            step()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def timed_apart(args: argparse.Namespace) -> dict[str, list[float]]:
+    """The same of two processes, one after the other: both in one would not fit in memory."""
+    found = {}
+    for side in SIDES:
+        command = [
+            sys.executable,
+            "-m",
+            "scripts.bench_step",
+            "--model",
+            args.model,
+            "--side",
+            side,
+        ]
+        command += ["--batch", str(args.batch), "--repeats", str(args.repeats)]
+        command += ["--bf16"] if args.bf16 else []
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        found |= json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> None:
@@ -162,22 +206,18 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1, help="of BERT, on both sides")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--bf16", action="store_true", help="bf16 compute (torch: autocast)")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.dtype = jnp.bfloat16 if args.bf16 else jnp.float32
     torch.manual_seed(0)
 
-    theirs, ours = PAIRS[args.model](args)
-    steps = {"torch": theirs, "medsyn_jax": ours}
-    seconds = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-        step()
-    for _ in range(args.repeats):
-        for name, step in steps.items():
-            time.sleep(0.3)  # the other side's threads spin for a while before they sleep
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
+    sides = dict(zip(SIDES, PAIRS[args.model](args), strict=True))
+    if args.side:
+        return print(json.dumps(timed({args.side: sides[args.side]()}, args.repeats)))
+    if PAIRS[args.model] is method_pair:
+        seconds = timed_apart(args)
+    else:
+        seconds = timed({name: make() for name, make in sides.items()}, args.repeats)
     what = {"model": args.model, "batch": args.batch, "dtype": jnp.dtype(args.dtype).name}
     for name, found in seconds.items():
         median = float(np.median(found))

@@ -1,0 +1,74 @@
+"""ConVIRT, GLoRIA and MGCA with the same encoder, data and number of steps, over several seeds.
+
+    python -m scripts.compare_methods --workdir runs/methods --seeds 3
+
+Runs pretrain, classify and ground of each method and seed as a user would, one after another, each
+in a workdir of its own; one that has its results.json is not run again. Prints a Markdown table,
+each figure the mean over the seeds with the lowest and the highest.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+METHODS = ("convirt", "gloria", "mgca")
+# The image encoder of the demos with regions, which ConVIRT's own demo does without.
+ENCODER = ("--config.image.stem=3x3", "--config.image.width=24")
+WAYS = ("image_to_text", "text_to_image")
+FRACTIONS = ("1%", "10%", "100%")
+PLACES = ("pointing", "contrast_to_noise", "dice")
+
+
+def once(config: str, workdir: Path, *overrides: str) -> dict[str, dict]:
+    """The figures of a run, which is started unless it is done."""
+    if not (workdir / "results.json").exists():
+        command = [sys.executable, "-m", "medsyn_jax.main", "--config", f"configs/{config}.py"]
+        subprocess.run([*command, "--workdir", str(workdir), *overrides], check=True)
+    return json.loads((workdir / "results.json").read_text())["metrics"]
+
+
+def figures(root: Path, method: str, seed: int) -> dict[str, float]:
+    """Of one method and seed, by column; recall@1 is the mean of both directions."""
+    encoder = root / f"{method}-{seed}"
+    named = f"--config.encoder.workdir={encoder}"
+    own = ENCODER if method == "convirt" else ()
+    pretrain = once(method, encoder, f"--config.seed={seed}", *own)
+    classify = once("classify", root / f"classify-{method}-{seed}", named)
+    ground = once("ground", root / f"ground-{method}-{seed}", named)
+    found = {}
+    for kind in ("", "local/", "mixed/"):
+        keys = [f"test/{kind}{way}/recall@1" for way in WAYS]
+        if keys[0] in pretrain:
+            found[f"{kind}recall@1"] = statistics.mean(pretrain[k]["value"] for k in keys)
+    for share in FRACTIONS:
+        found[f"AUROC {share}"] = classify[f"pretrained/test/{share}/auroc/mean"]["value"]
+    for name in PLACES:
+        found[name] = ground[f"test/mean/{name}"]["value"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workdir", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    found = {
+        method: [figures(args.workdir, method, seed) for seed in range(args.seeds)]
+        for method in METHODS
+    }
+    print("| |" + "".join(f" {method} |" for method in METHODS))
+    print("|---" * (len(METHODS) + 1) + "|")
+    for name in dict.fromkeys(k for runs in found.values() for k in runs[0]):
+        cells = []
+        for runs in found.values():
+            values = [run[name] for run in runs if name in run]
+            mean = f"{statistics.mean(values):.3f}" if values else ""
+            cells.append(f"{mean} ({min(values):.3f} to {max(values):.3f})" if values else "")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
