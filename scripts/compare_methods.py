@@ -15,8 +15,6 @@ import sys
 from pathlib import Path
 
 METHODS = ("convirt", "gloria", "mgca")
-# The image encoder of the demos with regions, which ConVIRT's own demo does without.
-ENCODER = ("--config.image.stem=3x3", "--config.image.width=24")
 WAYS = ("image_to_text", "text_to_image")
 FRACTIONS = ("1%", "10%", "100%")
 PLACES = ("pointing", "contrast_to_noise", "dice")
@@ -34,8 +32,7 @@ def figures(root: Path, method: str, seed: int) -> dict[str, float]:
     """Of one method and seed, by column; recall@1 is the mean of both directions."""
     encoder = root / f"{method}-{seed}"
     named = f"--config.encoder.workdir={encoder}"
-    own = ENCODER if method == "convirt" else ()
-    pretrain = once(method, encoder, f"--config.seed={seed}", *own)
+    pretrain = once(method, encoder, f"--config.seed={seed}")
     classify = once("classify", root / f"classify-{method}-{seed}", named)
     ground = once("ground", root / f"ground-{method}-{seed}", named)
     found = {}

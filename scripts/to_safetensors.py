@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 def main(source: str, target: str) -> None:
     state = torch.load(source, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
+    for key in ("state_dict", "model"):  # as trainers, and DeiT and MAE, wrap them
+        state = state.get(key, state)
     tensors = {key: value.clone().contiguous() for key, value in state.items()}
     save_file(tensors, target, metadata={"format": "pt"})
     print(f"{target}: {len(tensors)} tensors")
