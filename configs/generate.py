@@ -22,7 +22,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.pipeline = "assets/phantom-diffusion"  # sought in the repository, too
     config.data = {
         "source": "phantom",
-        "splits": ("train", "valid", "test"),  # of shards
+        "splits": ("train", "valid", "test"),  # whose prompts
         "sections": ("impression",),  # of the reports of shards and of MIMIC-CXR
         "limit": 0,  # only so many prompts; 0: all
         "reports": "",

@@ -75,7 +75,12 @@ def from_shards(
 
 
 def from_csv(
-    path: Path | str, columns: Any, shares: Sequence[float], seed: int, limit: int = 0
+    path: Path | str,
+    columns: Any,
+    wanted: Sequence[str],
+    shares: Sequence[float],
+    seed: int,
+    limit: int = 0,
 ) -> Prompts:
     """The rows of a CSV in UTF-8; a row without a prompt or with a key that came before is
     rejected.
@@ -85,6 +90,7 @@ def from_csv(
         columns: names of the columns `prompt`, `key`, `subject`, `split`, `view` ("": there is
             none) and, in a tuple, `labels` (1, 0, -1 or empty). Without a key it is row-<number>;
             without a subject every prompt is one of its own.
+        wanted: splits; the rows of others are left out.
         shares: of train, valid and test, by subject, where there is no column of splits.
         seed: of that draw.
         limit: of the number of prompts, if it is not 0.
@@ -112,14 +118,17 @@ def from_csv(
         except RejectedRecord as error:
             rejects.append((key, f"{path}: row {number}: {error}"))
     homes = splits.assign([(p.key, p.subject, s or None) for p, s in found.values()], shares, seed)
-    items = [dataclasses.replace(p, split=homes[p.key]) for p, _ in found.values()]
+    placed = [dataclasses.replace(p, split=homes[p.key]) for p, _ in found.values()]
+    items = [p for p in placed if p.split in wanted]
+    if placed and not items:
+        raise UserError(f"prompts: {path}: no row in the splits {', '.join(wanted)}")
     return Prompts(items[: limit or None], tuple(columns.labels), rejects)
 
 
 def _from_row(key: str, fields: dict[str, str], columns: Any) -> Prompt:
     text = fields[columns.prompt]
     for name in columns.labels:
-        if fields[name].strip() not in sources._LABEL_VALUES:
+        if fields[name].strip() not in sources.LABEL_VALUES:
             raise RejectedRecord(f"column {name!r}: {fields[name]!r} is not 1, 0, -1 or empty")
     found = {n: reports.clean(t) for n, t in reports.sections(text).items()}
     view = fields.get(columns.view, "").strip().upper()
@@ -131,7 +140,7 @@ def _from_row(key: str, fields: dict[str, str], columns: Any) -> Prompt:
         report=text,
         findings=found.get("findings", ""),
         impression=found.get("impression", ""),
-        labels=tuple(sources._LABEL_VALUES[fields[name].strip()] for name in columns.labels),
+        labels=tuple(sources.LABEL_VALUES[fields[name].strip()] for name in columns.labels),
         view=view if view in ("PA", "AP") else "",
     )
 
@@ -190,11 +199,15 @@ def _shortened(text: str, count: Callable[[str], int], length: int) -> str:
 
 def is_mimic(path: Path) -> bool:
     """Whether a folder holds the tables of MIMIC-CXR-JPG, and no shards."""
-    return sources._table(path, "metadata").exists() and not (path / shards.INFO).exists()
+    return sources.mimic_table(path, "metadata").exists() and not (path / shards.INFO).exists()
 
 
 def from_mimic(
-    root: Path | str, folder: Path | str, sections: Sequence[str], limit: int = 0
+    root: Path | str,
+    folder: Path | str,
+    wanted: Sequence[str],
+    sections: Sequence[str],
+    limit: int = 0,
 ) -> Prompts:
     """The reports of MIMIC-CXR, one prompt for each frontal image that they belong to; no image is
     needed.
@@ -202,6 +215,7 @@ def from_mimic(
     Args:
         root: holds the tables of MIMIC-CXR-JPG, `mimic-cxr-2.0.0-{metadata,split,chexpert}.csv.gz`.
         folder: holds the reports; "": as `root`.
+        wanted: splits; the images of others are left out.
         sections: that make up a prompt.
         limit: of the number of prompts, if it is not 0.
 
@@ -209,16 +223,19 @@ def from_mimic(
         UserError: a table or the reports are missing, or a table is broken.
     """
     root = Path(root)
-    homes, labels = sources._mimic_splits(root), sources._mimic_labels(root)
-    found, rejects, _ = sources._mimic_images(root, homes, frontal_only=True)
+    homes, labels = sources.mimic_splits(root), sources.mimic_labels(root)
+    found, rejects, _ = sources.mimic_images(root, homes, frontal_only=True)
     if not found:
         first = f", first: {rejects[0][1]}" if rejects else ""
         raise UserError(f"prompts: {root}: its tables list no frontal image{first}: check them")
+    found = {key: row for key, row in found.items() if homes[row[0]] in wanted}
+    if not found:
+        raise UserError(f"prompts: {root}: no frontal image in the splits {', '.join(wanted)}")
     found = dict(list(found.items())[: limit or None])
     studies = list(dict.fromkeys(key.rpartition("/")[0] for key in found))
     base = Path(folder or root)
     bases = (base / "files", base / "mimic-cxr-reports" / "files", base)
-    at, _ = sources._place(studies, bases, (".txt",), "report", "data.reports")
+    at, _ = sources.find_files(studies, bases, (".txt",), "report", "data.reports")
     with futures.ThreadPoolExecutor(32) as pool:  # a network disk may take its time for each
         texts = dict(
             zip(studies, pool.map(lambda s: _report(at / f"{s}.txt"), studies), strict=True)

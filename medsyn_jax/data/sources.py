@@ -40,7 +40,7 @@ MIMIC_LABELS = (
     "Pneumothorax",
     "Support Devices",
 )
-_LABEL_VALUES = {
+LABEL_VALUES = {
     **dict.fromkeys(("1", "1.0"), POSITIVE),
     **dict.fromkeys(("0", "0.0"), NEGATIVE),
     **dict.fromkeys(("-1", "-1.0"), UNCERTAIN),
@@ -96,7 +96,7 @@ def _pair(fields: dict[str, str], columns: Any, label_names: Sequence[str], fold
         if name and not fields[name].strip():
             raise RejectedRecord(f"column {name!r} is empty")
     for name in label_names:
-        if fields[name].strip() not in _LABEL_VALUES:
+        if fields[name].strip() not in LABEL_VALUES:
             raise RejectedRecord(f"column {name!r}: {fields[name]!r} is not 1, 0, -1 or empty")
     image = PurePath(fields[columns.image].strip())  # ./a.png and a.png are the same image
     key = key_of(image.as_posix())
@@ -106,7 +106,7 @@ def _pair(fields: dict[str, str], columns: Any, label_names: Sequence[str], fold
         split=fields.get(columns.split, "").strip() or None,
         image=str(folder / image),
         report=fields[columns.report],
-        labels=tuple(_LABEL_VALUES[fields[name].strip()] for name in label_names),
+        labels=tuple(LABEL_VALUES[fields[name].strip()] for name in label_names),
         view=_frontal(fields.get(columns.view, "")),
     )
 
@@ -133,18 +133,18 @@ def mimic_cxr(config: Any) -> Listing:
       UserError: a table is missing or broken, or no image or no report lies where it should.
     """
     root = Path(config.path)
-    splits = _mimic_splits(root)
-    labels = _mimic_labels(root)
-    found, rejects, laterals = _mimic_images(root, splits, config.frontal_only)
+    splits = mimic_splits(root)
+    labels = mimic_labels(root)
+    found, rejects, laterals = mimic_images(root, splits, config.frontal_only)
     if not found:
-        path = _table(root, "metadata")
+        path = mimic_table(root, "metadata")
         raise UserError(f"mimic_cxr: {path}: lists no usable image: check the file")
     studies = [key.rpartition("/")[0] for key in found]
     bases = (root / "files", root)
-    images, suffix = _place(list(found), bases, (".jpg", ".png", ".dcm"), "image", "path")
+    images, suffix = find_files(list(found), bases, (".jpg", ".png", ".dcm"), "image", "path")
     base = Path(config.mimic_cxr.reports or root)
     bases = (base / "files", base / "mimic-cxr-reports" / "files", base)
-    reports, _ = _place(studies, bases, (".txt",), "report", "mimic_cxr.reports")
+    reports, _ = find_files(studies, bases, (".txt",), "report", "mimic_cxr.reports")
     unknown = (UNKNOWN,) * len(MIMIC_LABELS)
     items = [
         Item(
@@ -161,11 +161,11 @@ def mimic_cxr(config: Any) -> Listing:
     return Listing(items, MIMIC_LABELS, rejects, {NOT_FRONTAL: laterals} if laterals else {})
 
 
-def _mimic_images(
+def mimic_images(
     root: Path, splits: dict[str, str], frontal_only: bool
 ) -> tuple[dict[str, tuple[str, str, str, str]], list[tuple[str, str]], int]:
     """key -> (dicom, subject, study, view), the bad rows, and how many are not frontal."""
-    path = _table(root, "metadata")
+    path = mimic_table(root, "metadata")
     wanted = ("dicom_id", "subject_id", "study_id", "ViewPosition")
     header, table = rows.read(path, wanted)
     at = [header.index(name) for name in wanted]
@@ -192,15 +192,16 @@ def _mimic_images(
     return found, rejects, laterals
 
 
-def _table(root: Path, name: str) -> Path:
+def mimic_table(root: Path, name: str) -> Path:
+    """Where a table of MIMIC-CXR-JPG is, packed or, if there is no such file, unpacked."""
     path = root / f"mimic-cxr-2.0.0-{name}.csv.gz"
     plain = path.with_suffix("")
     return plain if plain.is_file() and not path.is_file() else path
 
 
-def _mimic_splits(root: Path) -> dict[str, str]:
+def mimic_splits(root: Path) -> dict[str, str]:
     """dicom_id -> train, valid or test."""
-    path = _table(root, "split")
+    path = mimic_table(root, "split")
     header, table = rows.read(path, ("dicom_id", "split"))
     dicom, split = header.index("dicom_id"), header.index("split")
     names = {"train": "train", "validate": "valid", "test": "test"}
@@ -212,16 +213,16 @@ def _mimic_splits(root: Path) -> dict[str, str]:
     return result
 
 
-def _mimic_labels(root: Path) -> dict[str, tuple[int, ...]]:
+def mimic_labels(root: Path) -> dict[str, tuple[int, ...]]:
     """study_id -> values of MIMIC_LABELS; the few studies without a row are unknown throughout."""
-    path = _table(root, "chexpert")
+    path = mimic_table(root, "chexpert")
     header, table = rows.read(path, ("study_id", *MIMIC_LABELS))
     study, at = header.index("study_id"), [header.index(name) for name in MIMIC_LABELS]
     result = {}
     same: dict[tuple[int, ...], tuple[int, ...]] = {}  # few of the combinations differ
     for number, row in table:
         try:
-            values = tuple(_LABEL_VALUES[row[position]] for position in at)
+            values = tuple(LABEL_VALUES[row[position]] for position in at)
         except (KeyError, IndexError):
             raise UserError(
                 f"broken table: {path}: row {number}: expected 1, 0, -1 or nothing"
@@ -230,7 +231,7 @@ def _mimic_labels(root: Path) -> dict[str, tuple[int, ...]]:
     return result
 
 
-def _place(
+def find_files(
     names: Sequence[str], bases: Sequence[Path], suffixes: Sequence[str], what: str, setting: str
 ) -> tuple[Path, str]:
     """The folder and suffix that hold some of the files; a sample of them is enough to tell."""

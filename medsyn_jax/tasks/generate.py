@@ -187,9 +187,10 @@ def _prompts(config: Any, workdir: Path, pipeline: Pipeline) -> Prompts:
     path = Path(data.source)
     if path.name.lower().endswith((".csv", ".csv.gz", ".tsv")):
         shares = config.ingest.split_shares
-        found = prompts.from_csv(path, data.columns, shares, config.seed, data.limit)
+        where = (data.columns, data.splits, shares, config.seed)
+        found = prompts.from_csv(path, *where, data.limit)
     elif prompts.is_mimic(path):
-        found = prompts.from_mimic(path, data.reports, data.sections, data.limit)
+        found = prompts.from_mimic(path, data.reports, data.splits, data.sections, data.limit)
     else:
         folder = corpus.prepare(data.source, config.ingest, workdir.parent / "data")
         found = prompts.from_shards(folder, data.splits, data.sections, data.limit)

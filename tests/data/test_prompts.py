@@ -12,6 +12,7 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import datasets, prompts, shards, sources, tokenizers
 
 SHARES = (0.5, 0.25, 0.25)
+ALL = ("train", "valid", "test")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_rows_become_prompts_with_all_that_their_columns_say(tmp_path, tokenizer
         "No acute disease.,b 2,p2,val,lateral,0.0,-1",
     )
     names = {"prompt": "words", "key": "id", "subject": "who", "split": "part", "view": "pos"}
-    found = prompts.from_csv(path, columns(**names, labels=("Effusion", "Edema")), SHARES, 0)
+    found = prompts.from_csv(path, columns(**names, labels=("Effusion", "Edema")), ALL, SHARES, 0)
     assert found.label_names == ("Effusion", "Edema")
     first, second = prompts.fit(found, tokenizer, 32).items
     assert first.key == "a/1"
@@ -51,18 +52,24 @@ def test_rows_become_prompts_with_all_that_their_columns_say(tmp_path, tokenizer
 def test_splits_are_drawn_by_subject(tmp_path):
     lines = [f"No disease {i}.,p{i // 4}" for i in range(80)]
     path = table(tmp_path / "p.csv", "prompt,subject", *lines)
-    items = prompts.from_csv(path, columns(subject="subject"), SHARES, 0).items
+    named = columns(subject="subject")
+    items = prompts.from_csv(path, named, ALL, SHARES, 0).items
     homes = {(p.subject, p.split) for p in items}
     assert len(homes) == 20
     assert {split for _, split in homes} == {"train", "valid", "test"}
     assert [p.key for p in items[:2]] == ["row-2", "row-3"]
-    assert prompts.from_csv(path, columns(subject="subject"), SHARES, 0, limit=7).items == items[:7]
+    assert prompts.from_csv(path, named, ALL, SHARES, 0, limit=7).items == items[:7]
+    held = [p for p in items if p.split == "test"]
+    assert prompts.from_csv(path, named, ("test",), SHARES, 0).items == held
+    alone = table(tmp_path / "q.csv", "prompt,split", "Effusion.,train")
+    with pytest.raises(UserError, match=r"q\.csv: no row in the splits valid, test"):
+        prompts.from_csv(alone, columns(split="split"), ("valid", "test"), SHARES, 0)
 
 
 def test_a_column_without_a_name_is_none_that_was_asked_for(tmp_path):
     """As pandas writes the index of a table, unless told not to."""
     path = table(tmp_path / "p.csv", ",prompt", "0,Effusion.", "1,Edema.")
-    items = prompts.from_csv(path, columns(), SHARES, 0).items
+    items = prompts.from_csv(path, columns(), ALL, SHARES, 0).items
     assert [(p.key, p.subject) for p in items] == [("row-2", "row-2"), ("row-3", "row-3")]
 
 
@@ -77,7 +84,7 @@ def test_bad_rows_are_rejects_and_the_others_stay(tmp_path, tokenizer):
         "Edema.,d,maybe",
         "Small\x00 effusion\x1b[31m.,e,1",
     )
-    found = prompts.from_csv(path, columns(key="key", labels=("Edema",)), SHARES, 0)
+    found = prompts.from_csv(path, columns(key="key", labels=("Edema",)), ALL, SHARES, 0)
     found = prompts.fit(found, tokenizer, 32)
     assert [p.key for p in found.items] == ["a", "e"]
     assert found.items[1].text == "Small effusion [31m."
@@ -102,7 +109,7 @@ def test_bad_rows_are_rejects_and_the_others_stay(tmp_path, tokenizer):
 def test_a_table_that_cannot_be_used_is_told_in_one_line(tmp_path, tokenizer, text, encoding, told):
     path = table(tmp_path / "p.csv", text, encoding=encoding)
     with pytest.raises(UserError, match=told) as raised:
-        prompts.fit(prompts.from_csv(path, columns(), SHARES, 0), tokenizer, 32)
+        prompts.fit(prompts.from_csv(path, columns(), ALL, SHARES, 0), tokenizer, 32)
     assert "\n" not in str(raised.value)
 
 
@@ -167,18 +174,22 @@ def test_reports_of_mimic_cxr_need_no_image(tmp_path):
         with gzip.open(root / f"mimic-cxr-2.0.0-{name}.csv.gz", "wt", newline="") as file:
             csv.writer(file).writerows(lines)
     assert prompts.is_mimic(root)
-    found = prompts.from_mimic(root, "", ("impression",))
+    found = prompts.from_mimic(root, "", ALL, ("impression",))
     assert [p.key for p in found.items] == [f"p10/p10000001/s50/{v}0" for v in ("PA", "AP")]
     first = found.items[0]
     assert (first.text, first.findings, first.view) == ("Edema 0 of.", "Wet.", "PA")
     assert (first.subject, first.split, first.labels[0]) == ("10000001", "train", 1)
     assert [key for key, _ in found.rejects] == [f"p10/p10000002/s51/{v}1" for v in ("PA", "AP")]
     assert "s51.txt: the report cannot be read as UTF-8" in found.rejects[0][1]
+    part = prompts.from_mimic(root, "", ("train",), ("impression",))
+    assert (part.items, part.rejects) == (found.items, [])
+    with pytest.raises(UserError, match=r"no frontal image in the splits test"):
+        prompts.from_mimic(root, "", ("test",), ("impression",))
     (root / "files" / "p10" / "p10000001" / "s50.txt").unlink()
     (root / "files" / "p10" / "p10000002" / "s51.txt").unlink()
     with pytest.raises(UserError, match=r"no report: .*set data\.reports"):
-        prompts.from_mimic(root, "", ("impression",))
+        prompts.from_mimic(root, "", ALL, ("impression",))
     with gzip.open(root / "mimic-cxr-2.0.0-metadata.csv.gz", "wt", newline="") as file:
         csv.writer(file).writerows([rows["metadata"][0], rows["metadata"][2]])
     with pytest.raises(UserError, match=r"prompts: .*: its tables list no frontal image: check"):
-        prompts.from_mimic(root, "", ("impression",))
+        prompts.from_mimic(root, "", ALL, ("impression",))
