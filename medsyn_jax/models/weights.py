@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
+from medsyn_jax.models import tensor_files
 from medsyn_jax.models.tensor_files import Tensors
-from medsyn_jax.models.tensor_files import read as _read
 
 Tree = dict[str, Any]
 
@@ -219,7 +219,7 @@ def load(
     file itself.
     """
     path = Path(path)
-    tensors = _read(path)
+    tensors = tensor_files.read(path)
     ours = tree.named(params) | tree.named(stats)
     report = report or logging.getLogger(__name__).info
     plan, chosen = _plan(tensors, layout, ours, path)

@@ -64,13 +64,14 @@ def local_similarity(
 
     by_image, by_report = (partial(_similarity, cut=cut(x)) for x in (True, False))
     here = partial(lax.platform_dependent, cpu=by_image, default=by_report)
-    if devices == 1:
+    if mesh is None or mesh.size == 1:
         return here(regions, words, word_mask)
+    axes = mesh.axis_names
 
     def with_all(own: Array, words: Array, mask: Array) -> Array:
-        return here(own, *(lax.all_gather(x, mesh.axis_names, tiled=True) for x in (words, mask)))
+        return here(own, *(lax.all_gather(x, axes, tiled=True) for x in (words, mask)))
 
-    rows = P(mesh.axis_names)
+    rows = P(axes)
     mapped = jax.shard_map(
         with_all, mesh=mesh, in_specs=(rows,) * 3, out_specs=rows, check_vma=False
     )

@@ -15,7 +15,7 @@ from configs.convirt import get_config
 from medsyn_jax import main
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.models import towers, weights
+from medsyn_jax.models import tensor_files, towers, weights
 from medsyn_jax.tasks import pretrain
 from medsyn_jax.train import corpus
 from medsyn_jax.train import state as states
@@ -157,8 +157,8 @@ def test_all_that_is_unusual_at_once(world):
     assert not [name for name in opt if "/text/" in name]
     config, moved = unusual_config(world), {}
     for part in ("image", "text"):
-        before = weights._read(Path(config[part].weights))
-        after = weights._read(workdir / "encoders" / f"{part}.safetensors")
+        before = tensor_files.read(Path(config[part].weights))
+        after = tensor_files.read(workdir / "encoders" / f"{part}.safetensors")
         assert before.keys() == after.keys()
         moved[part] = [k for k in before if not np.array_equal(before[k], after[k])]
     assert not moved["text"]
