@@ -60,7 +60,7 @@ def _regions_and_words(e: Embeddings) -> tuple[jax.Array, jax.Array, jax.Array]:
     """With the mask of the words: [CLS] is one and [SEP] is none, as in the official code."""
     assert e.local is not None
     mask = jnp.arange(e.local.words.shape[1])[None] <= e.local.word_count[:, None]
-    return e.local.regions, e.local.words, mask
+    return jnp.asarray(e.local.regions), jnp.asarray(e.local.words), mask
 
 
 def _mgca(e: Embeddings, mesh: Mesh | None, **settings: Any) -> tuple:
@@ -336,8 +336,10 @@ class Evaluation:
         kinds = {"": np.asarray(e.image) @ np.asarray(e.text).T}
         similarity = METHODS[c.method].similarity
         if similarity is not None:
-            kinds["local/"] = np.asarray(similarity(jax.tree.map(jnp.asarray, e), c.loss))
-            both = [(x - x.mean(0)) / x.std(0) for x in kinds.values()]
+            size = c.data.batch_size  # not all regions at once: MIMIC-CXR's test split has 6 GB
+            parts = (_with_regions(e, slice(i, i + size)) for i in range(0, len(texts), size))
+            kinds["local/"] = np.concatenate([similarity(part, c.loss) for part in parts])
+            both = [(x - x.mean(0)) / np.maximum(x.std(0), 1e-12) for x in kinds.values()]
             kinds["mixed/"] = np.mean(both, 0)
         return {
             f"{kind}{name}": dict(figure)
@@ -350,6 +352,12 @@ def _rows(e: Embeddings, rows: slice) -> Embeddings:
     """Some of the records, on the device."""
     some = jax.tree.map(lambda x: jnp.asarray(x[rows]), e._replace(prototypes=None))
     return some._replace(prototypes=e.prototypes)
+
+
+def _with_regions(e: Embeddings, rows: slice) -> Embeddings:
+    """The regions of some of the images, and all words."""
+    assert e.local is not None
+    return e._replace(local=e.local._replace(regions=e.local.regions[rows]))
 
 
 def _export(workdir: Path, state: State, kind: str) -> None:
