@@ -231,7 +231,7 @@ def _backward(cut: _Cut, saved: tuple[Array, Array, Array], ds: Array) -> tuple:
         gram, alone = _gram(v), v.ndim == 2
         slopes = partial(_slopes, cut)
         slopes = slopes if alone else jax.vmap(slopes, (0, 0, None, None, 0))
-        flat = v.reshape(-1, v.shape[-1])
+        to_words = "rnw,rd->nwd" if alone else "mrnw,mrd->nwd"
 
         def one(sums: tuple[Array, Array], xs: tuple) -> tuple[tuple[Array, Array], Array]:
             dv, dgram = sums
@@ -239,7 +239,7 @@ def _backward(cut: _Cut, saved: tuple[Array, Array, Array], ds: Array) -> tuple:
             slope = slopes(v, gram, words, mask, ds)
             dv += _product("...rnw,nwd->...rd", slope.s, words)
             dgram += _product("...rnw,...qnw->...rq", slope.turned, slope.b)
-            more = _product("xnw,xd->nwd", slope.s.reshape(-1, *mask.shape), flat)
+            more = _product(to_words, slope.s, v)
             norm = slope.norm if alone else slope.norm.sum(0)
             return (dv, dgram), dwords + more + norm[..., None] * words.astype(jnp.float32)
 
