@@ -106,7 +106,8 @@ def write_json(path: Path, value: Any) -> None:
 def write_results(workdir: Path, task: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """results.json, and the same figures as lines on the terminal.
 
-    metrics: name -> {"value": v} plus "n" and "ci95" [low, high] where it is an estimate.
+    metrics: name -> {"value": v} plus "n" and "ci95" [low, high] where it is an estimate, and what
+    to compare it with: "chance", "prior", "ceiling".
     """
     if jax.process_index():
         return
@@ -115,7 +116,8 @@ def write_results(workdir: Path, task: str, metrics: Mapping[str, Mapping[str, A
     for name, m in metrics.items():
         interval = "  [{:.4g}, {:.4g}]".format(*m["ci95"]) if m.get("ci95") else ""
         count = f"  n={m['n']}" if "n" in m else ""
-        print(f"{name:<{width}}  {m['value']:.4g}{interval}{count}")
+        beside = "".join(f"  {k} {m[k]:.4g}" for k in ("chance", "prior", "ceiling") if k in m)
+        print(f"{name:<{width}}  {m['value']:.4g}{interval}{count}{beside}")
     print(f"results: {workdir / 'results.json'}", flush=True)
 
 

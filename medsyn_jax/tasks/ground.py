@@ -1,5 +1,6 @@
 """Phrase grounding: where in an image a pre-trained pair of encoders sees what a phrase says."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ def run(config: Any, workdir: Path) -> None:
     """Score the heat maps of phrases on masks and boxes; writes results.json and heat_maps.png.
 
     For each phrase the test images that have the finding and its region: the pointing game, the
-    contrast-to-noise ratio, and Dice at the threshold that is best on validation images.
+    contrast-to-noise ratio, and Dice at the threshold that is best on validation images. Beside
+    each what needs no encoder: `prior`, of the mean region of the validation images, and `ceiling`,
+    of the region itself at the resolution of the maps.
     Raises UserError for an encoder without local heads, or data without regions.
     """
     check_numbers(config, above_0=("shown",))
@@ -39,7 +42,7 @@ def run(config: Any, workdir: Path) -> None:
         odd = ", ".join(sorted(set(config.phrases) - set(names)))
         raise UserError(f"config.phrases: {odd}: the data set has the labels {', '.join(names)}")
     log.write_config(workdir, config, FREE)
-    results, rows = {}, []
+    results, rows = {}, {}
     for label, phrase in config.phrases.items():
         valid, test = (_found(shards.open_split(folder, s), label, pair) for s in ("valid", "test"))
         if test is None or valid is None:
@@ -48,15 +51,18 @@ def run(config: Any, workdir: Path) -> None:
                 "it out"
             )
         for found in (valid, test):
-            found.heat = _heats(pair, found.pixels, phrase)
+            heat = heats(pair, found.pixels, phrase)
+            found.heat, found.side = resized(heat, pair.crop), heat.shape[1]
         results |= _figures(label, valid, test)
-        rows += [(phrase, test, i) for i in range(min(config.shown, len(test.heat)))]
+        shown = zip(test.pixels[: config.shown], test.heat, test.region, strict=False)
+        rows[phrase] = [overlay(*one) for one in shown]
     for figure in ("pointing", "contrast_to_noise", "dice"):
-        values = [results[f"test/{label}/{figure}"]["value"] for label in config.phrases]
-        results[f"test/mean/{figure}"] = {"value": float(np.mean(values)), "n": len(values)}
+        entries = [results[f"test/{label}/{figure}"] for label in config.phrases]
+        means = {k: np.mean([e[k] for e in entries]).item() for k in entries[0] if k != "ci95"}
+        results[f"test/mean/{figure}"] = means | {"n": len(entries)}
     path = workdir / "heat_maps.png"
     with log.full_disk_is_user_error(path), replaced(path) as temporary:
-        _sheet(rows, config.shown).save(temporary, "PNG")
+        sheet(rows).save(temporary, "PNG")
     log.write_results(workdir, "ground", results)
     log.say(f"heat maps: {path}")
 
@@ -66,7 +72,7 @@ class _Found:
 
     def __init__(self, pixels: list[np.ndarray], region: list[np.ndarray], subjects: list[str]):
         self.pixels, self.region = np.stack(pixels), np.stack(region)
-        self.subjects, self.heat = np.array(subjects), np.zeros(0)
+        self.subjects, self.heat, self.side = np.array(subjects), np.zeros(0), 0
 
 
 def _found(records: shards.Records, label: str, pair: pairs.Pair) -> _Found | None:
@@ -104,8 +110,13 @@ def _cropped(region: np.ndarray, pair: pairs.Pair) -> np.ndarray:
     return region[low : low + pair.crop, low : low + pair.crop]
 
 
-def _heats(pair: pairs.Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
-    """Heat maps [n, s, s] of one phrase, in batches of one shape."""
+def heats(pair: pairs.Pair, pixels: Sequence[np.ndarray], phrase: str) -> np.ndarray:
+    """Heat maps [n, s, s] of one phrase on images, uint8 [h, w] each, in batches of one shape.
+
+    Raises UserError for a phrase without a word.
+    """
+    if not phrase.strip():
+        raise UserError(f"phrase {phrase!r}: give it a word")
     texts = pair.tokenizer.encode_words([phrase] * _BATCH, pair.tokens)
     fits = [x if x.shape == (pair.size,) * 2 else images.square(x, pair.size) for x in pixels]
     found = []
@@ -117,13 +128,17 @@ def _heats(pair: pairs.Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
     return np.concatenate(found)
 
 
+def resized(maps: np.ndarray, side: int) -> np.ndarray:
+    """Maps [n, s, s] as [n, side, side], float32, antialiased where that is smaller."""
+    return np.asarray(jax.image.resize(maps.astype(np.float32), (len(maps), side, side), "linear"))
+
+
 def _figures(label: str, valid: _Found, test: _Found) -> dict[str, dict[str, Any]]:
-    grid = np.quantile(valid.heat, np.linspace(0, 1, _THRESHOLDS)[1:-1])
-    best = grid[metrics.dice(valid.heat, valid.region, grid).mean(0).argmax()]
-    values = {
-        "pointing": metrics.pointing(test.heat, test.region),
-        "contrast_to_noise": metrics.contrast_to_noise(test.heat, test.region),
-        "dice": metrics.dice(test.heat, test.region, np.array([best]))[:, 0],
+    prior = [np.broadcast_to(valid.region.mean(0), x.region.shape) for x in (valid, test)]
+    ceiling = [resized(resized(x.region, x.side), x.region.shape[1]) for x in (valid, test)]
+    values = _values(valid.heat, test.heat, valid, test)
+    without = {
+        name: _values(*heat, valid, test) for name, heat in (("prior", prior), ("ceiling", ceiling))
     }
     results = {}
     for name, value in values.items():
@@ -135,35 +150,51 @@ def _figures(label: str, valid: _Found, test: _Found) -> dict[str, dict[str, Any
         entry = dict(metrics.estimate(float(value.mean()), len(value), draws))
         if name == "pointing":  # of a pixel drawn at random
             entry["chance"] = float(test.region.mean())
+        entry |= {kind: float(figures[name].mean()) for kind, figures in without.items()}
         results[f"test/{label}/{name}"] = entry
     return results
 
 
-def _sheet(rows: list[tuple[str, _Found, int]], across: int) -> Image.Image:
-    """Radiographs under their heat maps, red where the heat is, with the region outlined."""
-    height = _SIDE + _LINE + _GAP
-    phrases = list(dict.fromkeys(phrase for phrase, *_ in rows))
-    size = (across * (_SIDE + _GAP) + _GAP, len(phrases) * height + _GAP)
-    sheet = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for phrase, found, i in rows:
-        x, y = _GAP + i * (_SIDE + _GAP), _GAP + phrases.index(phrase) * height
-        sheet.paste(_overlay(found, i), (x, y))
-        pen.text((x, y + _SIDE), phrase, "black", font)
-    return sheet
+def _values(
+    valid_heat: np.ndarray, test_heat: np.ndarray, valid: _Found, test: _Found
+) -> dict[str, np.ndarray]:
+    """The three figures of each test image, [n]."""
+    grid = np.quantile(valid_heat, np.linspace(0, 1, _THRESHOLDS)[1:-1])
+    best = grid[metrics.dice(valid_heat, valid.region, grid).mean(0).argmax()]
+    return {
+        "pointing": metrics.pointing(test_heat, test.region),
+        "contrast_to_noise": metrics.contrast_to_noise(test_heat, test.region),
+        "dice": metrics.dice(test_heat, test.region, np.array([best]))[:, 0],
+    }
 
 
-def _overlay(found: _Found, i: int) -> Image.Image:
-    heat, region = found.heat[i], found.region[i]
-    low = (found.pixels.shape[1] - len(heat)) // 2
-    grey = found.pixels[i, low : low + len(heat), low : low + len(heat)].astype(float)
+def sheet(rows: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
+    """Pictures of one size, a row of them over each phrase."""
+    side, across = next(iter(rows.values()))[0].width, max(map(len, rows.values()))
+    height = side + _LINE + _GAP
+    size = (across * (side + _GAP) + _GAP, len(rows) * height + _GAP)
+    page = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
+    for row, (phrase, pictures) in enumerate(rows.items()):
+        y = _GAP + row * height
+        for column, picture in enumerate(pictures):
+            page.paste(picture, (_GAP + column * (side + _GAP), y))
+        pen.text((_GAP, y + side), phrase, "black", font)
+    return page
+
+
+def overlay(pixels: np.ndarray, heat: np.ndarray, region: np.ndarray | None = None) -> Image.Image:
+    """A radiograph [size, size] under its heat map [crop, crop], red where the heat is, with the
+    outline of a region [crop, crop]."""
+    low = (len(pixels) - len(heat)) // 2
+    grey = pixels[low : low + len(heat), low : low + len(heat)].astype(float)
     scaled = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-6)
     red = np.stack([np.full_like(grey, 255.0), 255 * (1 - scaled), np.zeros_like(grey)], -1)
     strength = 0.55 * scaled[..., None] ** 2
     picture = grey[..., None] * (1 - strength) + red * strength
-    inner = np.pad(region, 1)
-    inner = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
-    picture[region & ~inner] = (0, 255, 255)
-    return Image.fromarray(picture.astype(np.uint8)).resize(
-        (_SIDE, _SIDE), Image.Resampling.NEAREST
-    )
+    if region is not None:
+        inner = np.pad(region, 1)
+        inner = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+        picture[region & ~inner] = (0, 255, 255)
+    side = max(_SIDE, len(heat))
+    return Image.fromarray(picture.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)

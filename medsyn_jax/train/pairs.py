@@ -62,10 +62,10 @@ class Pair:
     def heat(
         self, images: UInt8[Array, "b h w"], texts: tuple[Array, Array, Array]
     ) -> Float[Array, "b s s"]:
-        """How well each place of an image fits a phrase, fp32, enlarged to the `crop` that the
-        encoder sees: of a pair with local heads the mean over the words of their cosine with the
-        regions; of another with a ResNet, Grad-CAM (arXiv 1610.02391, equations 1 and 2) of the
-        alignment score at layer 3.
+        """How well each of s x s places of the `crop` that the encoder sees fits a phrase, fp32:
+        of a pair with local heads the mean over the words of their cosine with the regions; of
+        another with a ResNet, Grad-CAM (arXiv 1610.02391, equations 1 and 2) of the alignment score
+        at layer 3.
 
         texts: from `tokenizer.encode_words(phrases, tokens)`. Raises UserError for a pair with a
         ViT and without local heads. To be jitted, as `embed`.
@@ -73,8 +73,7 @@ class Pair:
         model = nnx.merge(self.structure, self.params, self.stats, copy=True)
         seen = transforms.normalize(transforms.center_crop(images, self.crop), **dict(self.pixels))
         e = model(seen, *texts, train=False)
-        fits = _grad_cam(model, seen, e.text) if e.local is None else _by_words(e.local)
-        return jax.image.resize(fits, (len(images), self.crop, self.crop), "linear")
+        return _grad_cam(model, seen, e.text) if e.local is None else _by_words(e.local)
 
 
 def _by_words(local: towers.Local) -> Float[Array, "b s s"]:

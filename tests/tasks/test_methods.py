@@ -21,6 +21,7 @@ from medsyn_jax.tasks import pretrain
 from medsyn_jax.train import pairs
 from medsyn_jax.train import state as states
 from medsyn_jax.train.checkpoint import Checkpoints
+from scripts import heat_maps
 from tests.train import toy
 
 CONFIGS = {"gloria": gloria.get_config("smoke"), "mgca": mgca.get_config("smoke")}
@@ -152,6 +153,8 @@ def test_phrases_are_found_on_masks(runs, tmp_path):
         entry = found[f"test/Pleural Effusion/{figure}"]
         assert low <= entry["value"] <= high
         assert entry["n"] >= 1
+        for kind in ("prior", "ceiling"):
+            assert low <= entry[kind] <= high
     sheet = np.asarray(Image.open(workdir / "heat_maps.png"))
     assert {tuple(color) for color in sheet.reshape(-1, 3)} >= {(0, 255, 255), (255, 255, 255)}
 
@@ -161,6 +164,53 @@ def test_phrases_are_found_on_masks(runs, tmp_path):
     config.phrases = {"Edema": "edema"}
     with pytest.raises(UserError, match=r"Edema: no image of .* has it with a mask or box"):
         task.run(config, tmp_path)
+
+
+def test_grounding_is_compared_with_the_usual_place_and_with_a_perfect_map():
+    region = np.zeros((8, 16, 16), bool)
+    region[::2, 4:8, 4:8] = True
+    region[1::2, 4:8, 8:12] = True
+    valid, test = (task._Found(list(region), list(region), list("abcdefgh")) for _ in range(2))
+    figures = {}
+    for side in (16, 4):
+        for found in (valid, test):
+            found.side, found.heat = side, region.astype(float)
+        figures[side] = task._figures("Nodule", valid, test)
+        assert [figures[side][f"test/Nodule/{k}"]["value"] for k in ("pointing", "dice")] == [1, 1]
+    full, coarse = (figures[side]["test/Nodule/dice"] for side in (16, 4))
+    assert full["ceiling"] == 1
+    assert 0.5 < coarse["ceiling"] < 1
+    # The usual place is both: twice the region.
+    np.testing.assert_allclose([full["prior"], coarse["prior"]], 2 / 3)
+    assert full["n"] == 8
+    pointing = figures[4]["test/Nodule/pointing"]
+    assert (pointing["prior"], pointing["chance"]) == (0.5, 1 / 16)
+
+
+def test_heat_maps_of_ones_own_radiographs(runs, tmp_path, monkeypatch, capsys):
+    picture, sheet = tmp_path / "own.png", tmp_path / "sheet.png"
+    ramp = np.linspace(0, 255, 60 * 50).reshape(60, 50).astype(np.uint8)
+    Image.fromarray(ramp).save(picture)
+
+    def run(*images, phrases=("effusion", "left nodule")):
+        command = ["heat_maps", "--encoder", str(runs / "gloria"), "--out", str(sheet), "--images"]
+        monkeypatch.setattr("sys.argv", [*command, *map(str, images), "--phrases", *phrases])
+        return heat_maps.main()
+
+    assert run(picture, picture) == 0
+    seen = np.asarray(Image.open(sheet)).astype(int)
+    assert len(np.unique(seen.reshape(-1, 3), axis=0)) > 50
+    left, right = seen[4:164, 4:164], seen[4:164, 168:328]
+    np.testing.assert_array_equal(left, right)
+    assert np.ptp(left - left[..., ::-1]) > 0  # not grey
+    written = sheet.read_bytes()
+
+    capsys.readouterr()
+    assert run(picture, tmp_path / "none.png") == 2
+    assert "none.png: no such file" in capsys.readouterr().err
+    assert run(picture, phrases=(" ",)) == 2
+    assert "give it a word" in capsys.readouterr().err
+    assert sheet.read_bytes() == written
 
 
 def test_grad_cam_weighs_the_channels_of_layer_3_by_what_they_do_to_the_score():

@@ -1,0 +1,46 @@
+"""Where a pre-trained pair of encoders sees phrases on radiographs of your own.
+
+    python -m scripts.heat_maps --encoder runs/gloria-demo --images a.png b.dcm \\
+        --phrases "left pleural effusion" nodule --out heat_maps.png
+
+Writes one PNG: a row of a phrase, a column of an image (PNG, JPEG, TIFF, BMP or DICOM), the middle
+that the encoder sees of each, red where the phrase fits best. What the maps are worth on phantoms,
+whose findings have masks, is what configs/ground.py measures.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from medsyn_jax.core.errors import RejectedRecord, UserError
+from medsyn_jax.core.files import replaced
+from medsyn_jax.data import images
+from medsyn_jax.tasks import ground
+from medsyn_jax.train import pairs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--encoder", type=Path, required=True, help="workdir of a pre-training run")
+    parser.add_argument("--images", nargs="+", required=True, help="files")
+    parser.add_argument("--phrases", nargs="+", required=True)
+    parser.add_argument("--out", type=Path, default=Path("heat_maps.png"))
+    args = parser.parse_args()
+    try:
+        pair = pairs.pretrained(args.encoder)
+        pixels = [images.square(images.decode_grey(path), pair.size) for path in args.images]
+        rows = {}
+        for phrase in args.phrases:
+            heat = ground.resized(ground.heats(pair, pixels, phrase), pair.crop)
+            rows[phrase] = list(map(ground.overlay, pixels, heat))
+        with replaced(args.out) as temporary:
+            ground.sheet(rows).save(temporary, "PNG")
+    except (UserError, RejectedRecord, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
