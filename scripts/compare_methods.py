@@ -18,6 +18,7 @@ METHODS = ("convirt", "gloria", "mgca")
 WAYS = ("image_to_text", "text_to_image")
 FRACTIONS = ("1%", "10%", "100%")
 PLACES = ("pointing", "contrast_to_noise", "dice")
+BESIDE = ("chance", "prior", "ceiling")
 
 
 def once(config: str, workdir: Path, *overrides: str) -> dict[str, dict]:
@@ -43,7 +44,9 @@ def figures(root: Path, method: str, seed: int) -> dict[str, float]:
     for share in FRACTIONS:
         found[f"AUROC {share}"] = classify[f"pretrained/test/{share}/auroc/mean"]["value"]
     for name in PLACES:
-        found[name] = ground[f"test/mean/{name}"]["value"]
+        entry = ground[f"test/mean/{name}"]
+        found[name] = entry["value"]
+        found |= {f"{name}, {k}": entry[k] for k in BESIDE if k in entry}
     return found
 
 

@@ -12,6 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from medsyn_jax.core.errors import RejectedRecord, UserError
 from medsyn_jax.core.files import replaced
 from medsyn_jax.data import images
@@ -28,7 +30,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         pair = pairs.pretrained(args.encoder)
-        pixels = [images.square(images.decode_grey(path), pair.size) for path in args.images]
+        pixels = np.stack([pair.fit(images.decode_grey(path)) for path in args.images])
         rows = {}
         for phrase in args.phrases:
             heat = ground.resized(ground.heats(pair, pixels, phrase), pair.crop)

@@ -9,6 +9,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from medsyn_jax.data import transforms
+from medsyn_jax.objectives import gloria, mgca
 from medsyn_jax.objectives.contrastive import contrastive_loss
 from medsyn_jax.train import probe
 
@@ -38,11 +39,21 @@ def probe_logits(kernel, features):
     return probe.logits(fitted, features)
 
 
+PAIRS, WORDS, REGIONS = jnp.ones((4, 3)), jnp.ones((4, 5, 3)), jnp.ones((4, 6, 3))
+TAUS = {"temperature": 0.07, "token_temperature": 0.1, "prototype_temperature": 0.2}
+TAUS |= {"epsilon": 0.05, "iterations": 3, "mask_padding": True}
+MGCA = [PAIRS, PAIRS, WORDS, REGIONS, jnp.ones((4, 5), bool)]
+MGCA += [jnp.ones((4, 5)) / 5, jnp.ones((4, 6)) / 6, jnp.ones((7, 3))]
 CASES = {
     "contrastive": (
         jax.grad(lambda v, t: contrastive_loss(v, t, temperature=0.1)[0], (0, 1)),
         [jnp.ones((4, 3)), jnp.ones((4, 3))],
     ),
+    "gloria": (
+        jax.grad(lambda v, t, m: gloria.local_loss(v, t, m)[0], (0, 1)),
+        [REGIONS, WORDS, jnp.ones((4, 5), bool)],
+    ),
+    "mgca": (jax.grad(lambda *x: mgca.mgca_loss(*x, **TAUS)[0], (0, 1, 2, 3)), MGCA),
     "views": (lambda x: transforms.augment(KEY, x, **VIEW), [jnp.ones((2, 16, 16), jnp.uint8)]),
     "fit": (probe_fit, [jnp.ones((8, 3)), jnp.ones((8, 3))]),
     "logits": (probe_logits, [jnp.ones((1, 3, 2)), jnp.ones((4, 3))]),

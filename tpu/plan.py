@@ -13,6 +13,7 @@ Diffusion U-Net, and GLoRIA's local loss with its gradient, 97 words, 361 region
 import argparse
 import json
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -72,32 +73,44 @@ def unet_step(model: str, chip: str, batch: int, side: int) -> jax.stages.Compil
     return jax.jit(mapped, out_shardings=here).lower(params, *inputs).compile()
 
 
-def local_loss(chip: str, images: int, reports: int, memory_mib: int) -> jax.stages.Compiled:
-    """GLoRIA's local similarities, summed, and their gradient, in bf16, for one chip."""
+def local_loss(chip: str, batch: int) -> tuple[float, float, jax.stages.Compiled]:
+    """TFLOP and GB accessed of GLoRIA's local similarities and their gradient, in bf16, and the
+    program for one chip. XLA counts the body of a loop once, so both are those of the blocks'
+    programs, forward and backward, times their number, and of what is outside of the loops."""
     _, here = one_chip(chip)
 
-    def shape(count, *rest, dtype=jnp.bfloat16):
-        return jax.ShapeDtypeStruct((count, *rest), dtype, sharding=here)
+    def shape(*sizes: int, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=here)
+
+    def compiled(f, *inputs, donate=()) -> jax.stages.Compiled:
+        return jax.jit(f, out_shardings=here, donate_argnums=donate).lower(*inputs).compile()
 
     def total(regions, words, mask):
-        found = gloria.local_similarity(regions, words, mask, memory_mib=memory_mib)
-        return found.sum()
+        return gloria.local_similarity(regions, words, mask).sum()
 
-    inputs = shape(images, REGIONS, WIDTH), shape(reports, WORDS, WIDTH)
-    step = jax.jit(jax.value_and_grad(total, (0, 1)), out_shardings=here)
-    return step.lower(*inputs, shape(reports, WORDS, dtype=jnp.bool_)).compile()
+    def outside(v, dgram):
+        return gloria.gram_of(v), jnp.einsum("irq,iqd->ird", dgram, v)
 
+    def of(n: int) -> tuple:
+        return shape(n, WORDS, WIDTH), shape(n, WORDS, dtype=jnp.bool_)
 
-def of_local_loss(chip: str, batch: int) -> tuple[float, float, jax.stages.Compiled]:
-    """TFLOP, GB accessed, and the program. XLA counts the body of a loop once, so both are taken
-    from programs of one and of two reports, whose loops have one turn: what one more costs."""
-    whole = local_loss(chip, batch, batch, memory_mib=512)
-    one, two = (local_loss(chip, batch, n, memory_mib=2**20).cost_analysis() for n in (1, 2))
+    regions, gram = shape(batch, REGIONS, WIDTH), shape(batch, REGIONS, REGIONS)
+    whole = compiled(jax.value_and_grad(total, (0, 1)), regions, *of(batch))
+    n = gloria.block_size(batch, batch, REGIONS, WORDS, 512)
+    cut = gloria.Cut(by_image=False, reports=n, tau1=4.0, tau2=5.0)
+    sums = tuple(shape(*x.shape, dtype=jnp.float32) for x in (regions, gram))
+    block = (*of(n), shape(batch, n, dtype=jnp.float32), shape(n, WORDS, WIDTH, dtype=jnp.float32))
+    turns = -(-batch // n)
+    parts = {
+        compiled(outside, regions, gram): 1,
+        compiled(partial(gloria.block_scores, cut), regions, gram, *of(n)): turns,
+        compiled(partial(gloria.block_gradients, cut), regions, gram, sums, block, donate=2): turns,
+    }
     flop, accessed = (
-        (one[k] + (batch - 1) * (two[k] - one[k])) / n
-        for k, n in (("flops", 1e12), ("bytes accessed", 1e9))
+        sum(times * part.cost_analysis()[what] for part, times in parts.items())
+        for what in ("flops", "bytes accessed")
     )
-    return flop, accessed, whole
+    return flop / 1e12, accessed / 1e9, whole
 
 
 def main() -> None:
@@ -115,7 +128,7 @@ def main() -> None:
         cost = found.cost_analysis()
         flop, accessed = cost["flops"] / 1e12, cost["bytes accessed"] / 1e9
     else:
-        flop, accessed, found = of_local_loss(args.chip, args.batch)
+        flop, accessed, found = local_loss(args.chip, args.batch)
     sizes = found.memory_analysis()
     temporaries, weights = sizes.temp_size_in_bytes / 1e9, sizes.argument_size_in_bytes / 1e9
     said = (

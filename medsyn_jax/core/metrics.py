@@ -282,9 +282,10 @@ def retrieval(
 
 def pointing(heat: np.ndarray, region: np.ndarray) -> np.ndarray:
     """The pointing game (Zhang et al., arXiv 1608.00507): whether the hottest pixel is in the
-    region. heat: float [n, h, w]; region: bool [n, h, w]. Returns [n] of 0 and 1."""
-    hottest = heat.reshape(len(heat), -1).argmax(1)
-    return region.reshape(len(region), -1)[np.arange(len(heat)), hottest].astype(float)
+    region; of several equally hot ones, which an enlarged map has at its edges, the share that is.
+    heat: float [n, h, w]; region: bool [n, h, w]. Returns [n] in [0, 1]."""
+    hottest = heat == heat.max((1, 2), keepdims=True)
+    return (hottest & region).sum((1, 2)) / hottest.sum((1, 2))
 
 
 def contrast_to_noise(heat: np.ndarray, region: np.ndarray) -> np.ndarray:

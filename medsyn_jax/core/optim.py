@@ -54,15 +54,30 @@ def adamw(
     labels = tree.map_rules(rules, params)
     if "trained" not in jax.tree.leaves(labels):
         raise UserError("config.optim.frozen: every parameter is frozen, so nothing would train")
-    trained = optax.chain(
-        optax.clip_by_global_norm(clip) if clip > 0 else optax.identity(),
+    moved = optax.chain(
         optax.scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, lambda p: tree.map_rules(decay, p)),
+    )
+
+    def from_release(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+        return optax.conditionally_mask(inner, lambda step: step >= held_steps)
+
+    if held:  # their moments, and Adam's correction of these, begin at the release
+
+        def kinds(p: Any) -> Any:
+            return tree.map_rules([*((pattern, "held") for pattern in held), (".*", "free")], p)
+
+        silent = optax.partition(
+            {"free": optax.identity(), "held": from_release(optax.identity())}, kinds
+        )
+        moved = optax.partition({"free": moved, "held": from_release(moved)}, kinds)
+    trained = optax.chain(
+        silent if held else optax.identity(),
+        optax.clip_by_global_norm(clip) if clip > 0 else optax.identity(),
+        moved,
         optax.scale_by_learning_rate(schedule),
     )
     tx = optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
-    if held:
-        tx = optax.chain(_hold(held, held_steps), tx)
     return optax.chain(tx, _unit_rows(unit_rows)) if unit_rows else tx
 
 
@@ -78,19 +93,6 @@ def _check_rules(field: str, rules: tuple[str, ...], names: Any) -> None:
 
 def _marked(rules: tuple[str, ...], like: Any) -> Any:
     return tree.map_rules([*((pattern, True) for pattern in rules), (".*", False)], like)
-
-
-def _hold(rules: tuple[str, ...], steps: int) -> optax.GradientTransformation:
-    """No gradient for what the rules match, for the first steps: Adam then does not move it."""
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple:
-        del params
-        free = (state >= steps).astype(jnp.float32)
-        marks = _marked(rules, updates)
-        held = jax.tree.map(lambda u, m: u * free.astype(u.dtype) if m else u, updates, marks)
-        return held, state + 1
-
-    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
 
 def _unit_rows(rules: tuple[str, ...]) -> optax.GradientTransformation:

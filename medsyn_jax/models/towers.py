@@ -56,7 +56,7 @@ def check(image: Mapping[str, Any], text: Mapping[str, Any], heads: Mapping[str,
     config = {"image": image, "text": text, "heads": heads}
     check_choice("image.kind", image["kind"], IMAGE_ENCODERS)
     sizes = ["image.width", "text.width", "text.heads", "text.max_length", "text.summed"]
-    sizes += ["heads.width"]
+    sizes += ["heads.width"] if heads["kind"] == "linear" else ["heads.width", "heads.hidden"]
     sizes += ["image.heads", "image.layers", "image.patch"] if image["kind"] == "vit" else []
     check_numbers(config, above_0=sizes)
     check_choice("text.pooling", text["pooling"], POOLINGS)
@@ -91,8 +91,9 @@ def check(image: Mapping[str, Any], text: Mapping[str, Any], heads: Mapping[str,
             f"config.heads.text: without a head for the text config.heads.width {heads['width']} "
             f"must be config.text.width {text['width']}"
         )
-    if heads["prototypes"] == 1:
-        raise UserError("config.heads.prototypes: 1: give 2 or more, or 0 for none")
+    if heads["prototypes"] < 0 or heads["prototypes"] == 1:
+        count = heads["prototypes"]
+        raise UserError(f"config.heads.prototypes: {count}: give 2 or more, or 0 for none")
 
 
 def image_encoder(settings: Mapping[str, Any], dtype: DTypeLike, rngs: nnx.Rngs) -> ResNet | ViT:

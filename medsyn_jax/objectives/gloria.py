@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float
 from medsyn_jax.objectives.contrastive import contrastive_loss
 
 _EPS = 1e-16  # of the squared norms' product: that of torch's cosine similarity
+TAU1_MOST = 150  # half of it is an exponent in fp32
 _ARRAYS = 6  # of images x regions x reports x words that a block holds at a time
 
 
@@ -43,27 +44,43 @@ def local_similarity(
     """S of every image with every report, fp32, before tau3.
 
     word_mask: True on real words. A report without any has S = 0 and no gradient. memory_mib: how
-    much a block of pairs may take; no more of the i x r x j x w numbers exist at a time, in the
-    forward pass or in the backward pass, which computes them anew. On CPU a block is one image and
-    as many reports as fit: products of plain matrices. On accelerators it is all images.
-    mesh: over all of whose devices images and reports are sharded. Each keeps its own images and
-    visits all reports: their words are gathered once, the words' gradient is scattered once.
-    Raises ValueError for a tau that is not above 0.
+    much a block of pairs may take, which has one report at least; no more of the i x r x j x w
+    numbers exist at a time, in the forward pass or in the backward pass, which computes them anew.
+    On CPU a block is one image and as many reports as fit: products of plain matrices. On
+    accelerators it is all images of the device. mesh: over all of whose devices images and reports
+    are sharded. Each keeps its own images and visits all reports: their words are gathered once,
+    the words' gradient is scattered once.
+    Raises ValueError for a tau that is not above 0, a tau1 above TAU1_MOST, and images or reports
+    that the devices do not divide.
     """
     for name, tau in {"tau1": tau1, "tau2": tau2}.items():
         if not tau > 0:
             raise ValueError(f"{name}: {tau}: give a number above 0")
-    each = _ARRAYS * 4 * regions.shape[1] * words.shape[1]
+    if tau1 > TAU1_MOST:
+        raise ValueError(f"tau1: {tau1}: give a number up to {TAU1_MOST}")
     devices = 1 if mesh is None else mesh.size
-    budget, i, j = memory_mib * 2**20, len(regions) // devices, len(words)
+    if len(regions) % devices or len(words) % devices:
+        raise ValueError(
+            f"{len(regions)} images and {len(words)} reports do not divide over {devices} devices"
+        )
 
-    def cut(by_image: bool) -> _Cut:
-        fit = budget // (each * (1 if by_image else i))
-        reports = max((n for n in range(1, j + 1) if j % n == 0 and n <= fit), default=1)
-        return _Cut(by_image, reports, float(tau1), float(tau2))
+    def run(regions: Array, words: Array, mask: Array, by_image: bool) -> Array:
+        images = 1 if by_image else len(regions)
+        reports = block_size(images, len(words), regions.shape[1], words.shape[1], memory_mib)
+        cut = Cut(by_image, reports, float(tau1), float(tau2))
+        more = -len(words) % reports  # empty ones, whose scores are cut off
+        words, mask = (
+            jnp.pad(x, ((0, more),) + ((0, 0),) * (x.ndim - 1)) if more else x
+            for x in (words, mask)
+        )
+        found = _similarity(regions, words, mask, cut)
+        return found[:, : found.shape[1] - more]
 
-    by_image, by_report = (partial(_similarity, cut=cut(x)) for x in (True, False))
-    here = partial(lax.platform_dependent, cpu=by_image, default=by_report)
+    here = partial(
+        lax.platform_dependent,
+        cpu=partial(run, by_image=True),
+        default=partial(run, by_image=False),
+    )
     if mesh is None or mesh.size == 1:
         return here(regions, words, word_mask)
     axes = mesh.axis_names
@@ -76,6 +93,12 @@ def local_similarity(
         with_all, mesh=mesh, in_specs=(rows,) * 3, out_specs=rows, check_vma=False
     )
     return mapped(regions, words, word_mask)
+
+
+def block_size(images: int, reports: int, regions: int, words: int, memory_mib: int) -> int:
+    """How many of the reports a block has, with so many images, so that blocks are alike."""
+    fit = memory_mib * 2**20 // (_ARRAYS * 4 * images * regions * words)
+    return -(-reports // -(-reports // max(fit, 1)))
 
 
 def local_loss(
@@ -110,7 +133,7 @@ def global_loss(
     return contrastive_loss(image, text, temperature=1 / tau3)
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """How images and reports are cut into blocks, and the temperatures: what is static.
 
     by_image: one image after the other, so that no array has an axis for them: XLA on CPU reduces
@@ -154,7 +177,8 @@ def _block(tau1: float, v: Array, gram: Array, words: Array, mask: Array) -> _Bl
     gb = _product("rq,qnw->rnw", gram, b.astype(v.dtype))
     norm = jnp.square(words.astype(jnp.float32)).sum(-1)
     quad = (b * gb).sum(0)
-    cos = (b * s).sum(0) * lax.rsqrt(jnp.maximum(quad * norm, _EPS))
+    # In bf16 rounding can make it longer than 1 where c_w is short beside its regions.
+    cos = jnp.clip((b * s).sum(0) * lax.rsqrt(jnp.maximum(quad * norm, _EPS)), -1, 1)
     return _Block(a, b, s, gb, norm, quad, cos)
 
 
@@ -169,27 +193,30 @@ def _cut_up(x: Array, size: int) -> Array:
     return x.reshape(-1, size, *x.shape[1:])
 
 
-def _gram(v: Array) -> Array:
+def gram_of(v: Array) -> Array:
     return _product("...rd,...qd->...rq", v, v).astype(v.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _similarity(regions: Array, words: Array, mask: Array, cut: _Cut) -> Array:
-    reports = _cut_up(words, cut.reports), _cut_up(mask, cut.reports)
+def block_scores(cut: Cut, v: Array, gram: Array, words: Array, mask: Array) -> Array:
+    """S of one image [r, d] or of all [i, r, d] with a block of n reports: [n] or [i, n]."""
 
-    def score(v: Array, gram: Array, words: Array, mask: Array) -> Array:
+    def of_one(v: Array, gram: Array) -> Array:
         return _scores(cut.tau2, _block(cut.tau1, v, gram, words, mask).cos, mask)[0]
 
-    def of_one(v: Array) -> Array:
-        gram = _gram(v)
-        return lax.map(lambda block: score(v, gram, *block), reports).reshape(-1)
+    return of_one(v, gram) if v.ndim == 2 else jax.vmap(of_one)(v, gram)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _similarity(regions: Array, words: Array, mask: Array, cut: Cut) -> Array:
+    reports = _cut_up(words, cut.reports), _cut_up(mask, cut.reports)
+
+    def scores(v: Array) -> Array:
+        gram = gram_of(v)
+        return lax.map(lambda block: block_scores(cut, v, gram, *block), reports)
 
     if cut.by_image:
-        return lax.map(of_one, regions)
-    gram = _gram(regions)
-    of_all = jax.vmap(score, (0, 0, None, None))
-    found = lax.map(lambda block: of_all(regions, gram, *block), reports)
-    return jnp.moveaxis(found, 0, 1).reshape(len(regions), -1)
+        return lax.map(lambda v: scores(v).reshape(-1), regions)
+    return jnp.moveaxis(scores(regions), 0, 1).reshape(len(regions), -1)
 
 
 class _Slopes(NamedTuple):
@@ -201,12 +228,12 @@ class _Slopes(NamedTuple):
     norm: Float[Array, "n w"]  # twice the slope along |w|^2
 
 
-def _slopes(cut: _Cut, v: Array, gram: Array, words: Array, mask: Array, slope: Array) -> _Slopes:
+def _slopes(cut: Cut, v: Array, gram: Array, words: Array, mask: Array, slope: Array) -> _Slopes:
     """slope: [n] along S. The sum over r of b times its gradient is zero, because S does not depend
     on the length of c_w: that is what differentiates the softmax over regions by one product."""
     block = _block(cut.tau1, v, gram, words, mask)
     _, share = _scores(cut.tau2, block.cos, mask)
-    dcos = cut.tau2 * slope[:, None] * share
+    dcos = jnp.where(jnp.abs(block.cos) < 1, cut.tau2 * slope[:, None] * share, 0)
     length = jnp.maximum(block.quad * block.norm, _EPS)
     ddot = (dcos * lax.rsqrt(length))[None]
     turn = dcos * block.cos / length  # minus twice the slope along |w|^2 |c_w|^2
@@ -221,31 +248,35 @@ def _slopes(cut: _Cut, v: Array, gram: Array, words: Array, mask: Array, slope: 
     )
 
 
-def _backward(cut: _Cut, saved: tuple[Array, Array, Array], ds: Array) -> tuple:
+def block_gradients(
+    cut: Cut, v: Array, gram: Array, sums: tuple[Array, Array], block: tuple
+) -> tuple[tuple[Array, Array], Array]:
+    """Adds to the gradients of v and of gram, and to that of the words, what a block of n reports
+    gives. v: as in `block_scores`; block: words, mask, ds [n] or [i, n], dwords."""
+    dv, dgram = sums
+    words, mask, ds, dwords = block
+    alone, slopes = v.ndim == 2, partial(_slopes, cut)
+    slopes = slopes if alone else jax.vmap(slopes, (0, 0, None, None, 0))
+    slope = slopes(v, gram, words, mask, ds)
+    dv += _product("...rnw,nwd->...rd", slope.s, words)
+    dgram += _product("...rnw,...qnw->...rq", slope.turned, slope.b)
+    more = _product("rnw,rd->nwd" if alone else "mrnw,mrd->nwd", slope.s, v)
+    norm = slope.norm if alone else slope.norm.sum(0)
+    return (dv, dgram), dwords + more + norm[..., None] * words.astype(jnp.float32)
+
+
+def _backward(cut: Cut, saved: tuple[Array, Array, Array], ds: Array) -> tuple:
     regions, words, mask = saved
     reports = _cut_up(words, cut.reports), _cut_up(mask, cut.reports)
 
     def some(dwords: Array, xs: tuple[Array, Array]) -> tuple[Array, Array]:
         """Adds to dwords, and gives dv, of one image [r, d] or of all [i, r, d]."""
         v, ds = xs
-        gram, alone = _gram(v), v.ndim == 2
-        slopes = partial(_slopes, cut)
-        slopes = slopes if alone else jax.vmap(slopes, (0, 0, None, None, 0))
-        to_words = "rnw,rd->nwd" if alone else "mrnw,mrd->nwd"
-
-        def one(sums: tuple[Array, Array], xs: tuple) -> tuple[tuple[Array, Array], Array]:
-            dv, dgram = sums
-            words, mask, ds, dwords = xs
-            slope = slopes(v, gram, words, mask, ds)
-            dv += _product("...rnw,nwd->...rd", slope.s, words)
-            dgram += _product("...rnw,...qnw->...rq", slope.turned, slope.b)
-            more = _product(to_words, slope.s, v)
-            norm = slope.norm if alone else slope.norm.sum(0)
-            return (dv, dgram), dwords + more + norm[..., None] * words.astype(jnp.float32)
-
+        gram = gram_of(v)
         zeros = jnp.zeros(v.shape, jnp.float32), jnp.zeros(gram.shape, jnp.float32)
         ds = jnp.moveaxis(ds.reshape(*ds.shape[:-1], -1, cut.reports), -2, 0)
-        (dv, dgram), dwords = lax.scan(one, zeros, (*reports, ds, dwords))
+        add = partial(block_gradients, cut, v, gram)
+        (dv, dgram), dwords = lax.scan(add, zeros, (*reports, ds, dwords))
         return dwords, dv + _product("...rq,...qd->...rd", dgram.astype(v.dtype), v)
 
     dwords = jnp.zeros(reports[0].shape, jnp.float32)
@@ -254,7 +285,7 @@ def _backward(cut: _Cut, saved: tuple[Array, Array, Array], ds: Array) -> tuple:
     return dv.astype(regions.dtype), dwords.reshape(words.shape).astype(words.dtype), None
 
 
-def _forward(regions: Array, words: Array, mask: Array, cut: _Cut) -> tuple[Array, tuple]:
+def _forward(regions: Array, words: Array, mask: Array, cut: Cut) -> tuple[Array, tuple]:
     return _similarity(regions, words, mask, cut), (regions, words, mask)
 
 

@@ -30,11 +30,13 @@ def run(config: Any, workdir: Path) -> None:
     contrast-to-noise ratio, and Dice at the threshold that is best on validation images. Beside
     each what needs no encoder: `prior`, of the mean region of the validation images, and `ceiling`,
     of the region itself at the resolution of the maps.
-    Raises UserError for an encoder without local heads, or data without regions.
+    Raises UserError for a ViT without local heads, or data without regions.
     """
     check_numbers(config, above_0=("shown",))
     check_files({"encoder.workdir": config.encoder.workdir})
     log.check_config(workdir, config, FREE)
+    if not config.phrases:
+        raise UserError("config.phrases: none: give the phrase of a label")
     pair = pairs.pretrained(Path(config.encoder.workdir))
     folder = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
     names = shards.describe(folder)["label_names"]
@@ -51,14 +53,14 @@ def run(config: Any, workdir: Path) -> None:
                 "it out"
             )
         for found in (valid, test):
-            heat = heats(pair, found.pixels, phrase)
-            found.heat, found.side = resized(heat, pair.crop), heat.shape[1]
+            found.heat = heats(pair, found.pixels, phrase)
         results |= _figures(label, valid, test)
-        shown = zip(test.pixels[: config.shown], test.heat, test.region, strict=False)
+        heat = resized(test.heat, pair.crop)
+        shown = list(zip(test.pixels, heat, test.region, strict=True))[: config.shown]
         rows[phrase] = [overlay(*one) for one in shown]
     for figure in ("pointing", "contrast_to_noise", "dice"):
         entries = [results[f"test/{label}/{figure}"] for label in config.phrases]
-        means = {k: np.mean([e[k] for e in entries]).item() for k in entries[0] if k != "ci95"}
+        means = {k: float(np.mean([e[k] for e in entries])) for k in entries[0] if k != "ci95"}
         results[f"test/mean/{figure}"] = means | {"n": len(entries)}
     path = workdir / "heat_maps.png"
     with log.full_disk_is_user_error(path), replaced(path) as temporary:
@@ -72,7 +74,7 @@ class _Found:
 
     def __init__(self, pixels: list[np.ndarray], region: list[np.ndarray], subjects: list[str]):
         self.pixels, self.region = np.stack(pixels), np.stack(region)
-        self.subjects, self.heat, self.side = np.array(subjects), np.zeros(0), 0
+        self.subjects, self.heat = np.array(subjects), np.zeros(0)
 
 
 def _found(records: shards.Records, label: str, pair: pairs.Pair) -> _Found | None:
@@ -84,7 +86,8 @@ def _found(records: shards.Records, label: str, pair: pairs.Pair) -> _Found | No
             continue
         region = _cropped(_region(record, label), pair)
         if region.any() and not region.all():
-            for part, value in zip(kept, (record["image"], region, subjects[row]), strict=True):
+            image = pair.fit(record["image"])
+            for part, value in zip(kept, (image, region, subjects[row]), strict=True):
                 part.append(value)
     return _Found(*kept) if kept[0] else None
 
@@ -110,18 +113,17 @@ def _cropped(region: np.ndarray, pair: pairs.Pair) -> np.ndarray:
     return region[low : low + pair.crop, low : low + pair.crop]
 
 
-def heats(pair: pairs.Pair, pixels: Sequence[np.ndarray], phrase: str) -> np.ndarray:
-    """Heat maps [n, s, s] of one phrase on images, uint8 [h, w] each, in batches of one shape.
+def heats(pair: pairs.Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
+    """Heat maps [n, s, s] of one phrase on images, uint8 [n, size, size], in batches of one shape.
 
     Raises UserError for a phrase without a word.
     """
     if not phrase.strip():
         raise UserError(f"phrase {phrase!r}: give it a word")
     texts = pair.tokenizer.encode_words([phrase] * _BATCH, pair.tokens)
-    fits = [x if x.shape == (pair.size,) * 2 else images.square(x, pair.size) for x in pixels]
     found = []
-    for start in range(0, len(fits), _BATCH):
-        part = np.stack(fits[start : start + _BATCH])
+    for start in range(0, len(pixels), _BATCH):
+        part = pixels[start : start + _BATCH]
         full = np.resize(part, (_BATCH, *part.shape[1:]))
         heat = _heat(pair, jnp.asarray(full), tuple(jnp.asarray(t) for t in texts))
         found.append(np.asarray(heat)[: len(part)])
@@ -134,38 +136,49 @@ def resized(maps: np.ndarray, side: int) -> np.ndarray:
 
 
 def _figures(label: str, valid: _Found, test: _Found) -> dict[str, dict[str, Any]]:
-    prior = [np.broadcast_to(valid.region.mean(0), x.region.shape) for x in (valid, test)]
-    ceiling = [resized(resized(x.region, x.side), x.region.shape[1]) for x in (valid, test)]
-    values = _values(valid.heat, test.heat, valid, test)
-    without = {
-        name: _values(*heat, valid, test) for name, heat in (("prior", prior), ("ceiling", ceiling))
+    regions, (size, side) = (valid.region, test.region), (test.region.shape[1], test.heat.shape[1])
+    compared = {
+        "value": [resized(x.heat, size) for x in (valid, test)],
+        "prior": [np.broadcast_to(valid.region.mean(0), x.shape) for x in regions],
+        "ceiling": [resized(resized(x, side), size) for x in regions],
     }
+    figures = {kind: _values(*maps, *regions) for kind, maps in compared.items()}
     results = {}
-    for name, value in values.items():
+    for name, value in figures["value"].items():
 
         def mean(weights: np.ndarray, value: np.ndarray = value) -> np.ndarray:
             return weights @ value / weights.sum(1)
 
         draws = metrics.bootstrap(mean, len(value), test.subjects)
         entry = dict(metrics.estimate(float(value.mean()), len(value), draws))
-        if name == "pointing":  # of a pixel drawn at random
-            entry["chance"] = float(test.region.mean())
-        entry |= {kind: float(figures[name].mean()) for kind, figures in without.items()}
+        if name == "pointing":
+            entry["chance"] = _chance(test.region, side)
+        entry |= {kind: float(figures[kind][name].mean()) for kind in ("prior", "ceiling")}
         results[f"test/{label}/{name}"] = entry
     return results
 
 
 def _values(
-    valid_heat: np.ndarray, test_heat: np.ndarray, valid: _Found, test: _Found
+    valid_heat: np.ndarray, heat: np.ndarray, valid_region: np.ndarray, region: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The three figures of each test image, [n]."""
     grid = np.quantile(valid_heat, np.linspace(0, 1, _THRESHOLDS)[1:-1])
-    best = grid[metrics.dice(valid_heat, valid.region, grid).mean(0).argmax()]
+    best = grid[metrics.dice(valid_heat, valid_region, grid).mean(0).argmax()]
     return {
-        "pointing": metrics.pointing(test_heat, test.region),
-        "contrast_to_noise": metrics.contrast_to_noise(test_heat, test.region),
-        "dice": metrics.dice(test_heat, test.region, np.array([best]))[:, 0],
+        "pointing": metrics.pointing(heat, region),
+        "contrast_to_noise": metrics.contrast_to_noise(heat, region),
+        "dice": metrics.dice(heat, region, np.array([best]))[:, 0],
     }
+
+
+def _chance(region: np.ndarray, side: int) -> float:
+    """The pointing game's figure of maps whose hottest of side x side places is drawn at random."""
+    places = np.eye(side * side).reshape(-1, side, side)
+    hits = [
+        metrics.pointing(np.broadcast_to(heat, region.shape), region).mean()
+        for heat in resized(places, region.shape[1])
+    ]
+    return float(np.mean(hits))
 
 
 def sheet(rows: Mapping[str, Sequence[Image.Image]]) -> Image.Image:

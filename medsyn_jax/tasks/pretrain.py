@@ -177,7 +177,12 @@ def _check(config: Any) -> None:
     above_0 += tuple(f"loss.{k}" for k in config.loss if k in TEMPERATURES)
     above_0 += ("optim.accumulate", "train.epochs", "train.evals_per_epoch")
     above_0 += ("train.checkpoints_per_epoch", "train.log_every")
-    check_numbers(config, above_0, from_0=("data.threads", "train.patience", "optim.warmup"))
+    from_0 = ("data.threads", "train.patience", "optim.warmup", "image.upsample")
+    check_numbers(config, above_0, from_0)
+    if config.loss.get("tau1", 0) > gloria.TAU1_MOST:
+        raise UserError(
+            f"config.loss.tau1: {config.loss.tau1}: give a number up to {gloria.TAU1_MOST}"
+        )
     method, heads = METHODS[config.method], config.heads
     if method.local != heads.local or method.prototypes != (heads.prototypes > 0):
         raise UserError(
@@ -186,6 +191,12 @@ def _check(config: Any) -> None:
             f"{'needs' if method.prototypes else 'has no'} prototypes"
         )
     towers.check(*(config[part].to_dict() for part in ("image", "text", "heads")))
+    seen = config.image.upsample or config.augment.size
+    if config.image.kind == "vit" and config.image.size != seen:
+        raise UserError(
+            f"config.image.size: {config.image.size}: the ViT is given images of {seen} pixels "
+            "(config.augment.size, or config.image.upsample): make both the same"
+        )
     sources, weights = config.data.sources, config.data.weights
     if len(sources) != len(weights):
         raise UserError(

@@ -46,6 +46,10 @@ class Pair:
     crop: int  # side of their middle that the encoder sees
     pixels: tuple[tuple[str, Any], ...]  # mean, std, channels of `transforms.normalize`
 
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """A radiograph, uint8 [h, w], as the run's data would hold it: [size, size]."""
+        return image if image.shape == (self.size,) * 2 else images.square(image, self.size)
+
     def embed(
         self, images: UInt8[Array, "b h w"], ids: Int[Array, "b t"], mask: Bool[Array, "b t"]
     ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
@@ -179,7 +183,7 @@ def scores(pair: Pair, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np
     In batches of one shape on one device, so that a score does not depend on what else is scored.
     """
     ids, mask = pair.tokenizer.encode(texts, pair.tokens)
-    fits = [x if x.shape == (pair.size,) * 2 else images.square(x, pair.size) for x in pixels]
+    fits = [pair.fit(x) for x in pixels]
     found = []
     for start in range(0, len(fits), _SCORED):
         rows = np.arange(start, min(start + _SCORED, len(fits)))

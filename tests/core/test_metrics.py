@@ -232,6 +232,8 @@ def test_grounding_by_hand():
     good = region[0].astype(float) + np.arange(16).reshape(4, 4) * 1e-3
     heat = np.stack([good, -good])
     assert metrics.pointing(heat, region).tolist() == [1, 0]
+    flat = np.zeros_like(heat)
+    np.testing.assert_allclose(metrics.pointing(flat, region), region.mean((1, 2)))
     inside, outside = good[region[0]], good[~region[0]]
     ratio = (inside.mean() - outside.mean()) / np.sqrt(inside.var() + outside.var())
     np.testing.assert_allclose(metrics.contrast_to_noise(heat, region), [ratio, -ratio])

@@ -115,6 +115,31 @@ def test_what_is_held_moves_later_and_unit_rows_stay_so():
     assert not (params["a"] == start["a"]).any()
 
 
+@jax.numpy_dtype_promotion("standard")
+def test_what_was_held_starts_as_if_the_run_began_at_its_release():
+    """Adam's first step has the size of the learning rate, after a hold as without one, and what is
+    held does not count in the norm that gradients are clipped to."""
+    params = {"a": jnp.ones(3), "p": jnp.ones(3)}
+    grads = {"a": jnp.array([3.0, 0.0, 4.0]), "p": jnp.array([1e3, -1e3, 1e3])}
+    steps = 50
+    held = optim.adamw(params, lambda _: 0.1, clip=5.0, held=("p",), held_steps=steps)
+    free = optim.adamw(params, lambda _: 0.1, clip=5.0)
+    state = held.init(params)
+    for _ in range(steps):
+        updates, state = held.update(grads, state, params)
+        assert not updates["p"].any()
+    alone = optim.adamw({"a": params["a"]}, lambda _: 0.1)
+    expected, _ = alone.update(
+        {"a": grads["a"]}, alone.init({"a": params["a"]}), {"a": params["a"]}
+    )
+    np.testing.assert_allclose(updates["a"], expected["a"], rtol=1e-5)
+    start = free.init(params)
+    for _ in range(3):
+        first, start = free.update(grads, start, params)
+        updates, state = held.update(grads, state, params)
+        np.testing.assert_allclose(updates["p"], first["p"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("field", ["frozen", "held", "unit_rows"])
 def test_a_rule_that_matches_nothing_is_refused(field):
     with pytest.raises(UserError, match=rf"config.optim.{field}: 'q' matches no parameter"):

@@ -68,18 +68,20 @@ def slopes(f, x):
     return found
 
 
-@pytest.fixture(params=["by image", "by report", "in blocks"])
+@pytest.fixture(params=["by image", "by image, in blocks", "by report", "one by one"])
 def order(request, monkeypatch):
-    """Every way to cut the pairs in blocks, whatever the platform."""
+    """Every way to cut the pairs in blocks, whatever the platform; 5 reports in blocks of 3."""
     if request.param == "by image":
         return 512
-    one = request.param == "in blocks"
+    if request.param == "by image, in blocks":
+        monkeypatch.setattr(gloria, "_ARRAYS", 2**20 // (4 * 6 * 5 * 3))
+        return 1
 
     def accelerator(*args, cpu, default):
         return default(*args)
 
     monkeypatch.setattr(gloria.lax, "platform_dependent", accelerator)
-    return 0 if one else 512
+    return 0 if request.param == "one by one" else 512
 
 
 def assert_near(found, expected, rtol=1e-5):
@@ -87,12 +89,12 @@ def assert_near(found, expected, rtol=1e-5):
 
 
 def test_similarity_and_its_gradient(order):
-    """Three images and four reports of 5, 1, 3 and 2 words."""
-    regions, words, mask = draw(4, 6, 5, 7, (5, 1, 3, 2))
+    """Three images and five reports of 5, 1, 3, 2 and 4 words."""
+    regions, words, mask = draw(5, 6, 5, 7, (5, 1, 3, 2, 4))
     regions = regions[:3]
     find = functools.partial(gloria.local_similarity, memory_mib=order, **TAUS)
     assert_near(find(*single(regions, words, mask)), similarities(regions, words, mask, **TAUS))
-    weight = np.random.default_rng(1).normal(size=(3, 4))
+    weight = np.random.default_rng(1).normal(size=(3, 5))
 
     def total(regions, words):
         return (weight * similarities(regions, words, mask, **TAUS)).sum()
@@ -176,6 +178,33 @@ def test_a_temperature_is_above_0(name):
     v, t, m = single(*draw(2, 4, 3, 5, (3, 2)))
     with pytest.raises(ValueError, match=f"{name}: 0.0: give a number above 0"):
         gloria.local_loss(v, t, m, **{name: 0.0})
+
+
+def test_what_the_devices_do_not_divide_is_refused():
+    v, t, m = single(*draw(6, 4, 3, 5, (3,) * 6))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    with pytest.raises(ValueError, match="6 images and 6 reports do not divide over 8 devices"):
+        gloria.local_loss(v, t, m, mesh=mesh)
+
+
+def test_tau1_has_a_limit():
+    v, t, m = single(*draw(2, 4, 3, 5, (3, 2)))
+    assert np.isfinite(gloria.local_loss(v, t, m, tau1=float(gloria.TAU1_MOST))[0])
+    with pytest.raises(ValueError, match=r"tau1: 400\.0: give a number up to 150"):
+        gloria.local_loss(v, t, m, tau1=400.0)
+
+
+def test_bfloat16_is_near_and_bounded(order):
+    v, t, m = single(*draw(3, 16, 5, 8, (5, 3, 1)))
+    find = functools.partial(gloria.local_similarity, memory_mib=order)
+    found = find(v.astype(jnp.bfloat16), t.astype(jnp.bfloat16), m)
+    np.testing.assert_allclose(found, find(v, t, m), atol=0.05)
+    # Regions whose mean is nothing: what rounding leaves of c_w has any length.
+    v = 0.01 * (v - v.mean(1, keepdims=True))
+    find = functools.partial(find, v.astype(jnp.bfloat16), word_mask=m)
+    scores, back = jax.vjp(find, t.astype(jnp.bfloat16))
+    assert float(scores.max()) <= 5.0 + np.log(5) + 1e-5
+    assert np.isfinite(back(jnp.ones_like(scores))[0].astype(jnp.float32)).all()
 
 
 def test_eight_devices_equal_one_and_words_travel_once():
