@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
+from medsyn_jax.objectives import gloria_tpu
 from medsyn_jax.objectives.contrastive import contrastive_loss
 
 _EPS = 1e-16  # of the squared norms' product: that of torch's cosine similarity
@@ -43,13 +44,14 @@ def local_similarity(
 ) -> Float[Array, "i j"]:
     """S of every image with every report, fp32, before tau3.
 
-    word_mask: True on real words. A report without any has S = 0 and no gradient. memory_mib: how
-    much a block of pairs may take, which has one report at least; no more of the i x r x j x w
-    numbers exist at a time, in the forward pass or in the backward pass, which computes them anew.
-    On CPU a block is one image and as many reports as fit: products of plain matrices. On
-    accelerators it is all images of the device. mesh: over all of whose devices images and reports
-    are sharded. Each keeps its own images and visits all reports: their words are gathered once,
-    the words' gradient is scattered once.
+    word_mask: True on real words. A report without any has S = 0 and no gradient.
+    mesh: over all of whose devices images and reports are sharded. Each keeps its own images and
+    visits all reports: their words are gathered once, the words' gradient is scattered once. On
+    TPUs the pairs then go through the kernels of `gloria_tpu`.
+    memory_mib: elsewhere, how much a block of pairs may take, which has one report at least; no
+    more of the i x r x j x w numbers exist at a time, in the forward pass or in the backward pass,
+    which computes them anew. On CPU a block is one image and as many reports as fit: products of
+    plain matrices. On accelerators it is all images of the device.
     Raises ValueError for a tau that is not above 0, a tau1 above TAU1_MOST, and images or reports
     that the devices do not divide.
     """
@@ -64,23 +66,11 @@ def local_similarity(
             f"{len(regions)} images and {len(words)} reports do not divide over {devices} devices"
         )
 
-    def run(regions: Array, words: Array, mask: Array, by_image: bool) -> Array:
-        images = 1 if by_image else len(regions)
-        reports = block_size(images, len(words), regions.shape[1], words.shape[1], memory_mib)
-        cut = Cut(by_image, reports, float(tau1), float(tau2))
-        more = -len(words) % reports  # empty ones, whose scores are cut off
-        words, mask = (
-            jnp.pad(x, ((0, more),) + ((0, 0),) * (x.ndim - 1)) if more else x
-            for x in (words, mask)
-        )
-        found = _similarity(regions, words, mask, cut)
-        return found[:, : found.shape[1] - more]
-
-    here = partial(
-        lax.platform_dependent,
-        cpu=partial(run, by_image=True),
-        default=partial(run, by_image=False),
-    )
+    settings = {"tau1": float(tau1), "tau2": float(tau2), "memory_mib": memory_mib}
+    by_image, by_report = (partial(_in_blocks, by_image=x, **settings) for x in (True, False))
+    # XLA can cut blocks of a sharded array by itself, but no kernel.
+    tpu = by_report if mesh is None else partial(_in_kernels, **settings)
+    here = partial(lax.platform_dependent, cpu=by_image, tpu=tpu, default=by_report)
     if mesh is None or mesh.size == 1:
         return here(regions, words, word_mask)
     axes = mesh.axis_names
@@ -95,10 +85,51 @@ def local_similarity(
     return mapped(regions, words, word_mask)
 
 
-def block_size(images: int, reports: int, regions: int, words: int, memory_mib: int) -> int:
+def _in_blocks(
+    regions: Array,
+    words: Array,
+    mask: Array,
+    *,
+    by_image: bool,
+    tau1: float,
+    tau2: float,
+    memory_mib: int,
+) -> Array:
+    images, reports = 1 if by_image else len(regions), len(words)
+    size = _block_size(images, reports, regions.shape[1], words.shape[1], memory_mib)
+    cut = _Cut(by_image, size, tau1, tau2)
+    return _similarity(regions, *_padded(size, words, mask), cut)[:, :reports]
+
+
+def _in_kernels(
+    regions: Array, words: Array, mask: Array, *, tau1: float, tau2: float, memory_mib: int
+) -> Array:
+    (_, r, d), (reports, w, _) = regions.shape, words.shape
+    if not gloria_tpu.fits(r, w, d, regions.dtype.itemsize):
+        blocks = partial(_in_blocks, by_image=False, memory_mib=memory_mib)
+        return blocks(regions, words, mask, tau1=tau1, tau2=tau2)
+    words, mask = _padded(gloria_tpu.REPORTS, words, mask)
+    dot, quad = gloria_tpu.products(regions, words, mask.astype(jnp.float32), tau1)
+    norm = jnp.square(words.astype(jnp.float32)).sum(-1)
+
+    def of_one(dot: Array, quad: Array) -> Array:
+        return _scores(tau2, _cosine(dot, quad, norm), mask)[0]
+
+    return jax.vmap(of_one)(dot, quad)[:, :reports]
+
+
+def _block_size(images: int, reports: int, regions: int, words: int, memory_mib: int) -> int:
     """How many of the reports a block has, with so many images, so that blocks are alike."""
     fit = memory_mib * 2**20 // (_ARRAYS * 4 * images * regions * words)
     return -(-reports // -(-reports // max(fit, 1)))
+
+
+def _padded(size: int, words: Array, mask: Array) -> tuple[Array, Array]:
+    """With so many empty reports more that blocks of `size` divide them."""
+    more = -len(words) % size
+    if not more:
+        return words, mask
+    return jnp.pad(words, ((0, more), (0, 0), (0, 0))), jnp.pad(mask, ((0, more), (0, 0)))
 
 
 def local_loss(
@@ -133,7 +164,7 @@ def global_loss(
     return contrastive_loss(image, text, temperature=1 / tau3)
 
 
-class Cut(NamedTuple):
+class _Cut(NamedTuple):
     """How images and reports are cut into blocks, and the temperatures: what is static.
 
     by_image: one image after the other, so that no array has an axis for them: XLA on CPU reduces
@@ -177,14 +208,17 @@ def _block(tau1: float, v: Array, gram: Array, words: Array, mask: Array) -> _Bl
     gb = _product("rq,qnw->rnw", gram, b.astype(v.dtype))
     norm = jnp.square(words.astype(jnp.float32)).sum(-1)
     quad = (b * gb).sum(0)
-    # In bf16 rounding can make it longer than 1 where c_w is short beside its regions.
-    cos = jnp.clip((b * s).sum(0) * lax.rsqrt(jnp.maximum(quad * norm, _EPS)), -1, 1)
-    return _Block(a, b, s, gb, norm, quad, cos)
+    return _Block(a, b, s, gb, norm, quad, _cosine((b * s).sum(0), quad, norm))
+
+
+def _cosine(dot: Array, quad: Array, norm: Array) -> Array:
+    """In bf16 what rounding leaves would be above 1 where c_w is short beside its regions."""
+    return jnp.clip(dot * lax.rsqrt(jnp.maximum(quad * norm, _EPS)), -1, 1)
 
 
 def _scores(tau2: float, cos: Array, mask: Array) -> tuple[Array, Array]:
     """(S [n], softmax of tau2 cos over the real words [n, w]) of one image."""
-    x = jnp.where(mask, tau2 * cos, -jnp.inf)
+    x = jnp.where(mask, tau2 * cos, -1e30)
     score = jnp.where(mask.any(-1), jax.nn.logsumexp(x, -1), 0)
     return score, jnp.exp(x - score[:, None])
 
@@ -193,11 +227,11 @@ def _cut_up(x: Array, size: int) -> Array:
     return x.reshape(-1, size, *x.shape[1:])
 
 
-def gram_of(v: Array) -> Array:
+def _gram(v: Array) -> Array:
     return _product("...rd,...qd->...rq", v, v).astype(v.dtype)
 
 
-def block_scores(cut: Cut, v: Array, gram: Array, words: Array, mask: Array) -> Array:
+def _block_scores(cut: _Cut, v: Array, gram: Array, words: Array, mask: Array) -> Array:
     """S of one image [r, d] or of all [i, r, d] with a block of n reports: [n] or [i, n]."""
 
     def of_one(v: Array, gram: Array) -> Array:
@@ -207,12 +241,12 @@ def block_scores(cut: Cut, v: Array, gram: Array, words: Array, mask: Array) -> 
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _similarity(regions: Array, words: Array, mask: Array, cut: Cut) -> Array:
+def _similarity(regions: Array, words: Array, mask: Array, cut: _Cut) -> Array:
     reports = _cut_up(words, cut.reports), _cut_up(mask, cut.reports)
 
     def scores(v: Array) -> Array:
-        gram = gram_of(v)
-        return lax.map(lambda block: block_scores(cut, v, gram, *block), reports)
+        gram = _gram(v)
+        return lax.map(lambda block: _block_scores(cut, v, gram, *block), reports)
 
     if cut.by_image:
         return lax.map(lambda v: scores(v).reshape(-1), regions)
@@ -228,7 +262,7 @@ class _Slopes(NamedTuple):
     norm: Float[Array, "n w"]  # twice the slope along |w|^2
 
 
-def _slopes(cut: Cut, v: Array, gram: Array, words: Array, mask: Array, slope: Array) -> _Slopes:
+def _slopes(cut: _Cut, v: Array, gram: Array, words: Array, mask: Array, slope: Array) -> _Slopes:
     """slope: [n] along S. The sum over r of b times its gradient is zero, because S does not depend
     on the length of c_w: that is what differentiates the softmax over regions by one product."""
     block = _block(cut.tau1, v, gram, words, mask)
@@ -248,11 +282,11 @@ def _slopes(cut: Cut, v: Array, gram: Array, words: Array, mask: Array, slope: A
     )
 
 
-def block_gradients(
-    cut: Cut, v: Array, gram: Array, sums: tuple[Array, Array], block: tuple
+def _block_gradients(
+    cut: _Cut, v: Array, gram: Array, sums: tuple[Array, Array], block: tuple
 ) -> tuple[tuple[Array, Array], Array]:
     """Adds to the gradients of v and of gram, and to that of the words, what a block of n reports
-    gives. v: as in `block_scores`; block: words, mask, ds [n] or [i, n], dwords."""
+    gives. v: as in `_block_scores`; block: words, mask, ds [n] or [i, n], dwords."""
     dv, dgram = sums
     words, mask, ds, dwords = block
     alone, slopes = v.ndim == 2, partial(_slopes, cut)
@@ -265,17 +299,17 @@ def block_gradients(
     return (dv, dgram), dwords + more + norm[..., None] * words.astype(jnp.float32)
 
 
-def _backward(cut: Cut, saved: tuple[Array, Array, Array], ds: Array) -> tuple:
+def _backward(cut: _Cut, saved: tuple[Array, Array, Array], ds: Array) -> tuple:
     regions, words, mask = saved
     reports = _cut_up(words, cut.reports), _cut_up(mask, cut.reports)
 
     def some(dwords: Array, xs: tuple[Array, Array]) -> tuple[Array, Array]:
         """Adds to dwords, and gives dv, of one image [r, d] or of all [i, r, d]."""
         v, ds = xs
-        gram = gram_of(v)
+        gram = _gram(v)
         zeros = jnp.zeros(v.shape, jnp.float32), jnp.zeros(gram.shape, jnp.float32)
         ds = jnp.moveaxis(ds.reshape(*ds.shape[:-1], -1, cut.reports), -2, 0)
-        add = partial(block_gradients, cut, v, gram)
+        add = partial(_block_gradients, cut, v, gram)
         (dv, dgram), dwords = lax.scan(add, zeros, (*reports, ds, dwords))
         return dwords, dv + _product("...rq,...qd->...rd", dgram.astype(v.dtype), v)
 
@@ -285,7 +319,7 @@ def _backward(cut: Cut, saved: tuple[Array, Array, Array], ds: Array) -> tuple:
     return dv.astype(regions.dtype), dwords.reshape(words.shape).astype(words.dtype), None
 
 
-def _forward(regions: Array, words: Array, mask: Array, cut: Cut) -> tuple[Array, tuple]:
+def _forward(regions: Array, words: Array, mask: Array, cut: _Cut) -> tuple[Array, tuple]:
     return _similarity(regions, words, mask, cut), (regions, words, mask)
 
 

@@ -74,7 +74,8 @@ class _Found:
 
     def __init__(self, pixels: list[np.ndarray], region: list[np.ndarray], subjects: list[str]):
         self.pixels, self.region = np.stack(pixels), np.stack(region)
-        self.subjects, self.heat = np.array(subjects), np.zeros(0)
+        self.subjects = np.array(subjects)
+        self.heat: np.ndarray  # [n, s, s], once it is known
 
 
 def _found(records: shards.Records, label: str, pair: pairs.Pair) -> _Found | None:
@@ -142,7 +143,7 @@ def _figures(label: str, valid: _Found, test: _Found) -> dict[str, dict[str, Any
         "prior": [np.broadcast_to(valid.region.mean(0), x.shape) for x in regions],
         "ceiling": [resized(resized(x, side), size) for x in regions],
     }
-    figures = {kind: _values(*maps, *regions) for kind, maps in compared.items()}
+    figures = {kind: _values(maps[0], maps[1], *regions) for kind, maps in compared.items()}
     results = {}
     for name, value in figures["value"].items():
 

@@ -68,20 +68,23 @@ def slopes(f, x):
     return found
 
 
-@pytest.fixture(params=["by image", "by image, in blocks", "by report", "one by one"])
+@pytest.fixture(params=["by image", "by image, in blocks", "by report", "one by one", "on TPU"])
 def order(request, monkeypatch):
-    """Every way to cut the pairs in blocks, whatever the platform; 5 reports in blocks of 3."""
+    """Every way to compute the pairs, whatever the platform; 5 reports in blocks of 3."""
     if request.param == "by image":
-        return 512
+        return {}
     if request.param == "by image, in blocks":
         monkeypatch.setattr(gloria, "_ARRAYS", 2**20 // (4 * 6 * 5 * 3))
-        return 1
-
-    def accelerator(*args, cpu, default):
-        return default(*args)
-
-    monkeypatch.setattr(gloria.lax, "platform_dependent", accelerator)
-    return 0 if request.param == "one by one" else 512
+        return {"memory_mib": 1}
+    branch = "tpu" if request.param == "on TPU" else "default"
+    monkeypatch.setattr(
+        gloria.lax, "platform_dependent", lambda *args, **branches: branches[branch](*args)
+    )
+    kernels = gloria.gloria_tpu.products
+    monkeypatch.setattr(gloria.gloria_tpu, "products", lambda *args: kernels(*args[:4], True))
+    if request.param == "on TPU":
+        return {"mesh": Mesh(np.array(jax.devices()[:1]), ("data",))}
+    return {"memory_mib": 0 if request.param == "one by one" else 512}
 
 
 def assert_near(found, expected, rtol=1e-5):
@@ -92,7 +95,7 @@ def test_similarity_and_its_gradient(order):
     """Three images and five reports of 5, 1, 3, 2 and 4 words."""
     regions, words, mask = draw(5, 6, 5, 7, (5, 1, 3, 2, 4))
     regions = regions[:3]
-    find = functools.partial(gloria.local_similarity, memory_mib=order, **TAUS)
+    find = functools.partial(gloria.local_similarity, **order, **TAUS)
     assert_near(find(*single(regions, words, mask)), similarities(regions, words, mask, **TAUS))
     weight = np.random.default_rng(1).normal(size=(3, 5))
 
@@ -196,7 +199,7 @@ def test_tau1_has_a_limit():
 
 def test_bfloat16_is_near_and_bounded(order):
     v, t, m = single(*draw(3, 16, 5, 8, (5, 3, 1)))
-    find = functools.partial(gloria.local_similarity, memory_mib=order)
+    find = functools.partial(gloria.local_similarity, **order)
     found = find(v.astype(jnp.bfloat16), t.astype(jnp.bfloat16), m)
     np.testing.assert_allclose(found, find(v, t, m), atol=0.05)
     # Regions whose mean is nothing: what rounding leaves of c_w has any length.
