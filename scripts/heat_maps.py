@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from medsyn_jax.core.errors import RejectedRecord, UserError
 from medsyn_jax.core.files import replaced
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--phrases", nargs="+", required=True)
     parser.add_argument("--out", type=Path, default=Path("heat_maps.png"))
     args = parser.parse_args()
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what users cannot change
     try:
         pair = pairs.pretrained(args.encoder)
         pixels = np.stack([pair.fit(images.decode_grey(path)) for path in args.images])

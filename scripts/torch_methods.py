@@ -96,14 +96,20 @@ class Mgca(nn.Module):
         real = torch.arange(t.shape[1])[None] < words.amax(1)[:, None]
         weights = _clipped(by_word(looks[..., None], words)[:, 1:, 0].detach(), real)
         even = torch.full(regions.shape[:2], 1 / regions.shape[1])
-        scores = t @ regions.transpose(1, 2) / 0.1
-        seen = scores.masked_fill(~real[..., None], -1e9)
-        of_words = F.normalize(scores.softmax(2) @ regions, dim=-1)
-        of_regions = F.normalize(seen.softmax(1).transpose(1, 2) @ t, dim=-1)
         loss = cross_entropies(image @ report.T / 0.07)
-        loss = loss + _alignment(t, of_words, real, weights)
-        loss = loss + _alignment(regions, of_regions, torch.ones_like(even, dtype=bool), even)
-        return loss + _prototypes(image @ self.prototypes.T, report @ self.prototypes.T)
+        loss = loss + token_loss(t, regions, real, weights, even)
+        return loss + prototype_loss(image @ self.prototypes.T, report @ self.prototypes.T)
+
+
+def token_loss(t, regions, real, of_word, of_region) -> torch.Tensor:
+    """MGCA's, of words [b, w, d] and regions [b, r, d] of unit norm and what each counts."""
+    scores = t @ regions.transpose(1, 2) / 0.1
+    seen = scores.masked_fill(~real[..., None], -1e9)
+    of_words = F.normalize(scores.softmax(2) @ regions, dim=-1)
+    of_regions = F.normalize(seen.softmax(1).transpose(1, 2) @ t, dim=-1)
+    everywhere = torch.ones_like(of_region, dtype=torch.bool)
+    words = _alignment(t, of_words, real, of_word)
+    return words + _alignment(regions, of_regions, everywhere, of_region)
 
 
 def _clipped(looks: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -121,7 +127,9 @@ def _alignment(x, gathered, real, weights):
     return ((losses[0] + losses[1]) / 2 * weights).sum(1).mean()
 
 
-def _prototypes(image: torch.Tensor, report: torch.Tensor) -> torch.Tensor:
+def prototype_loss(image: torch.Tensor, report: torch.Tensor) -> torch.Tensor:
+    """MGCA's, of the scores [b, k] of images and reports with the prototypes."""
+
     def code(scores: torch.Tensor) -> torch.Tensor:
         q = (scores.detach() / 0.05).exp().T
         q = q / q.sum()

@@ -59,8 +59,11 @@ def adamw(
         optax.add_decayed_weights(weight_decay, lambda p: tree.map_rules(decay, p)),
     )
 
+    def released(step: Any, **_: Any) -> jax.Array:
+        return jnp.asarray(step) >= held_steps
+
     def from_release(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-        return optax.conditionally_mask(inner, lambda step: step >= held_steps)
+        return optax.conditionally_mask(inner, released)
 
     if held:  # their moments, and Adam's correction of these, begin at the release
 

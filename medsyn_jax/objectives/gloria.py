@@ -14,7 +14,7 @@ regions than a region has dimensions.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ def _in_blocks(
     images, reports = 1 if by_image else len(regions), len(words)
     size = _block_size(images, reports, regions.shape[1], words.shape[1], memory_mib)
     cut = _Cut(by_image, size, tau1, tau2)
-    return _similarity(regions, *_padded(size, words, mask), cut)[:, :reports]
+    return jnp.asarray(_similarity(regions, *_padded(size, words, mask), cut))[:, :reports]
 
 
 def _in_kernels(
@@ -109,7 +109,8 @@ def _in_kernels(
         blocks = partial(_in_blocks, by_image=False, memory_mib=memory_mib)
         return blocks(regions, words, mask, tau1=tau1, tau2=tau2)
     words, mask = _padded(gloria_tpu.REPORTS, words, mask)
-    dot, quad = gloria_tpu.products(regions, words, mask.astype(jnp.float32), tau1)
+    found = gloria_tpu.products(regions, words, mask.astype(jnp.float32), tau1)
+    dot, quad = cast("tuple[Array, Array]", found)
     norm = jnp.square(words.astype(jnp.float32)).sum(-1)
 
     def of_one(dot: Array, quad: Array) -> Array:

@@ -45,7 +45,9 @@ def products(
     """
     inputs = _inputs(regions, words, mask)
     pairs = ("pair", (len(regions), *mask.shape), jnp.float32)
-    return _call(partial(_forward, tau1=tau1), True, inputs, (pairs, pairs), (), (1, 1), interpret)
+    kernel = partial(_forward, tau1=tau1)
+    dot, quad = _call(kernel, True, inputs, (pairs, pairs), (), (1, 1), interpret)
+    return dot, quad
 
 
 def _saved(regions: Array, words: Array, mask: Array, tau1: float, interpret: bool) -> tuple:
