@@ -64,9 +64,9 @@ def main() -> None:
     for name in dict.fromkeys(k for runs in found.values() for k in runs[0]):
         cells = []
         for runs in found.values():
-            values = [run[name] for run in runs if name in run]
-            mean = f"{statistics.mean(values):.3f}" if values else ""
-            cells.append(f"{mean} ({min(values):.3f} to {max(values):.3f})" if values else "")
+            values = [run[name] for run in runs if name in run] or [float("nan")]
+            mean, low, high = (f"{f(values):.3f}" for f in (statistics.mean, min, max))
+            cells.append(mean if low == high else f"{mean} ({low} to {high})")
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 
