@@ -64,8 +64,9 @@ def main() -> None:
     for name in dict.fromkeys(k for runs in found.values() for k in runs[0]):
         cells = []
         for runs in found.values():
-            values = [run[name] for run in runs if name in run] or [float("nan")]
-            mean, low, high = (f"{f(values):.3f}" for f in (statistics.mean, min, max))
+            values = [run[name] for run in runs if name in run]
+            said = [f"{f(values):.3f}" for f in (statistics.mean, min, max) if values]
+            mean, low, high = said or [""] * 3
             cells.append(mean if low == high else f"{mean} ({low} to {high})")
         print(f"| {name} | " + " | ".join(cells) + " |")
 
