@@ -101,22 +101,22 @@ def from_csv(
     """
     path = Path(path)
     names = [columns[n] for n in ("prompt", "key", "subject", "split", "view") if columns[n]]
-    header, table = rows.read(path, [*names, *columns.labels])
     found: dict[str, tuple[Prompt, str | None]] = {}
     rejects = []
-    for number, row in table:
-        try:
-            fields = rows.fields(header, row)
-        except RejectedRecord as error:
-            raise UserError(f"prompts: {path}: row {number}: {error}: mend the table") from None
-        fields[""] = ""  # "" stands for no column, even where one has no name, as pandas' index has
-        key = key_of(fields.get(columns.key, "").strip()) or f"row-{number}"
-        try:
-            if key in found:
-                raise RejectedRecord(f"key {key} was listed before")
-            found[key] = _from_row(key, fields, columns), fields.get(columns.split, "").strip()
-        except RejectedRecord as error:
-            rejects.append((key, f"{path}: row {number}: {error}"))
+    with rows.read(path, [*names, *columns.labels]) as (header, table):
+        for number, row in table:
+            try:
+                fields = rows.fields(header, row)
+            except RejectedRecord as error:
+                raise UserError(f"prompts: {path}: row {number}: {error}: mend the table") from None
+            fields[""] = ""  # no column, even where one has no name, as pandas' index has
+            key = key_of(fields.get(columns.key, "").strip()) or f"row-{number}"
+            try:
+                if key in found:
+                    raise RejectedRecord(f"key {key} was listed before")
+                found[key] = _from_row(key, fields, columns), fields.get(columns.split, "").strip()
+            except RejectedRecord as error:
+                rejects.append((key, f"{path}: row {number}: {error}"))
     homes = splits.assign([(p.key, p.subject, s or None) for p, s in found.values()], shares, seed)
     placed = [dataclasses.replace(p, split=homes[p.key]) for p, _ in found.values()]
     items = [p for p in placed if p.split in wanted]

@@ -1,5 +1,6 @@
 """CSV tables of a source: rows with the numbers that a spreadsheet shows, and one-line errors."""
 
+import contextlib
 import csv
 import gzip
 import sys
@@ -9,23 +10,19 @@ from pathlib import Path
 from medsyn_jax.core.errors import RejectedRecord, UserError
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, stream: Iterable[bytes]) -> Iterator[str]:
     """Text lines; bytes that are not UTF-8 become lone surrogates, which `check` finds again."""
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rb") as stream:
-            yield from _decoded(stream)
-    except FileNotFoundError:
-        raise UserError(f"no table: {path} does not exist: check the path") from None
+        for number, line in enumerate(stream):
+            if number == 0:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            yield line.decode("utf-8", "surrogateescape")
     except (OSError, EOFError) as error:
-        raise UserError(f"unreadable table: {path}: {error}: check the file") from None
+        raise _unreadable(path, error) from None
 
 
-def _decoded(stream: Iterable[bytes]) -> Iterator[str]:
-    for number, line in enumerate(stream):
-        if number == 0:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        yield line.decode("utf-8", "surrogateescape")
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"unreadable table: {path}: {error}: check the file")
 
 
 def _garbled(text: str) -> bool:
@@ -49,23 +46,38 @@ def fields(header: list[str], row: list[str]) -> dict[str, str]:
     return dict(zip(header, row, strict=True))
 
 
-def read(path: Path, wanted: Iterable[str]) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """Opens a `.csv`, `.tsv` or `.csv.gz` file.
+@contextlib.contextmanager
+def read(
+    path: Path, wanted: Iterable[str]
+) -> Iterator[tuple[list[str], Iterator[tuple[int, list[str]]]]]:
+    """Opens a `.csv`, `.tsv` or `.csv.gz` file; to be used in a `with` statement.
 
     Args:
       path: UTF-8 text with a head line, with or without a byte order mark.
       wanted: columns that must be there.
 
-    Returns:
+    Yields:
       The column names, and an iterator over (row number, fields). The head line is row 1, blank
       rows are passed over but counted. Rows may be of wrong length or encoding: `check` them.
 
     Raises:
       UserError: the file is missing, unreadable, empty, not a table, or lacks a wanted column.
     """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        stream = opener(path, "rb")
+    except FileNotFoundError:
+        raise UserError(f"no table: {path} does not exist: check the path") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     csv.field_size_limit(sys.maxsize)  # one report can be longer than the default 128 KiB
     tabs = path.name.removesuffix(".gz").endswith(".tsv")
-    reader = csv.reader(_lines(path), delimiter="\t" if tabs else ",", strict=True)
+    with stream:
+        reader = csv.reader(_lines(path, stream), delimiter="\t" if tabs else ",", strict=True)
+        yield _header(path, reader, wanted), _numbered(path, reader)
+
+
+def _header(path: Path, reader, wanted: Iterable[str]) -> list[str]:
     try:
         header = [name.strip() for name in next(reader)]
     except StopIteration:
@@ -81,7 +93,7 @@ def read(path: Path, wanted: Iterable[str]) -> tuple[list[str], Iterator[tuple[i
         if name not in header:
             columns = ", ".join(header)
             raise UserError(f"missing column: {path}: no column {name!r} among: {columns}")
-    return header, _numbered(path, reader)
+    return header
 
 
 def _numbered(path: Path, reader) -> Iterator[tuple[int, list[str]]]:

@@ -66,28 +66,28 @@ def pairs(config: Any) -> Listing:
     path, columns = Path(config.path), config.pairs
     label_names = tuple(name for name in columns.labels if name)
     named = (columns.image, columns.report, columns.subject, columns.split, columns.view)
-    header, table = rows.read(path, [name for name in (*named, *label_names) if name])
     items: list[Item] = []
     rejects: list[tuple[str, str]] = []
     dropped: Counter[str] = Counter()
     seen: dict[str, int] = {}
-    for number, row in table:
-        where = f"{path}: row {number}"
-        try:
-            fields = rows.fields(header, row)
-            fields[""] = ""  # no column, even where one has no name, as pandas' index has
-            item = _pair(fields, columns, label_names, path.parent)
-        except RejectedRecord as error:
-            rejects.append((f"row-{number}", f"{where}: {error}"))
-            continue
-        if config.frontal_only and _lateral(fields.get(columns.view, "")):
-            dropped[NOT_FRONTAL] += 1
-        elif item.key in seen:
-            reason = f"{where}: {columns.image} {item.key} is already in row {seen[item.key]}"
-            rejects.append((item.key, reason))
-        else:
-            seen[item.key] = number
-            items.append(item)
+    with rows.read(path, [name for name in (*named, *label_names) if name]) as (header, table):
+        for number, row in table:
+            where = f"{path}: row {number}"
+            try:
+                fields = rows.fields(header, row)
+                fields[""] = ""  # no column, even where one has no name, as pandas' index has
+                item = _pair(fields, columns, label_names, path.parent)
+            except RejectedRecord as error:
+                rejects.append((f"row-{number}", f"{where}: {error}"))
+                continue
+            if config.frontal_only and _lateral(fields.get(columns.view, "")):
+                dropped[NOT_FRONTAL] += 1
+            elif item.key in seen:
+                reason = f"{where}: {columns.image} {item.key} is already in row {seen[item.key]}"
+                rejects.append((item.key, reason))
+            else:
+                seen[item.key] = number
+                items.append(item)
     return Listing(items, label_names, rejects, dict(dropped))
 
 
@@ -167,28 +167,28 @@ def mimic_images(
     """key -> (dicom, subject, study, view), the bad rows, and how many are not frontal."""
     path = mimic_table(root, "metadata")
     wanted = ("dicom_id", "subject_id", "study_id", "ViewPosition")
-    header, table = rows.read(path, wanted)
-    at = [header.index(name) for name in wanted]
     found: dict[str, tuple[str, str, str, str]] = {}
     rejects: list[tuple[str, str]] = []
     laterals = 0
-    for number, row in table:
-        try:
-            rows.check(header, row)
-            dicom, subject, study, view = (row[position] for position in at)
-            if frontal_only and view not in ("PA", "AP"):
-                laterals += 1
-                continue
-            if not (dicom and subject and study):
-                raise RejectedRecord("dicom_id, subject_id or study_id is empty")
-            if dicom not in splits:
-                raise RejectedRecord(f"dicom_id {dicom} is not in the split table")
-            key = key_of(f"p{subject[:2]}/p{subject}/s{study}/{dicom}")
-            if key in found:
-                raise RejectedRecord(f"dicom_id {dicom} is listed twice")
-            found[key] = (dicom, subject, study, view)
-        except RejectedRecord as error:
-            rejects.append((f"row-{number}", f"{path}: row {number}: {error}"))
+    with rows.read(path, wanted) as (header, table):
+        at = [header.index(name) for name in wanted]
+        for number, row in table:
+            try:
+                rows.check(header, row)
+                dicom, subject, study, view = (row[position] for position in at)
+                if frontal_only and view not in ("PA", "AP"):
+                    laterals += 1
+                    continue
+                if not (dicom and subject and study):
+                    raise RejectedRecord("dicom_id, subject_id or study_id is empty")
+                if dicom not in splits:
+                    raise RejectedRecord(f"dicom_id {dicom} is not in the split table")
+                key = key_of(f"p{subject[:2]}/p{subject}/s{study}/{dicom}")
+                if key in found:
+                    raise RejectedRecord(f"dicom_id {dicom} is listed twice")
+                found[key] = (dicom, subject, study, view)
+            except RejectedRecord as error:
+                rejects.append((f"row-{number}", f"{path}: row {number}: {error}"))
     return found, rejects, laterals
 
 
@@ -202,32 +202,33 @@ def mimic_table(root: Path, name: str) -> Path:
 def mimic_splits(root: Path) -> dict[str, str]:
     """dicom_id -> train, valid or test."""
     path = mimic_table(root, "split")
-    header, table = rows.read(path, ("dicom_id", "split"))
-    dicom, split = header.index("dicom_id"), header.index("split")
     names = {"train": "train", "validate": "valid", "test": "test"}
     result = {}
-    for number, row in table:
-        if len(row) != len(header) or row[split] not in names:
-            raise UserError(f"broken table: {path}: row {number}: expected train, validate or test")
-        result[row[dicom]] = names[row[split]]
+    with rows.read(path, ("dicom_id", "split")) as (header, table):
+        dicom, split = header.index("dicom_id"), header.index("split")
+        for number, row in table:
+            if len(row) != len(header) or row[split] not in names:
+                where = f"{path}: row {number}"
+                raise UserError(f"broken table: {where}: expected train, validate or test")
+            result[row[dicom]] = names[row[split]]
     return result
 
 
 def mimic_labels(root: Path) -> dict[str, tuple[int, ...]]:
     """study_id -> values of MIMIC_LABELS; the few studies without a row are unknown throughout."""
     path = mimic_table(root, "chexpert")
-    header, table = rows.read(path, ("study_id", *MIMIC_LABELS))
-    study, at = header.index("study_id"), [header.index(name) for name in MIMIC_LABELS]
     result = {}
     same: dict[tuple[int, ...], tuple[int, ...]] = {}  # few of the combinations differ
-    for number, row in table:
-        try:
-            values = tuple(LABEL_VALUES[row[position]] for position in at)
-        except (KeyError, IndexError):
-            raise UserError(
-                f"broken table: {path}: row {number}: expected 1, 0, -1 or nothing"
-            ) from None
-        result[row[study]] = same.setdefault(values, values)
+    with rows.read(path, ("study_id", *MIMIC_LABELS)) as (header, table):
+        study, at = header.index("study_id"), [header.index(name) for name in MIMIC_LABELS]
+        for number, row in table:
+            try:
+                values = tuple(LABEL_VALUES[row[position]] for position in at)
+            except (KeyError, IndexError):
+                raise UserError(
+                    f"broken table: {path}: row {number}: expected 1, 0, -1 or nothing"
+                ) from None
+            result[row[study]] = same.setdefault(values, values)
     return result
 
 

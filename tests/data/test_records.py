@@ -1,6 +1,7 @@
 """Sources: what they list, what they reject and why, and the records made from them."""
 
 import csv
+import gc
 import gzip
 import io
 import pickle
@@ -262,6 +263,8 @@ def test_pairs_tables_that_cannot_be_used(tmp_path, content, message):
     with pytest.raises(UserError) as caught:
         listing(settings("pairs", path))
     assert str(caught.value) == message.format(path=path)
+    files = [thing for thing in gc.get_objects() if isinstance(thing, io.FileIO)]
+    assert not [file for file in files if str(file.name) == str(path) and not file.closed]
 
 
 def test_pairs_unreadable_archive_and_folder(tmp_path):
