@@ -136,8 +136,7 @@ def run_torch(name: str, folder: Path) -> list[np.ndarray]:
     index = {"_class_name": "StableDiffusionPipeline", part: [kind.library, kind.cls]}
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "tokenizer").mkdir()
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
+    diffusers.DDIMScheduler().save_pretrained(folder / "scheduler")
     with torch.no_grad():
         return [theirs(module, *inputs) for theirs, _, inputs in calls]
 

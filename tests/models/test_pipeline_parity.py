@@ -19,6 +19,8 @@ diffusers = pytest.importorskip("diffusers")
 import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+from scripts import parity_diffusion  # noqa: E402
+
 pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4
 
@@ -307,3 +309,9 @@ def test_variants_and_shards(tmp_path):
         for key, value in tree.named(part.params).items():
             assert found[key].dtype == np.float16
             np.testing.assert_array_equal(found[key], value.astype(np.float16), key)
+
+
+def test_full_size_script(capsys):
+    """The script itself, with the smallest of its models."""
+    assert parity_diffusion.main(["SD 1.5 text encoder"]) == 0
+    assert "123,060,480" in capsys.readouterr().out
