@@ -263,7 +263,7 @@ def test_pairs_tables_that_cannot_be_used(tmp_path, content, message):
     with pytest.raises(UserError) as caught:
         listing(settings("pairs", path))
     assert str(caught.value) == message.format(path=path)
-    files = [thing for thing in gc.get_objects() if isinstance(thing, io.FileIO)]
+    files = [thing for thing in gc.get_objects() if type(thing) is io.FileIO]
     assert not [file for file in files if str(file.name) == str(path) and not file.closed]
 
 
