@@ -8,6 +8,7 @@ the measurements, tests/models/test_kernels.py the comparisons.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ from jaxtyping import Array, Float, Int8
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _FEW = 4  # times the pixels of a batch that the kernel has outputs, for a product of patches
+_WIDE = 256  # channels, and pixels of a batch, from which on tiles pay
+_TILED = 2**23  # elements up to which they do
 _QUERIES = 512  # of attention that are worked on at a time
 
 
@@ -83,11 +86,17 @@ def convolve(
     native = functools.partial(_convolution, stride=stride)
     if kernel.shape[0] == 1:
         as_product = functools.partial(_pointwise, stride=stride)
-    elif stride == 1 and _FEW * x[..., 0].size <= kernel.shape[-1]:
+    elif stride == 1 and _FEW * _pixels(x) <= kernel.shape[-1]:
         as_product = _by_patches
+    elif stride == 1 and _tiled(x, kernel):
+        as_product = _by_tiles
     else:
         return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=as_product, default=native)
+
+
+def _pixels(x: Array) -> int:
+    return x.size // x.shape[-1]
 
 
 def _pointwise(x: Array, kernel: Array, stride: int) -> Array:
@@ -103,6 +112,73 @@ def _by_patches(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"]) -> 
     taps = [x[:, i : i + h, j : j + w] for i in range(size) for j in range(size)]
     patches = lax.optimization_barrier(jnp.concatenate(taps, -1))
     return _flat_matmul(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+def _tiled(x: Array, kernel: Array) -> bool:
+    """Whether tiles pay, by their products, and their sums neither fill the memory (there are four
+    times as many as there are elements) nor lose precision."""
+    wide = min(kernel.shape[2:]) >= _WIDE and _pixels(x) > _WIDE
+    return kernel.shape[0] == 3 and wide and x.size <= _TILED and x.dtype == jnp.float32
+
+
+def _sums_of_four(x: Array, axis: int) -> list[Array]:
+    """B^T d for the tiles d of four that start at every second place of an axis."""
+    tiles = x.shape[axis] // 2 - 1
+
+    def at(place: int) -> Array:
+        return lax.slice_in_dim(x, place, place + 2 * tiles - 1, 2, axis)
+
+    return [at(0) - at(2), at(1) + at(2), at(2) - at(1), at(1) - at(3)]
+
+
+def _sums_of_three(kernel: Array) -> list[Array]:
+    """G g for the taps g along the first axis."""
+    ends, middle = 0.5 * (kernel[0] + kernel[2]), 0.5 * kernel[1]
+    return [kernel[0], ends + middle, ends - middle, kernel[2]]
+
+
+def _both_of_tile(m: Sequence[Array]) -> list[Array]:
+    """A^T m: the two outputs of a tile along an axis, from its four products."""
+    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+
+
+def _taps_of_tile(kernel: Float[Array, "3 3 i o"]) -> list[Float[Array, "i o"]]:
+    """G g G^T, row by row."""
+    return [tap for rows in _sums_of_three(kernel) for tap in _sums_of_three(rows)]
+
+
+def _tile_products(x: Float[Array, "b h w i"], taps: Sequence[Array], axis: int) -> Array:
+    """The convolution by 16 products over the channels and `axis` of the taps."""
+    b, h, w, i = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
+    tiles = [tile for rows in _sums_of_four(x, 1) for tile in _sums_of_four(rows, 2)]
+    m = [_product(d.reshape(-1, i), g, 1, axis) for d, g in zip(tiles, taps, strict=True)]
+    by_column = [_both_of_tile(m[4 * row : 4 * row + 4]) for row in range(4)]
+    columns = [_both_of_tile(column) for column in zip(*by_column, strict=True)]
+    rows = [jnp.stack(pair, 1) for pair in zip(*columns, strict=True)]
+    p, q = tiles[0].shape[1:3]
+    y = jnp.stack([row.reshape(b, p, 2 * q, -1) for row in rows], 2)
+    return y.reshape(b, 2 * p, 2 * q, -1)[:, :h, :w]
+
+
+@jax.custom_vjp
+def _by_tiles(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Array:
+    """Winograd's F(2 x 2, 3 x 3): 16 products for four outputs, not 36 (Lavin and Gray,
+    arXiv 1509.09308). Its gradients are such convolutions too, and keep no tiles for them."""
+    return _tile_products(x, _taps_of_tile(kernel), 0)
+
+
+def _by_tiles_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    taps = _taps_of_tile(kernel)
+    turned = [taps[4 * row + column] for row in (3, 1, 2, 0) for column in (3, 1, 2, 0)]
+    large = 3 * x.size < kernel.size  # then the sums over its 16 taps would cost too much
+    by_kernel = _convolution if large else lambda x, k, _: _tile_products(x, _taps_of_tile(k), 0)
+    dkernel = jax.vjp(lambda k: by_kernel(x, k, 1), kernel)[1](dy)
+    return _tile_products(dy, turned, 1), *dkernel
+
+
+_by_tiles.defvjp(lambda x, kernel: (_by_tiles(x, kernel), (x, kernel)), _by_tiles_backward)
 
 
 def attention(

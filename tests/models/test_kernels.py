@@ -50,6 +50,31 @@ def test_convolve(size, stride, side):
     )
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 6, 3), (2, 7, 8, 3), (1, 1, 5, 3), (1, 3, 2, 40)])
+def test_convolve_by_tiles(shape):
+    """The last has so few pixels that the gradient of its kernel is not made of tiles."""
+    x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], 4)
+    native = functools.partial(kernels._convolution, stride=1)
+    assert_same_gradients(kernels._by_tiles, native, x, kernel)
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "dtype", "stride", "tiled"),
+    [
+        ((1, 17, 16, 256), 256, jnp.float32, 1, True),
+        ((1, 17, 16, 256), 256, jnp.bfloat16, 1, False),
+        ((1, 17, 16, 256), 256, jnp.float32, 2, False),
+        ((1, 17, 16, 256), 4, jnp.float32, 1, False),
+        ((1, 16, 16, 256), 256, jnp.float32, 1, False),
+        ((1, 256, 256, 256), 256, jnp.float32, 1, False),
+    ],
+)
+def test_which_convolutions_are_made_of_tiles(shape, outputs, dtype, stride, tiled):
+    x, kernel = (jax.ShapeDtypeStruct(s, dtype) for s in (shape, (3, 3, shape[-1], outputs)))
+    lowered = jax.jit(lambda x, k: kernels.convolve(x, k, stride)).lower(x, kernel)
+    assert ("stablehlo.convolution" not in lowered.as_text()) == tiled
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 9, 2), (1, 1, 2, 1)])
 def test_max_pool(shape):
     assert_same_gradients(kernels.max_pool, kernels._max_pool_native, normal(0, *shape))
