@@ -2,8 +2,9 @@
 
 Accelerators get XLA's own convolutions and pooling. On CPU, XLA's gradients of 1 x 1 convolutions
 and of max-pooling are several times slower than the matrix products and selections that they amount
-to, so there they are written as such. Values and gradients are the same: docs/performance.md has
-the measurements, tests/models/test_kernels.py the comparisons.
+to, so there they are written as such, and 3 x 3 convolutions of many channels as products of tiles.
+Values and gradients are the same: docs/performance.md has the measurements,
+tests/models/test_kernels.py the comparisons.
 """
 
 import dataclasses
