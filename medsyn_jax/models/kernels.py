@@ -162,24 +162,26 @@ def _tile_products(x: Float[Array, "b h w i"], taps: Sequence[Array], axis: int)
     return y.reshape(b, 2 * p, 2 * q, -1)[:, :h, :w]
 
 
-@jax.custom_vjp
-def _by_tiles(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Array:
+def _tile_convolution(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Array:
     """Winograd's F(2 x 2, 3 x 3): 16 products for four outputs, not 36 (Lavin and Gray,
-    arXiv 1509.09308). Its gradients are such convolutions too, and keep no tiles for them."""
+    arXiv 1509.09308)."""
     return _tile_products(x, _taps_of_tile(kernel), 0)
 
 
-def _by_tiles_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+def _tile_convolution_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    """The gradients are such convolutions too, and keep no tiles for them."""
     x, kernel = saved
     taps = _taps_of_tile(kernel)
     turned = [taps[4 * row + column] for row in (3, 1, 2, 0) for column in (3, 1, 2, 0)]
-    large = 3 * x.size < kernel.size  # then the sums over its 16 taps would cost too much
-    by_kernel = _convolution if large else lambda x, k, _: _tile_products(x, _taps_of_tile(k), 0)
-    dkernel = jax.vjp(lambda k: by_kernel(x, k, 1), kernel)[1](dy)
-    return _tile_products(dy, turned, 1), *dkernel
+    forward = _tile_convolution
+    if 3 * x.size < kernel.size:  # then the sums over the kernel's 16 taps would cost too much
+        forward = functools.partial(_convolution, stride=1)
+    _, transpose = jax.vjp(functools.partial(forward, x), kernel)
+    return _tile_products(dy, turned, 1), *transpose(dy)
 
 
-_by_tiles.defvjp(lambda x, kernel: (_by_tiles(x, kernel), (x, kernel)), _by_tiles_backward)
+_by_tiles = jax.custom_vjp(_tile_convolution)
+_by_tiles.defvjp(lambda x, kernel: (_by_tiles(x, kernel), (x, kernel)), _tile_convolution_backward)
 
 
 def attention(
