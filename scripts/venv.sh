@@ -1,11 +1,13 @@
 #!/bin/sh
 # Installs the package into .venv and runs a command in it:  scripts/venv.sh '.[test]' COMMAND ...
-# Needs Python 3.11 or newer (PYTHON=... names another than python3) and nothing else.
+# Needs Python 3.11 or newer (PYTHON=... names another than python3, VENV=... another folder than
+# .venv) and nothing else.
 set -eu
 cd "$(dirname "$0")/.."
 what=$1
+venv=${VENV:-.venv}
 shift
-if [ ! -x .venv/bin/pip ]; then
+if [ ! -x "$venv/bin/pip" ]; then
   python=${PYTHON:-python3}
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "error: $python is older than 3.11 or missing: set PYTHON=/path/to/python3.11" >&2
@@ -16,14 +18,14 @@ if [ ! -x .venv/bin/pip ]; then
     root=$([ "$(id -u)" = 0 ] || echo sudo)
     $root apt-get update -q && $root apt-get install -qy python3-venv
   }
-  "$python" -m venv .venv
+  "$python" -m venv "$venv"
 fi
 # What was asked for before, of the same pyproject.toml, is there: no network is needed again.
-stamp=.venv/$(printf '%s\n' "$what" | cat - pyproject.toml | cksum | tr -c '0-9\n' _).installed
+stamp=$venv/$(printf '%s\n' "$what" | cat - pyproject.toml | cksum | tr -c '0-9\n' _).installed
 if [ ! -e "$stamp" ]; then
-  .venv/bin/pip install -q --disable-pip-version-check -e "$what"
+  "$venv/bin/pip" install -q --disable-pip-version-check -e "$what"
   touch "$stamp"
 fi
-PATH=$PWD/.venv/bin:$PATH
+PATH=$(cd "$venv/bin" && pwd):$PATH
 export PATH
 exec "$@"
