@@ -21,6 +21,8 @@ def phantom(size: int, subjects: int) -> ConfigDict:
             "min_tokens": 3,
             "frontal_only": True,
             "bits": 0,  # that 16-bit files really use, say 12; 0: by the largest value of each
+            "display": "window",  # of a DICOM; quantile: stretched, whatever window the file has
+            "square": "pad",  # with black; edge: with the outermost pixels; crop; stretch
             "inverted": False,  # True where bone is dark and the files do not say so
             "max_reject_share": 0.05,
             "records_per_shard": 512,

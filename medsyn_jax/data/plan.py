@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import records, shards, splits
+from medsyn_jax.data import images, records, shards, splits
 
 # Settings that do not change what is written.
 _NOT_CONTENT = ("path", "workers", "max_reject_share")
@@ -104,6 +104,9 @@ def _list(config: Any) -> records.Listing:
         raise UserError("ingest: size and records_per_shard must be at least 1")
     if config.bits not in (0, *range(8, 17)):
         raise UserError(f"ingest.bits: {config.bits}: use 8 to 16, or 0 to ask every image")
+    for field, choices in (("display", images.DISPLAYS), ("square", images.SQUARES)):
+        if config[field] not in choices:
+            raise UserError(f"ingest.{field}: {config[field]!r}: use one of {', '.join(choices)}")
     return records.SOURCES[config.source](config)
 
 

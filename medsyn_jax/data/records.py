@@ -6,7 +6,9 @@ its own (`example`), in any process and in any order.
 Fields of `config` (the ingest config) that are read here and in `sources`:
   source, path, size (pixels), sections, min_tokens, frontal_only, seed,
   bits: used in the images of 16, 0 = each image's own (`images.decode_grey`),
+  display: of DICOM files (`dicom.decode`),
   inverted: whether bone is dark in the files of this source, although they do not say so,
+  square: how images become square (`images.square`),
   phantom.{subjects, studies_per_subject},
   pairs.{image, report, subject, split, labels, view}: column names, "" = no such column,
   mimic_cxr.reports: the folder that holds the reports, "" = `path`,
@@ -74,13 +76,13 @@ def example(item: Item, config: Any) -> dict:
     # The report is cheap to read and to reject: before the image.
     texts = _texts(report, item, config)
     # Half of the decoder's work on a large JPEG is saved without a visible loss.
-    pixels = images.decode_grey(item.image, 2 * config.size, config.bits)
+    pixels = images.decode_grey(item.image, 2 * config.size, config.bits, config.display)
     if config.inverted:
         pixels = 255 - pixels
     return {
         "key": item.key,
         "subject": item.subject,
-        "image": images.encode_png(images.square(pixels, config.size)),
+        "image": images.encode_png(images.square(pixels, config.size, config.square)),
         **texts,
         "labels": np.array(item.labels, np.int8),
         "view": item.view,

@@ -29,6 +29,8 @@ def settings(source: str, path="", **fields) -> ConfigDict:
             "min_tokens": 3,
             "frontal_only": True,
             "bits": 0,
+            "display": "window",
+            "square": "pad",
             "inverted": False,
             "seed": 5,
             "phantom": {"subjects": 3, "studies_per_subject": 2},

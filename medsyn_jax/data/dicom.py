@@ -1,0 +1,311 @@
+"""DICOM radiographs to grey uint8 arrays: the display pipeline of DICOM PS3.4 N.2, first view.
+
+Where a header contradicts its own pixels or tables, the data decide, or the file is rejected in
+words; a contradiction that the data cannot settle never becomes a picture.
+"""
+
+import contextlib
+import io
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom import uid
+from pydicom.datadict import dictionary_description, tag_for_keyword
+from pydicom.pixels.decoders.base import Decoder, get_decoder
+
+from medsyn_jax.core.errors import RejectedRecord
+
+Grey = NDArray[np.uint8]
+
+MAX_PIXELS = 80_000_000  # the largest chest detectors have below 20 million
+DISPLAYS = ("window", "quantile")
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # of a file without preamble
+_ITEM = b"\xfe\xff\x00\xe0"  # begins pixel data in fragments, PS3.5 A.4
+_GDCM = "pip install python-gdcm"
+_PACKAGES = {  # of syntaxes that a default installation cannot decode
+    uid.JPEGLossless: _GDCM,
+    uid.JPEGLosslessSV1: _GDCM,
+    uid.JPEGLSLossless: _GDCM,
+    uid.JPEGLSNearLossless: _GDCM,
+    uid.JPEGExtended12Bit: "pip install pylibjpeg-libjpeg (under GPLv3)",
+    **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pip install pylibjpeg-openjpeg"),
+}
+_DECODERS = {  # the same whichever extras are installed
+    uid.JPEGBaseline8Bit: "pillow",
+    **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pylibjpeg"),
+}
+_OWN_DEPTH = (*uid.JPEG2000TransferSyntaxes, *uid.JPEGLSTransferSyntaxes)
+
+
+@contextlib.contextmanager
+def broken(what: str) -> Iterator[None]:
+    """Turns what a decoder raises, which may be anything, into a reject that names `what`."""
+    try:
+        yield
+    except (RejectedRecord, MemoryError):
+        raise
+    except Exception as error:
+        text = textwrap.shorten(str(error), 300) or type(error).__name__
+        raise RejectedRecord(f"broken or truncated: {what}: {text}") from None
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises RejectedRecord for an image without pixels or with more than MAX_PIXELS."""
+    if width * height > MAX_PIXELS:
+        limit = MAX_PIXELS // 1_000_000
+        raise RejectedRecord(f"{width} x {height} pixels: more than {limit} million")
+    if width < 1 or height < 1:
+        raise RejectedRecord(f"{width} x {height} pixels")
+
+
+def to_bytes(values: np.ndarray, low: float, high: float) -> Grey:
+    """Maps low..high to 0..255, rounded, and clips what lies outside."""
+    scaled = (np.asarray(values, np.float64) - low) * (255 / (high - low))
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+def has_mark(content: bytes) -> bool:
+    """Whether the file says that it is DICOM."""
+    return content[128:132] == b"DICM"
+
+
+def may_be(content: bytes, suffix: str) -> bool:
+    """Whether a file without that mark may be DICOM by its name or its first element."""
+    return suffix in (".dcm", ".dicom") or content[:2] in _FIRST_GROUPS
+
+
+def decode(content: bytes, display: str) -> Grey:
+    """Decodes a DICOM file of one grey image.
+
+    Args:
+      content: the file.
+      display: "window" for the file's own VOI look-up table or window, where it has one;
+        "quantile" to ignore both and stretch between the 0.1 % and 99.9 % quantiles.
+
+    Returns:
+      uint8 [height, width], bone bright. The photometric interpretation alone decides the polarity.
+
+    Raises:
+      RejectedRecord: for a file that is no DICOM, broken, in colour, of several frames, of values
+        that are no grey levels, or compressed in a way that no installed package decodes.
+    """
+    with broken("DICOM header"):
+        data = pydicom.dcmread(io.BytesIO(content), force=True)
+        if "Rows" not in data:
+            raise RejectedRecord("not a DICOM file")
+        kind = _check(data)
+        decoder = _decoder(data)
+    with broken("DICOM data"):
+        return _decoded(data, kind, decoder, display)
+
+
+def _decoded(data: pydicom.Dataset, kind: str, decoder: Decoder, display: str) -> Grey:
+    raw = _pixels(data, decoder)
+    low = int(raw.min())
+    index = raw.astype(np.int32) - low
+    counts = np.bincount(index.ravel())
+    # The display pipeline acts on values alone, so do it once for each value.
+    stored = np.arange(low, low + len(counts))
+    padding = _padding(data, stored, raw.dtype)
+    counts[padding] = 0
+    shown = _display(_rescaled(stored, counts, data), counts, data, display)
+    used = shown[counts > 0]
+    if len(used) > 1 and used.min() == used.max():
+        raise RejectedRecord(
+            f"the file's own window or look-up table gives every pixel the value {used[0]}: "
+            "--config.ingest.display=quantile ignores it"
+        )
+    if kind == "MONOCHROME1":
+        shown = 255 - shown
+    shown[padding] = 0
+    return shown[index]
+
+
+def _check(data: pydicom.Dataset) -> str:
+    """Refuses what is no single grey image; returns the photometric interpretation."""
+    for name in ("Rows", "Columns", "PixelData"):
+        if name not in data:
+            if "FloatPixelData" in data or "DoubleFloatPixelData" in data:
+                raise RejectedRecord("a DICOM file of floating-point pixels, not grey levels")
+            raise RejectedRecord(f"broken or truncated: a DICOM file without {name}")
+    for name in ("NumberOfFrames", "SamplesPerPixel", "Rows", "Columns", "BitsAllocated"):
+        setattr(data, name, int(_number(data, name, name in ("NumberOfFrames", "SamplesPerPixel"))))
+    data.BitsStored = int(_number(data, "BitsStored", data.BitsAllocated))
+    check_size(data.Columns, data.Rows)
+    if data.NumberOfFrames > 1:
+        frames = f"{data.NumberOfFrames} frames where one image is needed"
+        raise RejectedRecord(f"a DICOM file of {frames}")
+    kind = data.get("PhotometricInterpretation") or "unknown"
+    if kind not in ("MONOCHROME1", "MONOCHROME2") or data.SamplesPerPixel != 1:
+        raise RejectedRecord(f"a DICOM file of colour type {kind}, not grey")
+    if not 1 <= data.BitsStored <= min(data.BitsAllocated, 16):
+        bits = f"{data.BitsStored} bits in words of {data.BitsAllocated}"
+        raise RejectedRecord(f"DICOM pixels of {bits}, not 1 to 16 bit grey")
+    data.NumberOfFrames = 1
+    return kind
+
+
+def _number(data: pydicom.Dataset, name: str, default: float) -> float:
+    """The first value of an element; the default if the element is missing or empty."""
+    tag = tag_for_keyword(name) or 0
+    label = f"({tag >> 16:04x},{tag & 0xFFFF:04x}) {dictionary_description(tag)}"
+    with broken(f"DICOM element {label}"):
+        value = data.get(name)
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            value = value[0] if len(value) else None
+        if value is None or value in ("", b""):
+            return default
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError(f"the value is {number}")
+        return number
+
+
+def _decoder(data: pydicom.Dataset) -> Decoder:
+    """Of the transfer syntax; of the encoding in which the file was parsed if it names none."""
+    syntax = data.file_meta.get("TransferSyntaxUID")
+    pixels = data["PixelData"]
+    fragments = pixels.is_undefined_length or pixels.value[:4] == _ITEM
+    if not syntax:
+        if fragments:
+            raise RejectedRecord("compressed pixels, and no transfer syntax (0002,0010) says how")
+        if not data.original_encoding[1]:
+            syntax = uid.ExplicitVRBigEndian
+        else:
+            syntax = uid.ImplicitVRLittleEndian  # whose pixels are those of explicit VR
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise RejectedRecord(f"DICOM pixels in {_name(syntax)}: pydicom has no decoder") from None
+    if pixels.is_undefined_length and decoder.is_native:
+        raise RejectedRecord(f"compressed pixels, but the transfer syntax {_name(syntax)}")
+    if not decoder.is_available:
+        raise _wants_package(syntax)
+    return decoder
+
+
+def _wants_package(syntax: uid.UID) -> RejectedRecord:
+    package = _PACKAGES.get(syntax, "see pydicom's list of decoders")
+    return RejectedRecord(f"no decoder is installed for {_name(syntax)}: {package}")
+
+
+def _name(syntax: uid.UID) -> str:
+    return str(syntax) if syntax.name == syntax else f"{syntax.name} ({syntax})"
+
+
+def _pixels(data: pydicom.Dataset, decoder: Decoder) -> np.ndarray:
+    """int [height, width]: the stored values, without what else their words may hold."""
+    syntax, allocated, stored = decoder.UID, int(data.BitsAllocated), int(data.BitsStored)
+    plugin = _DECODERS.get(syntax, "")
+    options: dict[str, Any] = {"raw": True, "correct_unused_bits": False}
+    if syntax in _OWN_DEPTH:  # whose codestream decides on the words: without room, values wrap
+        options["bits_allocated"] = max(16, allocated)
+    if plugin in decoder.available_plugins:
+        options["decoding_plugin"] = plugin
+    with broken(f"DICOM pixels in {_name(syntax)}"):
+        try:
+            raw, _ = decoder.as_array(data, **options)
+        except RuntimeError:
+            if syntax == uid.JPEGExtended12Bit and "pylibjpeg" not in decoder.available_plugins:
+                raise _wants_package(syntax) from None
+            raise
+    low, high = int(raw.min()), int(raw.max())
+    if max(high, -low - 1) >= 1 << allocated:
+        raise RejectedRecord(f"DICOM pixels from {low} to {high} in words of {allocated} bits")
+    spare = 8 * raw.dtype.itemsize - stored
+    if spare:
+        # pydicom does this for raw pixels, but not for JPEG 2000 and JPEG-LS (PS3.5 8.1.1).
+        unused = spare
+        top = _number(data, "HighBit", stored - 1)
+        if stored <= top < stored + spare and (high >> stored or low < -(1 << stored - 1)):
+            unused -= int(top) + 1 - stored  # ACR-NEMA's way: the values lie higher in their words
+        np.left_shift(raw, unused, out=raw)
+        np.right_shift(raw, spare, out=raw)
+    return raw
+
+
+def _padding(data: pydicom.Dataset, stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """bool [v]: the stored values that mark what is no image, shown black whatever the polarity."""
+    names = "PixelPaddingValue", "PixelPaddingRangeLimit"
+    if not data.get(names[0]) and data.get(names[0]) != 0:
+        return np.zeros(len(stored), bool)
+    first = _number(data, names[0], 0)
+    # Written as US for signed pixels or the other way round, the bits are the same.
+    ends = np.array([first, _number(data, names[1], first)]).astype(np.int64).astype(dtype)
+    return (stored >= ends.min()) & (stored <= ends.max())
+
+
+def _rescaled(stored: np.ndarray, counts: np.ndarray, data: pydicom.Dataset) -> np.ndarray:
+    """number [v]: the modality transformation of PS3.3 C.11.1."""
+    if data.get("ModalityLUTSequence"):
+        entries, _, index = _look_up("modality LUT", data.ModalityLUTSequence, stored, counts, data)
+        return entries[index].astype(np.int64)
+    slope, intercept = _number(data, "RescaleSlope", 1), _number(data, "RescaleIntercept", 0)
+    if slope == 0:
+        raise RejectedRecord("DICOM element (0028,1053) Rescale Slope is 0")
+    return stored if (slope, intercept) == (1, 0) else stored * slope + intercept
+
+
+def _display(values: np.ndarray, counts: np.ndarray, data: pydicom.Dataset, display: str) -> Grey:
+    """uint8 [v]: the value of interest transformation of PS3.3 C.11.2, first view."""
+    own = display == "window"
+    if own and data.get("VOILUTSequence"):
+        entries, depth, index = _look_up("VOI LUT", data.VOILUTSequence, values, counts, data)
+        low, high = int(entries.min()), int(entries.max())
+        if low == high:
+            raise RejectedRecord(f"a VOI LUT of which every entry is {low}")
+        if high.bit_length() == depth:  # else the descriptor is wrong: the entries' own range
+            low, high = 0, (1 << depth) - 1
+        return to_bytes(entries, low, high)[index]
+    center, width = (_number(data, name, math.nan) for name in ("WindowCenter", "WindowWidth"))
+    function = str(data.get("VOILUTFunction") or "LINEAR").strip().upper()
+    if own and not math.isnan(center) and width > (function == "LINEAR"):
+        if function == "SIGMOID":
+            exponent = np.clip(-4 * (values - center) / width, -500, 500)
+            return to_bytes(1 / (1 + np.exp(exponent)), 0, 1)
+        if function == "LINEAR":
+            center, width = center - 0.5, width - 1
+        return to_bytes(values, center - width / 2, center + width / 2)
+    used = values[counts > 0]
+    if own and data.BitsStored <= 8 and values.min() >= 0 and values.max() <= 255:
+        return to_bytes(values, 0, 255)
+    if used.size < 2:
+        return np.zeros(len(values), np.uint8)  # one value or none: rejected as constant
+    share = np.cumsum(counts) / counts.sum()
+    ends = [values[int(np.searchsorted(share, quantile))] for quantile in (0.001, 0.999)]
+    if ends[0] == ends[1]:
+        ends = [used.min(), used.max()]
+    return to_bytes(values, min(ends), max(ends))
+
+
+def _look_up(
+    what: str, tables: Sequence, values: np.ndarray, counts: np.ndarray, data: pydicom.Dataset
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """Reads the first of some look-up tables; the entries tell what the descriptor gets wrong.
+
+    Returns:
+      uint16 [n], the entries; their bits by the descriptor; int [v], the entry of each value.
+    """
+    with broken(f"DICOM {what}"):
+        number, first, depth = (int(value) for value in tables[0].LUTDescriptor)
+        number = number % 65536 or 65536
+        content, order = tables[0].LUTData, "<>"[not data.original_encoding[1]]
+        if not isinstance(content, bytes):  # one number or several, sometimes signed
+            content = np.atleast_1d(np.array(content)).astype(f"{order}u2").tobytes()
+        packed = len(content) in (number, number + number % 2)
+        entries = np.frombuffer(content[: len(content) // 2 * 2], f"{order}u2").astype("<u2")
+        if packed:  # two entries of 8 bits in a word
+            entries = entries.view(np.uint8)[:number].astype("<u2")
+    if len(entries) < number:
+        raise RejectedRecord(f"a {what} of {len(entries)} entries that should have {number}")
+    # US or SS depends on the reader: the sign is the one with which the table meets the pixels.
+    signs = sorted({first, first % 65536, first % 65536 - 65536}, key=lambda s: s != first)
+    inside = [counts[(values >= s) & (values < s + number)].sum() for s in signs]
+    first = signs[int(np.argmax(inside))]
+    index = np.clip(np.rint(values - np.float64(first)), 0, len(entries) - 1)
+    return entries, depth, index.astype(np.int64)
