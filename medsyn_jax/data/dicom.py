@@ -7,6 +7,7 @@ words; a contradiction that the data cannot settle never becomes a picture.
 import contextlib
 import io
 import math
+import struct
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.datadict import dictionary_description, tag_for_keyword
+from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 
 from medsyn_jax.core.errors import RejectedRecord
@@ -39,6 +41,8 @@ _DECODERS = {  # the same whichever extras are installed
     uid.JPEGBaseline8Bit: "pillow",
     **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pylibjpeg"),
 }
+_STRICT = [s for s, package in _PACKAGES.items() if s not in _DECODERS]
+_LOSSY = (uid.JPEG2000, uid.HTJ2K, uid.JPEGLSNearLossless)
 _OWN_DEPTH = (*uid.JPEG2000TransferSyntaxes, *uid.JPEGLSTransferSyntaxes)
 
 
@@ -71,7 +75,7 @@ def to_bytes(values: np.ndarray, low: float, high: float) -> Grey:
 
 def has_mark(content: bytes) -> bool:
     """Whether the file says that it is DICOM."""
-    return content[128:132] == b"DICM"
+    return b"DICM" in (content[128:132], content[:4])
 
 
 def may_be(content: bytes, suffix: str) -> bool:
@@ -95,8 +99,8 @@ def decode(content: bytes, display: str) -> Grey:
         that are no grey levels, or compressed in a way that no installed package decodes.
     """
     with broken("DICOM header"):
-        data = pydicom.dcmread(io.BytesIO(content), force=True)
-        if "Rows" not in data:
+        data = pydicom.dcmread(io.BytesIO(content.removeprefix(b"DICM")), force=True)
+        if "Rows" not in data and not has_mark(content):
             raise RejectedRecord("not a DICOM file")
         kind = _check(data)
         decoder = _decoder(data)
@@ -129,7 +133,7 @@ def _decoded(data: pydicom.Dataset, kind: str, decoder: Decoder, display: str) -
 def _check(data: pydicom.Dataset) -> str:
     """Refuses what is no single grey image; returns the photometric interpretation."""
     for name in ("Rows", "Columns", "PixelData"):
-        if name not in data:
+        if name not in data or (name == "PixelData" and not data.PixelData):
             if "FloatPixelData" in data or "DoubleFloatPixelData" in data:
                 raise RejectedRecord("a DICOM file of floating-point pixels, not grey levels")
             raise RejectedRecord(f"broken or truncated: a DICOM file without {name}")
@@ -201,32 +205,68 @@ def _name(syntax: uid.UID) -> str:
 def _pixels(data: pydicom.Dataset, decoder: Decoder) -> np.ndarray:
     """int [height, width]: the stored values, without what else their words may hold."""
     syntax, allocated, stored = decoder.UID, int(data.BitsAllocated), int(data.BitsStored)
-    plugin = _DECODERS.get(syntax, "")
     options: dict[str, Any] = {"raw": True, "correct_unused_bits": False}
     if syntax in _OWN_DEPTH:  # whose codestream decides on the words: without room, values wrap
         options["bits_allocated"] = max(16, allocated)
-    if plugin in decoder.available_plugins:
-        options["decoding_plugin"] = plugin
-    with broken(f"DICOM pixels in {_name(syntax)}"):
-        try:
-            raw, _ = decoder.as_array(data, **options)
-        except RuntimeError:
-            if syntax == uid.JPEGExtended12Bit and "pylibjpeg" not in decoder.available_plugins:
-                raise _wants_package(syntax) from None
-            raise
+    if syntax == uid.JPEGBaseline8Bit:  # whatever the words that the header promises
+        if stored > 8:
+            raise RejectedRecord(f"DICOM pixels of {stored} bits in {_name(syntax)}, which has 8")
+        options["bits_allocated"] = 8
+    if _DECODERS.get(syntax) in decoder.available_plugins:
+        options["decoding_plugin"] = _DECODERS[syntax]
+    if syntax in _STRICT:
+        with broken(f"DICOM pixels in {_name(syntax)}"):
+            _check_frame(data)
+    try:
+        raw, _ = decoder.as_array(data, **options)
+    except Exception as error:
+        gpl = "pylibjpeg"
+        if syntax == uid.JPEGExtended12Bit and stored > 8 and gpl not in decoder.available_plugins:
+            raise _wants_package(syntax) from None
+        if "broadcast" in str(error):
+            size = f"{data.Columns} x {data.Rows} grey pixels of {allocated} bits"
+            error = ValueError(f"the frame does not hold {size}")
+        with broken(f"DICOM pixels in {_name(syntax)}"):
+            raise error
+    return _stored(raw, data, syntax)
+
+
+def _stored(raw: np.ndarray, data: pydicom.Dataset, syntax: uid.UID) -> np.ndarray:
+    """The stored bits of each word. pydicom does not do it for JPEG 2000, nor for all JPEG-LS."""
+    allocated, stored = int(data.BitsAllocated), int(data.BitsStored)
     low, high = int(raw.min()), int(raw.max())
     if max(high, -low - 1) >= 1 << allocated:
         raise RejectedRecord(f"DICOM pixels from {low} to {high} in words of {allocated} bits")
-    spare = 8 * raw.dtype.itemsize - stored
-    if spare:
-        # pydicom does this for raw pixels, but not for JPEG 2000 and JPEG-LS (PS3.5 8.1.1).
-        unused = spare
-        top = _number(data, "HighBit", stored - 1)
-        if stored <= top < stored + spare and (high >> stored or low < -(1 << stored - 1)):
-            unused -= int(top) + 1 - stored  # ACR-NEMA's way: the values lie higher in their words
+    half, margin = 1 << stored - 1, (1 << stored) // 8
+    bottom, top = (-half, half - 1) if low < 0 else (0, 2 * half - 1)
+    plain = low < 0 or raw.dtype.kind == "u"
+    if syntax in _LOSSY and plain and bottom - margin <= low and high <= top + margin:
+        return np.clip(raw, bottom, top)  # overshoot, no bits of another meaning
+    spare = unused = 8 * raw.dtype.itemsize - stored
+    if spare:  # PS3.5 8.1.1
+        shift = int(_number(data, "HighBit", stored - 1)) + 1 - stored
+        if 0 < shift <= spare and (high >> stored or low < -half):
+            unused -= shift  # as allowed until 2014: the values lie higher in their words
         np.left_shift(raw, unused, out=raw)
         np.right_shift(raw, spare, out=raw)
     return raw
+
+
+def _check_frame(data: pydicom.Dataset) -> None:
+    """Reads a JPEG or JPEG-LS frame up to its pixels: at a senseless one GDCM ends the process."""
+    frame, at, marker = get_frame(data.PixelData, 0, number_of_frames=1), 2, 0
+    size = ()
+    while marker != 0xFFDA:  # the start of the pixels
+        marker, length = struct.unpack_from(">HH", frame, at)
+        if length < 2 + (marker < 0xFFE0) or not (
+            0xFFC0 <= marker < 0xFFD0 or 0xFFDA <= marker < 0xFFFF
+        ):
+            raise ValueError(f"no JPEG segment at byte {at} of the frame")
+        if marker == 0xFFF7 or (marker < 0xFFD0 and marker not in (0xFFC4, 0xFFC8, 0xFFCC)):
+            size = struct.unpack_from(">BHHB", frame, at + 4)
+        at += 2 + length
+    if not size or size[0] > 16 or size[1:] != (data.Rows, data.Columns, 1):
+        raise ValueError(f"bits, height, width and samples of the frame are {size}")
 
 
 def _padding(data: pydicom.Dataset, stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -242,8 +282,8 @@ def _padding(data: pydicom.Dataset, stored: np.ndarray, dtype: np.dtype) -> np.n
 
 def _rescaled(stored: np.ndarray, counts: np.ndarray, data: pydicom.Dataset) -> np.ndarray:
     """number [v]: the modality transformation of PS3.3 C.11.1."""
-    if data.get("ModalityLUTSequence"):
-        entries, _, index = _look_up("modality LUT", data.ModalityLUTSequence, stored, counts, data)
+    if (table := _table(data, "ModalityLUTSequence")) is not None:
+        entries, _, index = _look_up("modality LUT", table, stored, counts, data)
         return entries[index].astype(np.int64)
     slope, intercept = _number(data, "RescaleSlope", 1), _number(data, "RescaleIntercept", 0)
     if slope == 0:
@@ -254,8 +294,8 @@ def _rescaled(stored: np.ndarray, counts: np.ndarray, data: pydicom.Dataset) -> 
 def _display(values: np.ndarray, counts: np.ndarray, data: pydicom.Dataset, display: str) -> Grey:
     """uint8 [v]: the value of interest transformation of PS3.3 C.11.2, first view."""
     own = display == "window"
-    if own and data.get("VOILUTSequence"):
-        entries, depth, index = _look_up("VOI LUT", data.VOILUTSequence, values, counts, data)
+    if own and (table := _table(data, "VOILUTSequence")) is not None:
+        entries, depth, index = _look_up("VOI LUT", table, values, counts, data)
         low, high = int(entries.min()), int(entries.max())
         if low == high:
             raise RejectedRecord(f"a VOI LUT of which every entry is {low}")
@@ -263,17 +303,18 @@ def _display(values: np.ndarray, counts: np.ndarray, data: pydicom.Dataset, disp
             low, high = 0, (1 << depth) - 1
         return to_bytes(entries, low, high)[index]
     center, width = (_number(data, name, math.nan) for name in ("WindowCenter", "WindowWidth"))
-    function = str(data.get("VOILUTFunction") or "LINEAR").strip().upper()
-    if own and not math.isnan(center) and width > (function == "LINEAR"):
+    function = data.get("VOILUTFunction")
+    linear = function not in ("LINEAR_EXACT", "SIGMOID")
+    if own and not math.isnan(center) and width > linear:
         if function == "SIGMOID":
             exponent = np.clip(-4 * (values - center) / width, -500, 500)
             return to_bytes(1 / (1 + np.exp(exponent)), 0, 1)
-        if function == "LINEAR":
+        if linear:
             center, width = center - 0.5, width - 1
         return to_bytes(values, center - width / 2, center + width / 2)
-    used = values[counts > 0]
-    if own and data.BitsStored <= 8 and values.min() >= 0 and values.max() <= 255:
-        return to_bytes(values, 0, 255)
+    used, top = values[counts > 0], (1 << data.BitsStored) - 1
+    if own and top <= 255 and values.min() >= 0 and values.max() <= top:
+        return to_bytes(values, 0, top)
     if used.size < 2:
         return np.zeros(len(values), np.uint8)  # one value or none: rejected as constant
     share = np.cumsum(counts) / counts.sum()
@@ -283,18 +324,29 @@ def _display(values: np.ndarray, counts: np.ndarray, data: pydicom.Dataset, disp
     return to_bytes(values, min(ends), max(ends))
 
 
+def _table(data: pydicom.Dataset, name: str) -> pydicom.Dataset | None:
+    """The first look-up table of a sequence, None if it has none or an empty one."""
+    with broken(f"DICOM {name}"):
+        first = (data.get(name) or [pydicom.Dataset()])[0]
+        return first if first.get("LUTDescriptor") and first.get("LUTData") else None
+
+
 def _look_up(
-    what: str, tables: Sequence, values: np.ndarray, counts: np.ndarray, data: pydicom.Dataset
+    what: str, table: pydicom.Dataset, values: np.ndarray, counts: np.ndarray, data: pydicom.Dataset
 ) -> tuple[np.ndarray, int, np.ndarray]:
-    """Reads the first of some look-up tables; the entries tell what the descriptor gets wrong.
+    """Reads a look-up table; its entries and the pixels tell what its descriptor gets wrong.
 
     Returns:
       uint16 [n], the entries; their bits by the descriptor; int [v], the entry of each value.
     """
     with broken(f"DICOM {what}"):
-        number, first, depth = (int(value) for value in tables[0].LUTDescriptor)
+        if len(table.LUTDescriptor) != 3:
+            raise ValueError(
+                f"LUT Descriptor (0028,3002) is {table.LUTDescriptor}, not three numbers"
+            )
+        number, first, depth = (int(value) for value in table.LUTDescriptor)
         number = number % 65536 or 65536
-        content, order = tables[0].LUTData, "<>"[not data.original_encoding[1]]
+        content, order = table.LUTData, "<>"[not data.original_encoding[1]]
         if not isinstance(content, bytes):  # one number or several, sometimes signed
             content = np.atleast_1d(np.array(content)).astype(f"{order}u2").tobytes()
         packed = len(content) in (number, number + number % 2)

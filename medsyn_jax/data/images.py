@@ -105,10 +105,20 @@ def _picture(image: Image.Image, at_least: int, bits: int) -> Grey:
         raise RejectedRecord(f"pixels of mode {image.mode!r}, not 8 or 16 bit grey or colour")
     if at_least and image.format == "JPEG":
         image.draft(None, (at_least, at_least))
+    args = [tile[3] for tile in getattr(image, "tile", ())]
+    raw_modes = [arg if isinstance(arg, str) else arg[0] for arg in args if arg]
     image.load()
     if _turned(image):
         ImageOps.exif_transpose(image, in_place=True)
-    return _deep(np.asarray(image), bits) if image.mode in _DEEP_MODES else _plain(image)
+    if image.mode in _DEEP_MODES:
+        pixels = _deep(np.asarray(image), bits)
+        white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore
+        return 255 - pixels if white_is_zero else pixels
+    pixels = _plain(image)
+    halved = any(mode.endswith(("16B", "16L", "16N")) for mode in raw_modes)
+    if halved and (bits % 16 or pixels.max() < 64):  # Pillow reads the upper 8 bits alone
+        raise RejectedRecord("colour or alpha of 16 bits that are not all used: save 16 bit grey")
+    return pixels
 
 
 def _turned(image: Image.Image) -> bool:

@@ -5,12 +5,8 @@ import struct
 import zlib
 
 import numpy as np
-import pydicom
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.sequence import Sequence
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
 from medsyn_jax.core.errors import RejectedRecord
 from medsyn_jax.data import images
@@ -74,6 +70,44 @@ def test_16_bit_big_endian_tiff_and_32_bit(tmp_path):
     assert rejected(wide) == "pixels from -5 to 65535, not 16 bit grey"
 
 
+def test_white_is_zero_in_a_16_bit_tiff(tmp_path):
+    path = saved(tmp_path / "a.tif", np.array([[0, 1000, 4095]], np.uint16))
+    entry = struct.pack("<HHI", 262, 3, 1)  # PhotometricInterpretation: black is zero
+    content = path.read_bytes()
+    assert content.count(entry + b"\1\0") == 1
+    path.write_bytes(content.replace(entry + b"\1\0", entry + b"\0\0"))
+    assert images.decode_grey(path).tolist() == [[255, 255 - 62, 0]]
+
+
+def png(shape, depth: int, kind: int, rows: bytes) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(name + body))
+        return struct.pack(">I", len(body)) + name + body + check
+
+    head = struct.pack(">IIBBBBB", *shape[::-1], depth, kind, 0, 0, 0)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize(("kind", "samples"), [(4, 2), (2, 3)])
+def test_16_bit_with_alpha_or_colour(tmp_path, kind, samples):
+    """Pillow reads the upper 8 bits of each: right for 16 bits in use, all but black for 12."""
+    grey = np.arange(256).reshape(16, 16)
+
+    def file(values):
+        pixels = np.repeat(values[..., None], samples, -1)
+        pixels[..., samples - 1] = 65535 if kind == 4 else values
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+        (tmp_path / "a.png").write_bytes(png(values.shape, 16, kind, rows))
+        return tmp_path / "a.png"
+
+    assert np.array_equal(images.decode_grey(file(grey * 257)), grey)
+    reason = "colour or alpha of 16 bits that are not all used: save 16 bit grey"
+    assert rejected(file(grey * 16)) == reason
+    with pytest.raises(RejectedRecord, match=reason):
+        images.decode_grey(file(grey * 257), bits=12)
+
+
 def test_one_bit(tmp_path):
     path = saved(tmp_path / "a.png", Image.fromarray(GRADIENT > 99))
     assert np.array_equal(images.decode_grey(path), np.where(GRADIENT > 99, 255, 0))
@@ -135,6 +169,10 @@ def test_large_jpeg_may_be_decoded_smaller(tmp_path):
 def test_missing_empty_and_not_an_image(tmp_path):
     assert rejected(tmp_path / "none.png") == "no such file"
     assert "directory" in rejected(tmp_path)
+    with pytest.raises(
+        RejectedRecord, match=r"a\\0b\.png: no file has a name with a NUL character"
+    ):
+        images.decode_grey(f"{tmp_path}/a\0b.png")
     for name, content, reason in [
         ("empty.png", b"", "the file is empty (0 bytes)"),
         ("text.png", b"not a picture" * 30, "not a PNG, JPEG, TIFF, BMP or DICOM file"),
@@ -168,19 +206,8 @@ def test_flipped_bits_are_found(tmp_path):
     [(9500, "9500 x 9500 pixels: more than 80 million"), (10**6, "more than 80 million pixels")],
 )
 def test_absurd_size_is_rejected_before_it_is_decoded(tmp_path, side, reason):
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     path = tmp_path / "bomb.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(bytes(1000)))
-        + chunk(b"IEND", b"")
-    )
+    path.write_bytes(png((side, side), 8, 0, bytes(1000)))
     assert rejected(path) == reason
 
 
@@ -196,162 +223,6 @@ def test_wrong_mode_and_frames(tmp_path):
 def test_constant_image(tmp_path, value):
     path = saved(tmp_path / "a.png", np.full((16, 16), value, np.uint8))
     assert rejected(path) == f"every pixel has the value {value}"
-
-
-# ---- DICOM
-
-
-def dicom(path, pixels: np.ndarray, bits: int, **fields):
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
-    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = Dataset()
-    data.file_meta = meta
-    data.SOPClassUID = meta.MediaStorageSOPClassUID
-    data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-    data.Rows, data.Columns = pixels.shape[-2:]
-    data.SamplesPerPixel = 1
-    data.PhotometricInterpretation = "MONOCHROME2"
-    data.BitsAllocated = 8 * pixels.dtype.itemsize
-    data.BitsStored, data.HighBit = bits, bits - 1
-    data.PixelRepresentation = int(pixels.dtype.kind == "i")
-    data.PixelData = pixels.tobytes()
-    for name, value in fields.items():
-        setattr(data, name, value)
-    data.save_as(path, enforce_file_format=True)
-    return path
-
-
-RAMP = (np.arange(4096, dtype=np.uint16)).reshape(64, 64)
-
-
-def test_dicom_window(tmp_path):
-    path = dicom(tmp_path / "a.dcm", RAMP, 12, WindowCenter=2048, WindowWidth=1024)
-    got = images.decode_grey(path).ravel()
-    assert got[0] == got[1536] == 0
-    assert got[2559] == got[4095] == 255
-    assert np.all(np.diff(got.astype(int)) >= 0)
-    # PS3.3 C.11.2.1.2: ((x - (c - .5)) / (w - 1) + .5) * 255
-    assert got[2000] == round(((2000 - 2047.5) / 1023 + 0.5) * 255)
-    several = dicom(tmp_path / "b.dcm", RAMP, 12, WindowCenter=[2048, 9], WindowWidth=[1024, 9])
-    assert np.array_equal(images.decode_grey(several).ravel(), got)
-    exact = {"WindowCenter": 2048, "WindowWidth": 1024, "VOILUTFunction": "LINEAR_EXACT"}
-    got = images.decode_grey(dicom(tmp_path / "c.dcm", RAMP, 12, **exact)).ravel()
-    assert got[2000] == round(((2000 - 2048) / 1024 + 0.5) * 255)
-    exact["VOILUTFunction"] = "SIGMOID"
-    got = images.decode_grey(dicom(tmp_path / "d.dcm", RAMP, 12, **exact)).ravel()
-    assert got[1000] == round(255 / (1 + np.exp(-4 * (1000 - 2048) / 1024)))
-
-
-def test_dicom_monochrome1_is_inverted(tmp_path):
-    window = {"WindowCenter": 2048, "WindowWidth": 4096}
-    plain = images.decode_grey(dicom(tmp_path / "a.dcm", RAMP, 12, **window))
-    window["PhotometricInterpretation"] = "MONOCHROME1"
-    inverted = images.decode_grey(dicom(tmp_path / "b.dcm", RAMP, 12, **window))
-    assert np.array_equal(inverted, 255 - plain)
-
-
-def test_dicom_rescale_comes_before_the_window(tmp_path):
-    pixels = (RAMP.astype(np.int32) - 2048).astype(np.int16)
-    fields = {"RescaleSlope": 2, "RescaleIntercept": 100, "WindowCenter": 100, "WindowWidth": 201}
-    got = images.decode_grey(dicom(tmp_path / "a.dcm", pixels, 12, **fields)).ravel()
-    stored = pixels.ravel().astype(int)
-    expected = np.clip(((2 * stored + 100 - 99.5) / 200 + 0.5) * 255, 0, 255)
-    assert np.array_equal(got, np.rint(expected))
-
-
-@pytest.mark.parametrize("kind", ["US", "OW"])
-def test_dicom_lookup_table(tmp_path, kind):
-    entries = np.arange(2048) * 255 // 2047  # 8-bit entries, more of them than a byte counts
-    item = Dataset()
-    item.LUTDescriptor = [2048, 1000, 8]
-    item.add_new(
-        "LUTData", kind, entries.tolist() if kind == "US" else entries.astype("<u2").tobytes()
-    )
-    fields = {"VOILUTSequence": Sequence([item]), "WindowCenter": 1, "WindowWidth": 2}
-    got = images.decode_grey(dicom(tmp_path / "a.dcm", RAMP, 12, **fields)).ravel()
-    assert got[:1001].max() == 0
-    assert got[3047:].min() == 255
-    assert got[2000] == 1000 * 255 // 2047
-
-
-def test_dicom_without_window(tmp_path):
-    pixels = RAMP.copy()
-    pixels[0, 0] = 65535  # a dead pixel must not darken the rest
-    got = images.decode_grey(dicom(tmp_path / "a.dcm", pixels, 16)).ravel()
-    assert got[0] == 255
-    assert got[4090] == 255
-    assert abs(int(got[2048]) - 127) <= 1
-    bytes_ = images.decode_grey(dicom(tmp_path / "b.dcm", GRADIENT // 2, 8))
-    assert np.array_equal(bytes_, GRADIENT // 2)
-    two = np.zeros((64, 64), np.uint16)
-    two[0, 0] = 900  # rarer than the quantiles see
-    assert images.decode_grey(dicom(tmp_path / "c.dcm", two, 12)).max() == 255
-    useless = {"WindowCenter": 40, "WindowWidth": 0}
-    got = images.decode_grey(dicom(tmp_path / "d.dcm", RAMP, 12, **useless))
-    assert (got.min(), got.max()) == (0, 255)
-
-
-def test_dicom_padding_is_black_in_both_polarities(tmp_path):
-    pixels = RAMP.copy()
-    pixels[:8] = 4095
-    for kind in ("MONOCHROME1", "MONOCHROME2"):
-        fields = {"PhotometricInterpretation": kind, "PixelPaddingValue": 4095}
-        got = images.decode_grey(dicom(tmp_path / "a.dcm", pixels, 12, **fields))
-        assert got[:8].max() == 0
-        assert got[8:].max() == 255
-
-
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"NumberOfFrames": 2}, "a DICOM file of 2 frames where one image is needed"),
-        (
-            {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0},
-            "a DICOM file of colour type RGB, not grey",
-        ),
-        (
-            {"PhotometricInterpretation": "PALETTE COLOR"},
-            "a DICOM file of colour type PALETTE COLOR, not grey",
-        ),
-        ({"Rows": 60000, "Columns": 60000}, "60000 x 60000 pixels: more than 80 million"),
-        ({"Rows": 128}, "broken or truncated: "),
-    ],
-)
-def test_dicom_that_must_be_rejected(tmp_path, fields, reason):
-    assert rejected(dicom(tmp_path / "a.dcm", RAMP, 12, **fields)).startswith(reason)
-
-
-def test_dicom_without_pixels_truncated_or_constant(tmp_path):
-    path = dicom(tmp_path / "a.dcm", RAMP, 12)
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    assert rejected(path).startswith("broken or truncated: ")
-    path.write_bytes(content[:140])
-    assert rejected(path)
-    data = pydicom.dcmread(dicom(path, RAMP, 12))
-    del data.PixelData
-    data.save_as(path)
-    assert rejected(path) == "broken or truncated: a DICOM file without PixelData"
-    assert rejected(dicom(path, np.full((8, 8), 5, np.uint16), 12)) == "every pixel has the value 0"
-
-
-def test_dicom_known_by_its_content_or_its_name(tmp_path):
-    path = dicom(tmp_path / "no-suffix", RAMP, 12)
-    expected = images.decode_grey(path)
-    bare = tmp_path / "old.dcm"
-    bare.write_bytes(path.read_bytes()[132:])  # without the preamble
-    assert np.array_equal(images.decode_grey(bare), expected)
-    saved(tmp_path / "a.png", GRADIENT).rename(tmp_path / "a.dcm")
-    assert np.array_equal(images.decode_grey(tmp_path / "a.dcm"), GRADIENT)
-
-
-def test_real_dicom(shared_data):
-    got = images.decode_grey(shared_data / "formats" / "RG1_J2KI.dcm")
-    assert got.shape == (1955, 1841)
-    lung, spine = got[700:1000, 450:600].mean(), got[900:1200, 900:960].mean()
-    assert lung < spine - 40  # MONOCHROME1 inverted: air is dark, bone is bright
 
 
 def test_real_pictures(shared_data):
@@ -376,6 +247,30 @@ def test_square_pads_with_black_and_keeps_the_proportions():
     assert images.square(np.full((5, 3), 9, np.uint8), 10).sum() == 9 * 60
     same = np.arange(256, dtype=np.uint8).reshape(16, 16)
     assert np.array_equal(images.square(same, 16), same)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_square_crops_stretches_or_continues_the_edge(turned):
+    def square(how):
+        made = images.square(image.T if turned else image, 64, how)
+        assert made.shape == (64, 64)
+        return made.T if turned else made
+
+    image = np.repeat(np.arange(50, 250, dtype=np.uint8)[:, None], 100, 1)  # 200 x 100, a ramp
+    image[:, :10], image[:, 90:] = 5, 9  # its two sides
+    crop = square("crop")  # rows 50 to 150, all columns
+    assert np.abs(crop[:, 32] - np.linspace(100, 200, 65)[:-1]).max() < 2
+    assert crop[32, 3] == 5
+    assert crop[32, 60] == 9
+    stretched = square("stretch")  # all rows, all columns
+    assert np.abs(stretched[:, 32] - np.linspace(50, 250, 65)[:-1]).max() < 3
+    assert stretched[32, 3] == 5
+    assert stretched[32, 60] == 9
+    edge, pad = square("edge"), square("pad")
+    assert np.array_equal(edge[:, 16:48], pad[:, 16:48])
+    assert np.array_equal(edge[:, :16], edge[:, 16:17].repeat(16, 1))
+    assert np.array_equal(edge[:, 48:], edge[:, 47:48].repeat(16, 1))
+    assert pad[:, :16].max() == pad[:, 48:].max() == 0
 
 
 def test_resizing_is_antialiased():

@@ -215,6 +215,14 @@ def test_bits_of_the_source_reach_its_images(make_pairs, tmp_path):
         ingest(config, tmp_path / "other")
 
 
+@pytest.mark.parametrize("field", ["square", "display"])
+def test_a_setting_of_images_that_does_not_exist(make_pairs, tmp_path, field):
+    config = make_pairs()
+    config[field] = "zoom"
+    with pytest.raises(UserError, match=rf"ingest\.{field}: 'zoom': use one of (pad|window), "):
+        ingest(config, tmp_path / "out")
+
+
 def test_a_short_report_is_left_out_without_counting_as_a_fault(make_pairs, tmp_path):
     config = make_pairs()
     table = Path(config.path)

@@ -192,6 +192,26 @@ def test_inverted_source(tmp_path):
     assert inverted[:, ~inside].max() == 0  # the padding stays black
 
 
+def test_how_images_become_square(tmp_path):
+    path = table(tmp_path / "pairs.csv", [["report", "image"], [REPORT, "a.png"]])
+    picture(tmp_path / "a.png")  # 64 x 48
+    config = settings("pairs", path)
+    (item,) = listing(config).items
+    sides = {}
+    for config.square in ("pad", "edge", "crop", "stretch"):
+        made = decoded(records.example(item, config)["image"])
+        assert made.shape == (32, 32)
+        sides[config.square] = made
+    assert sides["pad"][:, :4].max() == 0
+    assert np.array_equal(sides["edge"][:, 4:28], sides["pad"][:, 4:28])
+    assert np.array_equal(sides["edge"][:, 0], sides["pad"][:, 4])
+    top, bottom = IMAGE[8:56].mean(1)[[0, -1]]  # of the rows that are kept
+    assert abs(sides["crop"][0].mean() - top) < 3
+    assert abs(sides["crop"][-1].mean() - bottom) < 3
+    assert abs(sides["stretch"][0].mean() - IMAGE[0].mean()) < 3
+    assert abs(sides["stretch"][-1].mean() - IMAGE[-1].mean()) < 3
+
+
 def test_pairs_in_other_wrappings(tmp_path):
     text = "image,report\na.png,Clear lungs seen.\n"
     (tmp_path / "bom.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
