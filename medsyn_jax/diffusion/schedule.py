@@ -13,29 +13,27 @@ where `last` is the state that the next step may need beside its own (PNDM goes 
 corrects x_i before it goes on). A new sampler is one function that fills such a table. All is
 computed in float64 on the host and handed over in float32.
 
-The rules for times and for the fields of the file are those of diffusers 0.42, including what
-`OtherScheduler.from_config(scheduler.config)` makes of them: a field that the file leaves out has
-the default of the sampler asked for, not of the class that the file names. (When they
-open a folder, diffusers' Stable Diffusion pipelines also set steps_offset 1 and clip_sample false.)
+The rules for times and for the fields of the file are those of diffusers 0.42. The class that the
+file names gives the defaults of the noise schedule (noise.py), which the model was trained on; any
+other field that is left out has the default of the sampler asked for, as by
+`OtherScheduler.from_config(scheduler.config)`. But `steps_offset` is 1 then, as diffusers' Stable
+Diffusion pipelines set it for files of 2022.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.diffusion.noise import FILE, MOST_TIMES, alphas_cumprod, option, refuse
 
-_FILE = "scheduler_config.json"
-_CLASSES = (
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "PNDMScheduler",
-    "EulerDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
-)
-_OFF = (False,)
+# What means another thing there than in the class of a sampler of ours.
+_MISNAMED = {
+    "DPMSolverSinglestepScheduler": "lower_order_final",
+    "SASolverScheduler": "algorithm_type",
+}
+_OFF, _EITHER = (False,), (True, False)
 # Per sampler: the values that are built of each field that would change its samples.
 _BUILT: dict[str, dict[str, tuple]] = {
     "ddim": {"clip_sample": _OFF, "thresholding": _OFF},
@@ -66,7 +64,6 @@ _BUILT_SOLVERS = {
     "solver_order": (2,),
     "thresholding": _OFF,
     "lower_order_final": (True,),
-    "use_flow_sigmas": _OFF,
     "use_dynamic_shifting": _OFF,
     "shift_terminal": (),
 }
@@ -74,6 +71,8 @@ _BUILT_EVERYWHERE = {
     "prediction_type": ("epsilon", "v_prediction"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "final_sigmas_type": ("zero", "sigma_min"),
+    "use_flow_sigmas": _OFF,
+    **dict.fromkeys(("rescale_betas_zero_snr", "set_alpha_to_one", "use_karras_sigmas"), _EITHER),
 }
 
 
@@ -97,8 +96,9 @@ class Table(NamedTuple):
 def make_table(sampler: str, config: Mapping[str, Any], steps: int) -> Table:
     """The table of `sampler` ("ddim", "pndm", "euler", "dpm++2m" or "unipc").
 
-    config: the content of a `scheduler_config.json` of any class in _CLASSES. steps: of the
-    sampler; PNDM evaluates the model once more, because it does its second step twice.
+    config: the content of a `scheduler_config.json` of any class whose fields give the noise
+    schedule. steps: of the sampler; PNDM evaluates the model once more, because it does its second
+    step twice.
     Raises UserError if the sampler is unknown, `steps` is out of range, or a field of the file asks
     for something that is not built.
     Sources: DDIM arXiv 2010.02502 eq. 12 with eta 0; PNDM 2202.09778 eq. 9 and the linear multistep
@@ -107,16 +107,13 @@ def make_table(sampler: str, config: Mapping[str, Any], steps: int) -> Table:
     """
     if sampler not in _TABLES:
         raise UserError(f"sampler: {sampler!r} is unknown: choose one of {', '.join(_TABLES)}")
-    name = config.get("_class_name")
-    if name not in _CLASSES:
-        _refuse("_class_name", name, _CLASSES)
-    options = _options(sampler, config)
     alphas = alphas_cumprod(config)
+    options = _options(sampler, config)
     if not 1 <= steps <= len(alphas):
         raise UserError(f"sampler steps: {steps} is not a number from 1 to {len(alphas)}")
     if options["rescale_betas_zero_snr"] and options["prediction_type"] == "epsilon":
         raise UserError(
-            f"{_FILE}: prediction_type: epsilon says nothing of the image at zero signal-to-noise "
+            f"{FILE}: prediction_type: epsilon says nothing of the image at zero signal-to-noise "
             f"ratio: set rescale_betas_zero_snr to false, or use v_prediction"
         )
     table = _TABLES[sampler](options, alphas, steps)
@@ -124,81 +121,37 @@ def make_table(sampler: str, config: Mapping[str, Any], steps: int) -> Table:
     return Table(single[0], Steps(*single[1:]))
 
 
-def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
-    """float64 [T]: cumulative products of 1 - beta, falling within [0, 1).
-
-    Reads num_train_timesteps, beta_schedule (linear, scaled_linear or squaredcos_cap_v2),
-    beta_start, beta_end, trained_betas and rescale_betas_zero_snr (arXiv 2305.08891, Algorithm 1:
-    the last product becomes 0); the defaults are those of diffusers. Raises UserError.
-    """
-    count = _option(config, "num_train_timesteps", 1000)
-    if not isinstance(count, int) or count < 1:
-        raise UserError(f"{_FILE}: num_train_timesteps: {count!r} is not a whole number above 0")
-    kind = _option(config, "beta_schedule", "linear")
-    start, end = _option(config, "beta_start", 1e-4), _option(config, "beta_end", 0.02)
-    fields = "trained_betas" if config.get("trained_betas") is not None else "beta_start, beta_end"
-    try:
-        if fields == "trained_betas":
-            betas = np.asarray(config["trained_betas"], np.float64)
-        elif kind == "linear":
-            betas = np.linspace(start, end, count)
-        elif kind == "scaled_linear":
-            betas = np.linspace(start**0.5, end**0.5, count) ** 2
-        elif kind == "squaredcos_cap_v2":
-            angle = (np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2
-            kept = np.cos(angle) ** 2
-            betas = np.minimum(1 - kept[1:] / kept[:-1], 0.999)
-        else:
-            _refuse("beta_schedule", kind, ("linear", "scaled_linear", "squaredcos_cap_v2"))
-        sound = betas.shape == (count,) and bool(((betas > 0) & (betas < 1)).all())
-    except (TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise UserError(f"{_FILE}: {fields}: must give {count} numbers between 0 and 1")
-    alphas = np.cumprod(1 - betas)
-    if _option(config, "rescale_betas_zero_snr", False):
-        root = np.sqrt(alphas)
-        alphas = np.square((root - root[-1]) * (root[0] / (root[0] - root[-1])))
-    return alphas
-
-
-def _option(config: Mapping[str, Any], name: str, default: Any) -> Any:
-    value = config.get(name)
-    return default if value is None else value
-
-
 def _options(sampler: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that tables are made of; UserError where one asks for what is not built."""
+    name = config["_class_name"]
+    config = {field: value for field, value in config.items() if field != _MISNAMED.get(name)}
     built = _BUILT_EVERYWHERE | _BUILT[sampler]
     if sampler not in ("ddim", "pndm"):
         built |= _BUILT_SIGMAS
     if sampler in ("dpm++2m", "unipc"):
         built |= _BUILT_SOLVERS
-    for name, values in built.items():
-        value = config.get(name)
+    for field, values in built.items():
+        value = config.get(field)
         if value is not None and value not in values:
-            _refuse(name, value, values)
-    if sampler == "pndm" and not config.get("skip_prk_steps"):
-        _refuse("skip_prk_steps", False, (True,))
+            refuse(field, value, values)
+    if sampler == "pndm" and name == "PNDMScheduler" and not config.get("skip_prk_steps"):
+        refuse("skip_prk_steps", False, (True,))
     defaults = {
         "prediction_type": "epsilon",
         "timestep_spacing": "leading" if sampler in ("ddim", "pndm") else "linspace",
-        "steps_offset": 0,
+        "steps_offset": 1,
         "set_alpha_to_one": sampler == "ddim",
         "rescale_betas_zero_snr": False,
         "final_sigmas_type": "zero",
         "use_karras_sigmas": False,
     }
-    options = {name: _option(config, name, default) for name, default in defaults.items()}
+    options = {name: option(config, name, default) for name, default in defaults.items()}
     offset = options["steps_offset"]
-    if not isinstance(offset, int) or offset < 0:
-        raise UserError(f"{_FILE}: steps_offset: {offset!r} is not a whole number of at least 0")
+    if type(offset) is not int or not 0 <= offset <= MOST_TIMES:
+        raise UserError(
+            f"{FILE}: steps_offset: {offset!r} is not a whole number from 0 to {MOST_TIMES}"
+        )
     return options
-
-
-def _refuse(name: str, value: Any, values: tuple) -> NoReturn:
-    choice = " or ".join(map(str, values)) or "null"
-    raise UserError(f"{_FILE}: {name}: {value!r} is not supported: use {choice}")
 
 
 def _times(options: Mapping[str, Any], count: int, steps: int, points: int) -> np.ndarray:

@@ -128,5 +128,7 @@ CLIP_TEXT = Layout(
         *norm("norm", "final_layer_norm"),
     ),
     prefixes=("text_model.", ""),  # transformers wrote the former up to version 4
-    left_out=r"(text_model\.)?embeddings\.position_ids",
+    # Of a whole CLIPModel, what is beside its text encoder.
+    left_out=r"(text_model\.)?embeddings\.position_ids|(text|visual)_projection\.weight|logit_scale"
+    r"|vision_model\..*",
 )

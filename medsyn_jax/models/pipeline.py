@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
@@ -25,6 +26,11 @@ from medsyn_jax.models import weights
 from medsyn_jax.models.layers import Tree, split
 
 PARTS = ("unet", "vae", "text_encoder")
+# transformers opens a network in the dtype of its file, diffusers in float32: one pipeline of both
+# fails unless the config says so, too.
+_OPENED = {"dtype": "float32"}
+# What diffusers' StableDiffusionPipeline takes for a field of the scheduler that old files have.
+_CORRECTED = {"steps_offset": (0, 1), "clip_sample": (True, False)}
 
 
 class Kind(NamedTuple):
@@ -97,9 +103,23 @@ def module_of(
     part: Part, dtype: DTypeLike = np.float32, remat: bool = False
 ) -> Callable[[Tree], Any]:
     """A function from parameters like the part's to its module, for use under `jax.jit`."""
-    made = nnx.eval_shape(lambda: part.make(nnx.Rngs(0), dtype=dtype, remat=remat))
-    structure = split(made)[0]
+    structure = split(_outline(part.make, dtype=dtype, remat=remat))[0]
     return lambda params: nnx.merge(structure, params, {}, copy=True)
+
+
+class _Keys(nnx.Rngs):
+    """Without the counter, which makes the tracing time quadratic in the number of layers."""
+
+    def __init__(self):
+        pass
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+def _outline(make: Callable[..., nnx.Module], **options: Any) -> nnx.Module:
+    """The module with shapes for arrays."""
+    return nnx.eval_shape(lambda: make(_Keys(), **options))
 
 
 def read(
@@ -131,6 +151,9 @@ def read(
     scheduler = _json(path, "copy it there")
     if not isinstance(scheduler.get("_class_name"), str):  # `write` names it in model_index.json
         raise UserError(f"pipeline: {path}: _class_name: is missing: copy the whole file")
+    for field, (given, corrected) in _CORRECTED.items():
+        if scheduler.get(field) == given:
+            scheduler[field] = corrected
     return Pipeline(loaded, scheduler, folder / "tokenizer")
 
 
@@ -138,11 +161,21 @@ def _read_part(
     folder: Path, kind: Kind, dtype: DTypeLike, report: Callable[[str], None] | None
 ) -> Part:
     config = _json(folder / "config.json", "copy it there")
+    if kind.library == "transformers":
+        config.pop("dtype", None)  # of the file: nothing that the network computes
     make = kind.maker(config, f"pipeline: {folder / 'config.json'}")
     layout = kind.layout(config)
-    params, stats = split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[1:]
-    params, _ = weights.load(folder, layout, params, stats, dtype=dtype, report=report)
+    params, stats = split(_outline(make))[1:]
+    params, _ = weights.load(_file(folder, kind), layout, params, stats, dtype=dtype, report=report)
     return Part(config, make, params)
+
+
+def _file(folder: Path, kind: Kind) -> Path:
+    """The folder with its weights, or the fp16 variant where it has no plain file, whatever other
+    files (non_ema, LoRA) are beside it."""
+    plain = any((folder / f"{kind.file}{end}").is_file() for end in ("", ".index.json"))
+    half = folder / kind.file.replace(".safetensors", ".fp16.safetensors")
+    return half if half.is_file() and not plain else folder
 
 
 def _expect(found: Any, wanted: str, folder: Path, field: str) -> None:
@@ -157,7 +190,7 @@ def _json(path: Path, advice: str) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"pipeline: {path}: no such file: {advice}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"pipeline: {path}: cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"pipeline: {path}: must hold one JSON object")
@@ -202,7 +235,8 @@ def _write_parts(folder: Path, pipeline: Pipeline) -> None:
         index[name] = (kind.library, kind.cls)
         layout = kind.layout(found.config)
         weights.save(folder / name / kind.file, layout, found.params, {})
-        _dump(folder / name / "config.json", found.config)
+        own = _OPENED if kind.library == "transformers" else {}
+        _dump(folder / name / "config.json", {**found.config, **own})
     shutil.copytree(pipeline.tokenizer, folder / "tokenizer")
     index["tokenizer"] = ("transformers", _tokenizer_class(pipeline.tokenizer))
     (folder / "scheduler").mkdir()
