@@ -40,21 +40,10 @@ def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
         raise UserError(
             f"{FILE}: num_train_timesteps: {count!r} is not a whole number from 1 to {MOST_TIMES}"
         )
-    kind, start, end = noise["beta_schedule"], noise["beta_start"], noise["beta_end"]
     fields = "beta_start, beta_end" if trained is None else "trained_betas"
     try:
-        if trained is not None:
-            betas = np.asarray(trained, np.float64)
-        elif kind == "linear":
-            betas = np.linspace(start, end, count)
-        elif kind == "scaled_linear":
-            betas = np.linspace(start**0.5, end**0.5, count) ** 2
-        elif kind == "squaredcos_cap_v2":
-            angle = (np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2
-            kept = np.cos(angle) ** 2
-            betas = np.minimum(1 - kept[1:] / kept[:-1], 0.999)
-        else:
-            refuse("beta_schedule", kind, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        with np.errstate(all="ignore"):
+            betas = _betas(noise, count) if trained is None else np.asarray(trained, np.float64)
         sound = betas.shape == (count,) and bool(((betas > 0) & (betas < 1)).all())
     except (TypeError, ValueError, OverflowError):
         sound = False
@@ -70,6 +59,19 @@ def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
         root = np.sqrt(alphas)
         alphas = np.square((root - root[-1]) * (root[0] / (root[0] - root[-1])))
     return alphas
+
+
+def _betas(noise: Mapping[str, Any], count: int) -> np.ndarray:
+    kind, start, end = noise["beta_schedule"], noise["beta_start"], noise["beta_end"]
+    if kind == "linear":
+        return np.linspace(start, end, count)
+    if kind == "scaled_linear":
+        return np.linspace(start**0.5, end**0.5, count) ** 2
+    if kind == "squaredcos_cap_v2":
+        angle = (np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2
+        kept = np.cos(angle) ** 2
+        return np.minimum(1 - kept[1:] / kept[:-1], 0.999)
+    refuse("beta_schedule", kind, ("linear", "scaled_linear", "squaredcos_cap_v2"))
 
 
 def _noise(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,9 @@ _VAE_FIXED = {
     "shift_factor": None,
 }
 _CLIP_FIXED = {"attention_dropout": 0}
+# More than any network has. A file is compared with its config only after the module's shapes are
+# known, which takes time and memory as the config says.
+_MOST_CHANNELS, _MOST_WORDS, _MOST_LEVELS, _MOST_BLOCKS = 2**14, 2**20, 8, 128
 _ATTENTIVE = {"Down": "CrossAttnDownBlock2D", "Up": "CrossAttnUpBlock2D"}
 
 
@@ -66,20 +69,27 @@ def _fixed(config: Config, fixed: Config, where: str) -> None:
 
 
 def _numbers(
-    config: Config, field: str, default: Any, where: str, count: int = 0
+    config: Config,
+    field: str,
+    default: Any,
+    where: str,
+    count: int = 0,
+    most: int = _MOST_CHANNELS,
 ) -> tuple[int, ...]:
     """One positive integer, or a list of them; `count` equal ones if a list of `count` is due."""
     given = config.get(field, default)
     values = list(given) if isinstance(given, (list, tuple)) else [given] * max(count, 1)
-    whole = all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
-    if not whole or not values or (count and len(values) != count):
+    whole = all(type(v) is int and 0 < v <= most for v in values)
+    if not whole or not 0 < len(values) <= _MOST_LEVELS or (count and len(values) != count):
         wanted = f"one positive integer or {count}" if count else "positive integers"
-        raise UserError(f"{where}: {field}: {given!r}: must be {wanted}")
+        raise UserError(f"{where}: {field}: {given!r}: must be {wanted}, up to {most}")
     return tuple(values)
 
 
-def _number(config: Config, field: str, default: int, where: str) -> int:
-    return _equal(_numbers(config, field, default, where), field, where)
+def _number(
+    config: Config, field: str, default: int, where: str, most: int = _MOST_CHANNELS
+) -> int:
+    return _equal(_numbers(config, field, default, where, most=most), field, where)
 
 
 def _equal(values: tuple[int, ...], field: str, where: str) -> int:
@@ -88,11 +98,20 @@ def _equal(values: tuple[int, ...], field: str, where: str) -> int:
     return values[0]
 
 
-def _real(config: Config, field: str, default: float, where: str) -> float:
+def _positive(config: Config, field: str, default: float, where: str) -> float:
+    """A number that is neither 0 nor infinite in float32."""
     given = config.get(field, default)
-    if not isinstance(given, (int, float)) or isinstance(given, bool):
-        raise UserError(f"{where}: {field}: {given!r}: must be a number")
+    if type(given) not in (int, float) or not 1e-30 < given < 1e30:
+        raise UserError(f"{where}: {field}: {given!r}: must be a number above 0")
     return float(given)
+
+
+def _count_blocks(count: int, field: str, where: str) -> None:
+    if count > _MOST_BLOCKS:
+        raise UserError(
+            f"{where}: {field}: makes {count} blocks, more than the {_MOST_BLOCKS} that are "
+            "supported: copy the file again"
+        )
 
 
 def _flag(config: Config, field: str, default: bool, where: str) -> bool:
@@ -132,7 +151,13 @@ def unet(config: Config, where: str) -> Callable[..., UNet]:
     """
     _fixed(config, _UNET_FIXED, where)
     widths = _numbers(config, "block_out_channels", [320, 640, 1280, 1280], where)
-    count = len(widths)
+    count, shift = len(widths), config.get("freq_shift", 0)
+    if widths[0] % 2:
+        raise UserError(f"{where}: block_out_channels: {widths[0]}: the first must be even")
+    if type(shift) not in (int, float) or not 0 <= shift < widths[0] / 2:
+        raise UserError(
+            f"{where}: freq_shift: {shift!r}: must be a number from 0, below {widths[0] // 2}"
+        )
     groups = _number(config, "norm_num_groups", 32, where)
     _divides(widths, (groups,) * count, ("norm_num_groups", "channels"), where)
     heads = _numbers(config, "attention_head_dim", 8, where, count)
@@ -158,28 +183,31 @@ def unet(config: Config, where: str) -> Callable[..., UNet]:
         "context_width": same("cross_attention_dim", 1280),
         "depth": same("transformer_layers_per_block", 1),
         "groups": groups,
-        "eps": _real(config, "norm_eps", 1e-5, where),
+        "eps": _positive(config, "norm_eps", 1e-5, where),
         "cosine_first": _flag(config, "flip_sin_to_cos", True, where),
-        "shift": _real(config, "freq_shift", 0.0, where),
+        "shift": float(shift),
     }
+    _count_blocks(count * options["layers"] * options["depth"], "layers_per_block", where)
     return _maker(UNet, options)
 
 
 def vae(config: Config, where: str) -> Callable[..., Autoencoder]:
     """The maker (rngs, dtype, remat) of an AutoencoderKL. where: named in errors."""
     _fixed(config, _VAE_FIXED, where)
-    _real(config, "scaling_factor", 0.18215, where)
+    _positive(config, "scaling_factor", 0.18215, where)
     widths = _numbers(config, "block_out_channels", [64], where)
     groups = _number(config, "norm_num_groups", 32, where)
     _divides(widths, (groups,) * len(widths), ("norm_num_groups", "channels"), where)
     for side, name in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
         _blocks(config, f"{side}_block_types", [name], (name,), len(widths), where)
+    layers = _number(config, "layers_per_block", 1, where)
+    _count_blocks(len(widths) * layers, "layers_per_block", where)
     options = {
         "in_channels": _number(config, "in_channels", 3, where),
         "out_channels": _number(config, "out_channels", 3, where),
         "latent_channels": _number(config, "latent_channels", 4, where),
         "widths": widths,
-        "layers": _number(config, "layers_per_block", 1, where),
+        "layers": layers,
         "groups": groups,
         "quant": _flag(config, "use_quant_conv", True, where),
         "post_quant": _flag(config, "use_post_quant_conv", True, where),
@@ -191,21 +219,21 @@ def text_encoder(config: Config, where: str) -> Callable[..., ClipText]:
     """The maker (rngs, dtype, remat) of a CLIPTextModel. where: named in errors."""
     _fixed(config, _CLIP_FIXED, where)
     act = config.get("hidden_act", "quick_gelu")
-    if act not in ACTIVATIONS:
+    if not isinstance(act, str) or act not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise UserError(f"{where}: hidden_act: {act!r} is not supported, only {known}")
     width = _number(config, "hidden_size", 512, where)
     heads = _number(config, "num_attention_heads", 8, where)
     _divides((width,), (heads,), ("num_attention_heads", "hidden_size"), where)
     options = {
-        "vocab_size": _number(config, "vocab_size", 49408, where),
+        "vocab_size": _number(config, "vocab_size", 49408, where, _MOST_WORDS),
         "width": width,
-        "layers": _number(config, "num_hidden_layers", 12, where),
+        "layers": _number(config, "num_hidden_layers", 12, where, _MOST_BLOCKS),
         "heads": heads,
         "mlp_width": _number(config, "intermediate_size", 2048, where),
         "max_length": _number(config, "max_position_embeddings", 77, where),
         "act": act,
-        "eps": _real(config, "layer_norm_eps", 1e-5, where),
+        "eps": _positive(config, "layer_norm_eps", 1e-5, where),
     }
     return _maker(ClipText, options)
 
