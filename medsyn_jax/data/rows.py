@@ -4,10 +4,11 @@ import contextlib
 import csv
 import gzip
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from medsyn_jax.core.errors import RejectedRecord, UserError
+from medsyn_jax.core.errors import RejectedRecord, UserError, shortened
 
 
 def _lines(path: Path, stream: Iterable[bytes]) -> Iterator[str]:
@@ -17,7 +18,7 @@ def _lines(path: Path, stream: Iterable[bytes]) -> Iterator[str]:
             if number == 0:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             yield line.decode("utf-8", "surrogateescape")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from None
 
 
@@ -37,7 +38,7 @@ def check(header: list[str], row: list[str]) -> None:
         return
     for name, field in zip(header, row, strict=True):
         if _garbled(field):
-            raise RejectedRecord(f"column {name!r} is not UTF-8 text")
+            raise RejectedRecord(f"column {shortened(name)!r} is not UTF-8 text")
 
 
 def fields(header: list[str], row: list[str]) -> dict[str, str]:
@@ -88,10 +89,11 @@ def _header(path: Path, reader, wanted: Iterable[str]) -> list[str]:
         raise UserError(f"not a UTF-8 table: {path}: line 1: save it as CSV in UTF-8")
     twice = {name for name in header if name and header.count(name) > 1}
     if twice:
-        raise UserError(f"ambiguous table: {path}: column {sorted(twice)[0]!r} occurs twice")
+        name = shortened(sorted(twice)[0])
+        raise UserError(f"ambiguous table: {path}: column {name!r} occurs twice")
     for name in wanted:
         if name not in header:
-            columns = ", ".join(header)
+            columns = shortened(", ".join(header), 400)
             raise UserError(f"missing column: {path}: no column {name!r} among: {columns}")
     return header
 
