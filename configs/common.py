@@ -33,6 +33,8 @@ def phantom(size: int, subjects: int) -> ConfigDict:
             "pairs": {
                 "image": "image",
                 "report": "report",
+                "findings": "",  # a column of its own; report may then be missing
+                "impression": "",
                 "subject": "",
                 "split": "",
                 "view": "",

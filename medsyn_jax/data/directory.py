@@ -144,7 +144,8 @@ def write_rejects(directory: Path, rejects: Sequence[tuple[str, str]]) -> None:
     """Writes (key, reason) of records that are not in the set."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([("key", "reason"), *rejects])
-    shards.write_text(directory / REJECTS, stream.getvalue())
+    text = stream.getvalue().encode("utf-8", "backslashreplace").decode()  # of file names
+    shards.write_text(directory / REJECTS, text)
 
 
 def say(line: str) -> None:

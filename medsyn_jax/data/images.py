@@ -29,7 +29,11 @@ _DEPTHS = (8, 10, 12, 14, 16)
 
 
 def decode_grey(
-    path: str | os.PathLike[str], at_least: int = 0, bits: int = 0, display: str = "window"
+    path: str | os.PathLike[str],
+    at_least: int = 0,
+    bits: int = 0,
+    display: str = "window",
+    constant: bool = False,
 ) -> Grey:
     """Reads a PNG, JPEG, TIFF, BMP or DICOM file.
 
@@ -40,6 +44,7 @@ def decode_grey(
       bits: used in the 16 of a PNG or TIFF of such, 8..16; 0 takes the fewest of 8, 10, 12, 14 and
         16 that hold the image, so that a dim image of 12 bits can pass for one of 10.
       display: of a DICOM, "window" or "quantile" (`dicom.decode`).
+      constant: whether all pixels may have one value, as in an empty mask.
 
     Returns:
       uint8 [height, width]. Colour is weighted by ITU-R 601, transparent parts lie over black, an
@@ -67,7 +72,7 @@ def decode_grey(
         except RejectedRecord as error:
             raise RejectedRecord(f"{path}: {error}") from None
     low, high = int(pixels.min()), int(pixels.max())
-    if low == high:
+    if low == high and not constant:
         raise RejectedRecord(f"{path}: every pixel has the value {low}")
     return pixels
 

@@ -44,6 +44,8 @@ def ingest(config: Any, directory: Path | str, plan: Plan | None = None) -> Path
         folders.accept(directory, plan.fingerprint, plan.settings, others)
         if not folders.is_complete(directory, plan.fingerprint):
             (directory / shards.INFO).unlink(missing_ok=True)
+            for note in plan.notes:
+                folders.say(f"ingest: {note}")
             _finish(directory, plan, _write_parts(plan, config, directory))
     return directory
 

@@ -1,7 +1,11 @@
 """What a source lists: records before their pixels are read."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
+
+from medsyn_jax.core.errors import shortened
 
 POSITIVE, NEGATIVE, UNCERTAIN, UNKNOWN = 1, 0, -1, -2
 
@@ -18,6 +22,9 @@ class Item:
     labels: tuple[int, ...] = ()  # in the order of Listing.label_names; () until made (phantom)
     view: str = ""  # PA, AP, or '' when it is neither or not said
     report_path: str = ""  # where the report lies when it is read with the image (MIMIC-CXR)
+    # Findings and impression where they have columns of their own; None: read from the report.
+    sections: tuple[str | None, str | None] = (None, None)
+    masks: tuple[tuple[str, str], ...] = ()  # (field of the record, path)
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,25 @@ class Listing:
     label_names: tuple[str, ...]
     rejects: list[tuple[str, str]] = field(default_factory=list)  # unusable rows: (key, reason)
     dropped: dict[str, int] = field(default_factory=dict)  # left out by choice: reason -> count
+    notes: list[str] = field(default_factory=list)  # lines that are said before the ingestion
 
 
 def key_of(path: str) -> str:
-    """A record key from a path: ASCII without spaces; distinct paths give distinct keys."""
-    return quote(path, safe="/-_.~+,=@:()")
+    """A record key from a path: ASCII without spaces; distinct paths give distinct keys.
+
+    A path that is not UTF-8 comes from the file system with lone surrogates: its bytes are quoted.
+    """
+    return quote(path, safe="/-_.~+,=@:()", errors="surrogateescape")
+
+
+def label_counts(items: Sequence[Item], homes: Mapping[str, str], names: Sequence[str]) -> str:
+    """How many records are positive for each label, and in which split: one line, '' if no item
+    says. homes: key -> split."""
+    counts = Counter((n, homes[i.key]) for i in items for n, x in enumerate(i.labels) if x == 1)
+    parts = []
+    for n, name in enumerate(names):
+        by_split = {split: counts[n, split] for split in ("train", "valid", "test")}
+        inside = ", ".join(f"{split} {count}" for split, count in by_split.items())
+        parts.append(f"{shortened(name, 40)} {sum(by_split.values())} ({inside})")
+    more = f" and {len(parts) - 20} more" if len(parts) > 20 else ""
+    return "; ".join(parts[:20]) + more if any(item.labels for item in items) else ""

@@ -18,6 +18,7 @@ from typing import Any
 
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import images, records, shards, splits
+from medsyn_jax.data.items import label_counts
 
 # Settings that do not change what is written.
 _NOT_CONTENT = ("path", "workers", "max_reject_share")
@@ -46,6 +47,7 @@ class Plan:
     dropped: dict[str, int]
     settings: dict[str, Any]
     fingerprint: str
+    notes: list[str]  # lines for the user
 
     @property
     def total(self) -> int:
@@ -69,11 +71,11 @@ def make_plan(config: Any) -> Plan:
             f"ingest: {config.path or config.source}: no usable record "
             f"({len(rejects)} rejected{', first: ' + rejects[0][1] if rejects else ''})"
         )
-    homes = splits.assign(
-        [(item.key, item.subject or item.key, item.split) for item in items],
-        config.split_shares,
-        config.seed,
-    )
+    given = [(item.key, item.subject or item.key, item.split) for item in items]
+    homes = splits.assign(given, config.split_shares, config.seed)
+    notes = [*listing.notes, *splits.remarks(given, homes)]
+    counts = label_counts(items, homes, listing.label_names)
+    notes += [f"positive for {counts}"] if counts else []
     # In the order of a hash, so that any run of records is a fair sample of its split.
     items.sort(key=lambda item: splits.unit(config.seed, f"order/{item.key}"))
     parts = []
@@ -92,6 +94,7 @@ def make_plan(config: Any) -> Plan:
         listing.dropped,
         settings,
         _fingerprint(settings, parts),
+        notes,
     )
 
 
@@ -133,7 +136,8 @@ def _fingerprint(settings: dict[str, Any], parts: Sequence[Part]) -> str:
         for part in parts:
             digest.update(part.name.encode())
             for item, files in zip(part.items, pool.map(_files, part.items), strict=True):
-                line = (item.key, item.subject, item.report, item.labels, item.view, files)
+                texts = (item.report, item.sections, [name for name, _ in item.masks])
+                line = (item.key, item.subject, texts, item.labels, item.view, files)
                 digest.update(json.dumps(line).encode())
     return digest.hexdigest()
 
@@ -159,7 +163,8 @@ def _files(item: records.Item) -> list:
     """The phantom's numbers, or size and hash of both ends of each file that the item names."""
     if not isinstance(item.image, str):
         return list(item.image)
-    return [_ends(path) for path in (item.image, item.report_path) if path]
+    masks = [path for _, path in item.masks]
+    return [_ends(path) for path in (item.image, item.report_path, *masks) if path]
 
 
 def _ends(path: str) -> tuple[int, str]:

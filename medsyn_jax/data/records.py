@@ -10,7 +10,8 @@ Fields of `config` (the ingest config) that are read here and in `sources`:
   inverted: whether bone is dark in the files of this source, although they do not say so,
   square: how images become square (`images.square`),
   phantom.{subjects, studies_per_subject},
-  pairs.{image, report, subject, split, labels, view}: column names, "" = no such column,
+  pairs.{image, report, findings, impression, subject, split, labels, view}: column names, "" = no
+    such column,
   mimic_cxr.reports: the folder that holds the reports, "" = `path`,
   folder.subject: regular expression, "" = the file name's stem is the subject.
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from medsyn_jax.core.errors import LeftOutRecord, RejectedRecord
+from medsyn_jax.core.errors import LeftOutRecord, RejectedRecord, UserError
 from medsyn_jax.data import images, reports, sources
 from medsyn_jax.data.items import Item, Listing
 
@@ -32,7 +33,15 @@ def _phantom(config: Any) -> Listing:
     """`phantom.subjects` x `phantom.studies_per_subject` procedural radiographs."""
     from medsyn_jax.data import phantom
 
-    seed = config.seed
+    seed, size, counts = config.seed, config.size, config.phantom
+    if not 0 <= seed < 2**64 or not 32 <= size <= 1024:
+        raise UserError(
+            f"ingest: seed={seed}, size={size}: the phantom needs a seed from 0 to 2**64 - 1 and a "
+            "size of 32 to 1024 pixels"
+        )
+    if min(counts.subjects, counts.studies_per_subject) < 1:
+        what = f"subjects={counts.subjects}, studies_per_subject={counts.studies_per_subject}"
+        raise UserError(f"ingest.phantom: {what}: give at least 1 of each")
     items = [
         Item(
             key=f"p{seed}/s{subject:06d}/{study}",
@@ -63,11 +72,12 @@ def example(item: Item, config: Any) -> dict:
 
     Returns:
       key, subject, report, findings, impression, view: str; image: PNG bytes of a grey uint8
-      [size, size]; labels: int8 [l]; the phantom also has mask_lungs, mask_pneumothorax and
-      mask_effusion (PNG bytes, 0 or 255) and boxes, a list of {"bbox": float32 [4], "label": str}.
+      [size, size]; labels: int8 [l]; a `mask_<name>` for each mask of the item (PNG bytes, 0
+      or 255); the phantom has mask_lungs, mask_pneumothorax, mask_effusion and boxes, a list of
+      {"bbox": float32 [4], "label": str}.
 
     Raises:
-      RejectedRecord: the image or the report cannot be used; the message names the file.
+      RejectedRecord: the image, a mask or the report cannot be used; the message names the file.
       LeftOutRecord: the report has fewer than `min_tokens` words.
     """
     if isinstance(item.image, tuple):
@@ -86,7 +96,26 @@ def example(item: Item, config: Any) -> dict:
         **texts,
         "labels": np.array(item.labels, np.int8),
         "view": item.view,
+        **{name: _mask(path, pixels.shape, config.size) for name, path in item.masks},
     }
+
+
+def _mask(path: str, shape: tuple[int, ...], size: int) -> bytes:
+    """A mask as PNG bytes of 0 or 255, squared as its image of `shape` is.
+
+    It may be smaller or larger than the image, as those of the COVID-19 Radiography Database are.
+    """
+    mask = images.decode_grey(path, constant=True)
+    height, width = mask.shape
+    if abs(height / width / (shape[0] / shape[1]) - 1) > 0.02:  # both were rounded to pixels
+        raise RejectedRecord(
+            f"{path}: a mask of {width} x {height} pixels, of other proportions than its image of "
+            f"{shape[1]} x {shape[0]}"
+        )
+    top = int(mask.max())  # small numbers are those of structures, large ones a grey scale
+    inside = np.where(mask > (top // 2 if top > 15 else 0), np.uint8(255), np.uint8(0))
+    squared = images.square(inside, size)
+    return images.encode_png(np.where(squared > 127, np.uint8(255), np.uint8(0)))
 
 
 def _phantom_example(item: Item, which: tuple[int, int, int], config: Any) -> dict:
@@ -114,15 +143,24 @@ def _phantom_example(item: Item, which: tuple[int, int, int], config: Any) -> di
 
 def _texts(report: str, item: Item, config: Any) -> dict[str, str]:
     """The report and its cleaned sections; a source that brings no report has no rule to keep."""
-    found = reports.sections(report)
-    findings, impression = (reports.clean(found.get(n, "")) for n in ("findings", "impression"))
+    found = reports.sections(report) if None in item.sections else {}
+    named = zip(("findings", "impression"), item.sections, strict=True)
+    findings, impression = (
+        reports.clean(found.get(name, "") if text is None else text) for name, text in named
+    )
     text = reports.select_text(findings, impression, report, tuple(config.sections))
     count = reports.token_count(text)
-    if config.source != "folder" and count < config.min_tokens:
+    if _has_reports(config) and count < config.min_tokens:
         where = item.report_path or item.key
         what = f"{', '.join(config.sections)}: {count} words"
         raise LeftOutRecord(f"{where}: the report has too few words in {what}")
     return {"report": report, "findings": findings, "impression": impression}
+
+
+def _has_reports(config: Any) -> bool:
+    columns = config.pairs
+    named = columns.report or columns.findings or columns.impression
+    return config.source != "folder" and not (config.source == "pairs" and not named)
 
 
 def _read_report(path: str) -> str:

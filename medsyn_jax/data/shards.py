@@ -32,9 +32,8 @@ from medsyn_jax.data import reports, splits
 FORMAT = 1
 INFO = "medsyn.json"
 TEXTS = ("key", "subject", "report", "findings", "impression", "view")
-IMAGES = ("image", "mask_lungs", "mask_pneumothorax", "mask_effusion")
 ORIGIN = ("prompt", "seed", "generator")  # texts: what a synthetic image was made from
-OPTIONAL = (*IMAGES[1:], "boxes", "latents", *ORIGIN)
+OPTIONAL = ("boxes", "latents", *ORIGIN)  # and any mask_<name>
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,6 +49,16 @@ class Shard:
     optional: Sequence[str] | None  # the optional fields of its records; None when it has no record
     payload: int  # bytes of the records
     size: int  # bytes of the file
+
+
+def is_mask(name: str) -> bool:
+    """Whether a field of a record is a mask: any `mask_<name>`, 0 or 255."""
+    return name.startswith("mask_")
+
+
+def is_image(name: str) -> bool:
+    """Whether a field of a record holds pixels."""
+    return name == "image" or is_mask(name)
 
 
 def shard_name(dataset: str, split: str, index: int, count: int) -> str:
@@ -72,7 +81,7 @@ def features(
         {name: t.Text() for name in TEXTS}
         | {"image": grey(doc="grey, high is bright as on a viewing screen")}
         | {"labels": t.Tensor(shape=(len(label_names),), dtype=np.int8, doc=labels)}
-        | {name: grey() if name in IMAGES else kinds[name] for name in sorted(optional)}
+        | {name: grey() if is_image(name) else kinds[name] for name in sorted(optional)}
     )
 
 
@@ -173,6 +182,10 @@ def describe(directory: Path | str) -> dict[str, Any]:
     try:
         info = json.loads((directory / INFO).read_text())
     except OSError as error:
+        if (inner := directory / "shards" / INFO).exists():
+            raise UserError(
+                f"data: {directory}: holds no data set, but {inner.parent} does: name that"
+            ) from error
         what = (
             "holds no data set"
             if not (directory / "dataset_info.json").exists()
@@ -225,8 +238,9 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         features = self.features(index)
+        names = ("image", *sorted(filter(is_mask, features)), *OPTIONAL)
         return {name: value(features, name) for name in (*TEXTS, "labels")} | {
-            name: value(features, name) for name in ("image", *OPTIONAL) if _present(features, name)
+            name: value(features, name) for name in names if _present(features, name)
         }
 
     def features(self, index: int) -> Mapping[str, Any]:
@@ -289,7 +303,7 @@ def value(features: Mapping[str, Any], name: str) -> Any:
         shape = features["latents/shape"].int64_list.value
         return np.frombuffer(features["latents/value"].bytes_list.value[0], "<f2").reshape(shape)
     data = features[name].bytes_list.value[0]
-    return decode_png(data) if name in IMAGES else data.decode()
+    return decode_png(data) if is_image(name) else data.decode()
 
 
 def decode_png(data: bytes) -> np.ndarray:
@@ -314,7 +328,7 @@ def _write_records(
     encode = _encoder(label_names, ())
     payload = 0
     for example in examples:
-        present = sorted(set(OPTIONAL) & example.keys())
+        present = sorted(name for name in example if name in OPTIONAL or is_mask(name))
         if optional is None:
             optional, encode = present, _encoder(label_names, present)
         if present != optional:

@@ -1,19 +1,19 @@
-"""Lists the sources of real images: a CSV of pairs, MIMIC-CXR-JPG, class folders.
+"""Lists the sources of real images: a CSV of pairs, MIMIC-CXR-JPG; class folders: `folders`.
 
 No image is opened and no file asked for one by one: what is missing is found, and rejected, when
 the record is made.
 """
 
-import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from medsyn_jax.core.errors import RejectedRecord, UserError
+from medsyn_jax.core.errors import RejectedRecord, UserError, shortened
 from medsyn_jax.data import rows
+from medsyn_jax.data.folders import folder as folder
 from medsyn_jax.data.items import (
     NEGATIVE,
     POSITIVE,
@@ -46,31 +46,30 @@ LABEL_VALUES = {
     **dict.fromkeys(("-1", "-1.0"), UNCERTAIN),
     **dict.fromkeys(("", "-2", "-2.0"), UNKNOWN),
 }
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
-_SPLIT_FOLDERS = {
-    "train": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "test": "test",
-}
 NOT_FRONTAL = "not a frontal view"
+_PERSON = re.compile(r"patient|subject|person|participant|mrn\b", re.I)
+_ID = re.compile(r"(?i:(?:^|[\W_])[up]?id(?:$|[\W_]))|[a-z]I[Dd]$")
 
 
 def pairs(config: Any) -> Listing:
     """A CSV of images and reports; image paths are relative to the folder of the CSV.
+
+    Findings and impression may have columns of their own; the report column may then be missing.
 
     Raises:
       UserError: the table is missing or broken, or lacks a column that `config.pairs` names.
     """
     path, columns = Path(config.path), config.pairs
     label_names = tuple(name for name in columns.labels if name)
-    named = (columns.image, columns.report, columns.subject, columns.split, columns.view)
+    in_parts = bool(columns.findings or columns.impression)
+    named = (columns.image, columns.subject, columns.split, columns.view)
+    named += (columns.findings, columns.impression) if in_parts else (columns.report,)
     items: list[Item] = []
     rejects: list[tuple[str, str]] = []
     dropped: Counter[str] = Counter()
     seen: dict[str, int] = {}
     with rows.read(path, [name for name in (*named, *label_names) if name]) as (header, table):
+        guesses = {} if columns.subject else _subject_columns(header, (*named, *label_names))
         for number, row in table:
             where = f"{path}: row {number}"
             try:
@@ -83,21 +82,38 @@ def pairs(config: Any) -> Listing:
             if config.frontal_only and _lateral(fields.get(columns.view, "")):
                 dropped[NOT_FRONTAL] += 1
             elif item.key in seen:
-                reason = f"{where}: {columns.image} {item.key} is already in row {seen[item.key]}"
+                key = shortened(item.key)
+                reason = f"{where}: {columns.image} {key} is already in row {seen[item.key]}"
                 rejects.append((item.key, reason))
             else:
                 seen[item.key] = number
                 items.append(item)
-    return Listing(items, label_names, rejects, dict(dropped))
+                for name, values in guesses.items():
+                    values.add(fields[name])
+    notes = [] if columns.subject else [_no_subject(guesses, len(items))]
+    if in_parts and columns.report and columns.report not in header:
+        notes.append(f"no column {columns.report!r}: reports are their findings and impression")
+    return Listing(items, label_names, rejects, dict(dropped), notes)
 
 
 def _pair(fields: dict[str, str], columns: Any, label_names: Sequence[str], folder: Path) -> Item:
-    for name in (columns.image, columns.report, columns.subject):
+    findings, impression = (
+        fields[name].strip() if name else None for name in (columns.findings, columns.impression)
+    )
+    in_parts = findings is not None or impression is not None
+    report = fields.get(columns.report, "") if in_parts else fields[columns.report]
+    for name in (columns.image, "" if in_parts else columns.report, columns.subject):
         if name and not fields[name].strip():
             raise RejectedRecord(f"column {name!r} is empty")
     for name in label_names:
         if fields[name].strip() not in LABEL_VALUES:
-            raise RejectedRecord(f"column {name!r}: {fields[name]!r} is not 1, 0, -1 or empty")
+            value = shortened(fields[name])
+            raise RejectedRecord(f"column {name!r}: {value!r} is not 1, 0, -1 or empty")
+    if "\0" in fields[columns.image]:
+        raise RejectedRecord(f"column {columns.image!r} holds a NUL character, so it is no path")
+    if in_parts and not report.strip():
+        parts = {"FINDINGS": findings, "IMPRESSION": impression}
+        report = "\n\n".join(f"{head}: {text}" for head, text in parts.items() if text)
     image = PurePath(fields[columns.image].strip())  # ./a.png and a.png are the same image
     key = key_of(image.as_posix())
     return Item(
@@ -105,9 +121,36 @@ def _pair(fields: dict[str, str], columns: Any, label_names: Sequence[str], fold
         subject=fields.get(columns.subject, "").strip() or key,
         split=fields.get(columns.split, "").strip() or None,
         image=str(folder / image),
-        report=fields[columns.report],
+        report=report,
         labels=tuple(LABEL_VALUES[fields[name].strip()] for name in label_names),
         view=_frontal(fields.get(columns.view, "")),
+        sections=(findings, impression),
+    )
+
+
+def _subject_columns(header: Sequence[str], taken: Sequence[str]) -> dict[str, set[str]]:
+    """Columns whose name says that they may hold subjects, patients first; each with a set for its
+    values."""
+    found = [name for name in header if name not in taken]
+    people = [name for name in found if _PERSON.search(name)]
+    ids = [name for name in found if _ID.search(name) and name not in people]
+    return {name: set() for name in (*people, *ids)}
+
+
+def _no_subject(guesses: dict[str, set[str]], count: int) -> str:
+    """What is said where no column of subjects is named: a repeated value may be a patient."""
+    likely = {
+        name: len(values)
+        for name, values in guesses.items()
+        if 1 < len(values) < count and (_PERSON.search(name) or 20 * len(values) > count)
+    }
+    said = "no subject column is named, so every image is a subject of its own"
+    if not likely:
+        return f"{said}: name one by ingest.pairs.subject where a patient has several images"
+    looks = ", ".join(f"{shortened(name)!r} ({n} values)" for name, n in likely.items())
+    return (
+        f"{said}, and images of one patient can lie in several splits: set ingest.pairs.subject; "
+        f"columns that look like subjects: {shortened(looks, 300)}"
     )
 
 
@@ -179,13 +222,13 @@ def mimic_images(
                 if frontal_only and view not in ("PA", "AP"):
                     laterals += 1
                     continue
-                if not (dicom and subject and study):
-                    raise RejectedRecord("dicom_id, subject_id or study_id is empty")
+                if not (dicom and subject and study) or "\0" in dicom + subject + study:
+                    raise RejectedRecord("dicom_id, subject_id or study_id is empty or has a NUL")
                 if dicom not in splits:
-                    raise RejectedRecord(f"dicom_id {dicom} is not in the split table")
+                    raise RejectedRecord(f"dicom_id {shortened(dicom)} is not in the split table")
                 key = key_of(f"p{subject[:2]}/p{subject}/s{study}/{dicom}")
                 if key in found:
-                    raise RejectedRecord(f"dicom_id {dicom} is listed twice")
+                    raise RejectedRecord(f"dicom_id {shortened(dicom)} is listed twice")
                 found[key] = (dicom, subject, study, view)
             except RejectedRecord as error:
                 rejects.append((f"row-{number}", f"{path}: row {number}: {error}"))
@@ -223,8 +266,11 @@ def mimic_labels(root: Path) -> dict[str, tuple[int, ...]]:
         study, at = header.index("study_id"), [header.index(name) for name in MIMIC_LABELS]
         for number, row in table:
             try:
+                rows.check(header, row)
                 values = tuple(LABEL_VALUES[row[position]] for position in at)
-            except (KeyError, IndexError):
+            except RejectedRecord as error:
+                raise UserError(f"broken table: {path}: row {number}: {error}") from None
+            except KeyError:
                 raise UserError(
                     f"broken table: {path}: row {number}: expected 1, 0, -1 or nothing"
                 ) from None
@@ -243,72 +289,3 @@ def find_files(
                     return base, suffix
     tried = ", ".join(str(base / f"{names[0]}{suffixes[0]}") for base in bases)
     raise UserError(f"no {what}: mimic_cxr: looked for {tried} and others: set {setting}")
-
-
-def folder(config: Any) -> Listing:
-    """Class folders: `path`/[train|valid|test/]CLASS/**/*, each a .jpg, .png or .dcm; no reports.
-
-    The labels are one-hot over the class names in sorted order. The subject is the file name's
-    stem, or what `config.folder.subject`, a regular expression, finds in the path below `path`: its
-    groups joined by '-'. A file in which it finds nothing is rejected.
-
-    Raises:
-      UserError: no such folder, no image in a class folder, a broken expression.
-    """
-    root = Path(config.path)
-    try:
-        pattern = re.compile(config.folder.subject) if config.folder.subject else None
-    except re.error as error:
-        text = config.folder.subject
-        raise UserError(f"folder.subject: {text!r}: {error}: give a regular expression") from None
-    if not root.is_dir():
-        raise UserError(f"no folder: {root} does not exist: set path")
-    dropped: Counter[str] = Counter()
-    files = list(_image_files(root, dropped))
-    splits = {Path(file).parts[0] for file in files} & {*_SPLIT_FOLDERS}
-    depth = 1 if splits else 0  # where the class stands in the path
-    classed = []
-    for file in files:
-        parts = PurePath(file).parts
-        if len(parts) < depth + 2 or (splits and parts[0] not in splits):
-            dropped["outside a class folder"] += 1
-        else:
-            classed.append((file, parts[depth], _SPLIT_FOLDERS[parts[0]] if splits else None))
-    names = tuple(sorted({name for _, name, _ in classed}))
-    if not names:
-        layout = root / "[train|valid|test]" / "CLASS" / "*.png"
-        raise UserError(f"no images: {root}: expected {layout} or .jpg or .dcm")
-    items: list[Item] = []
-    rejects: list[tuple[str, str]] = []
-    for file, name, split in classed:
-        key = key_of(file)
-        subject = _subject(file, pattern)
-        if not subject:
-            where = str(root / file)
-            rejects.append(
-                (key, f"{where}: folder.subject {config.folder.subject!r} finds nothing")
-            )
-            continue
-        labels = tuple(POSITIVE if name == other else NEGATIVE for other in names)
-        items.append(Item(key, subject, split, str(root / file), labels=labels))
-    return Listing(items, names, rejects, dict(dropped))
-
-
-def _subject(file: str, pattern: re.Pattern[str] | None) -> str:
-    if pattern is None:
-        return PurePath(file).stem
-    match = pattern.search(file)
-    if not match:
-        return ""
-    return "-".join(filter(None, match.groups())) if pattern.groups else match[0]
-
-
-def _image_files(root: Path, dropped: Counter[str]) -> Iterator[str]:
-    """Paths below root, in sorted order; hidden files and folders are passed over."""
-    for place, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        for name in sorted(files):
-            if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
-                yield (Path(place) / name).relative_to(root).as_posix()
-            else:
-                dropped["not a .jpg, .png or .dcm file"] += 1

@@ -6,24 +6,31 @@ A subject's split is a hash of (seed, subject), so that records added later neve
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.errors import UserError, shortened
 from medsyn_jax.core.files import replaced
 
 SPLITS = ("train", "valid", "test")
 
-_ALIASES = {
-    "training": "train",
-    "val": "valid",
-    "validate": "valid",
-    "validation": "valid",
-    "dev": "valid",
-    "testing": "test",
-}
+_NAMES = re.compile(
+    r"(?:(?P<train>train(?:ing)?)|(?P<valid>val(?:id(?:ate|ation)?)?|dev(?:elopment)?)"
+    r"|(?P<test>test(?:ing)?))(?:[\W_]*(?:set|split|data|images?))*",
+    re.I,
+)
+
+
+def split_name(text: str) -> str | None:
+    """train, valid or test by any of their usual names: `Val`, `TRAINING`, `test_set`; else None.
+
+    The one table of such names, for columns and folders alike.
+    """
+    match = _NAMES.fullmatch(text.strip())
+    return match.lastgroup if match else None
 
 
 def assign(
@@ -33,8 +40,8 @@ def assign(
 
     Args:
         records: (key, subject, split given by the source or None). Either all or none of the
-            records bring a split. Given splits are kept; when there is no valid one, it is drawn
-            from the subjects of train.
+            records bring a split. Given splits are kept; where there is no valid or no test, it
+            is drawn from the subjects of train.
         shares: of train, valid and test, adding up to 1. They count subjects, not records.
         seed: of the draw.
 
@@ -45,32 +52,52 @@ def assign(
         UserError: for shares or split names that make no sense, for a set of which only a part
             has a split, and for a subject in two splits.
     """
-    shares = [float(share) for share in shares]
-    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise UserError(
-            f"split_shares: {tuple(shares)}: give train, valid and test, adding up to 1"
-        )
+    weights = _weights(shares)
     given = [(key, subject, _canonical(split, key)) for key, subject, split in records if split]
     if given and len(given) < len(records):
         key = next(key for key, _, split in records if not split)
         raise UserError(
-            f"split: record {key} has none while {len(given)} others have one: "
+            f"split: record {shortened(key)} has none while {len(given)} others have one: "
             "fill the column for every record, or for none"
         )
     if not given:
-        bounds = np.cumsum(shares)[:2]
+        bounds = np.cumsum(list(weights.values()))[:2]
         names = {
             s: SPLITS[int(np.searchsorted(bounds, unit(seed, s), "right"))] for _, s, _ in records
         }
         return {key: names[subject] for key, subject, _ in records}
     check_leaks(given)
-    if not any(split == "valid" for _, _, split in given):
-        share = shares[1] / max(shares[0] + shares[1], 1e-9)
+    missing = [name for name in ("test", "valid") if name not in {split for *_, split in given}]
+    while missing:
+        pool = sum(weights[name] for name in ("train", *missing))
+        name = missing.pop(0)
+        share = weights[name] / max(pool, 1e-9)
         given = [
-            (key, s, "valid" if split == "train" and unit(seed, f"valid/{s}") < share else split)
+            (key, s, name if split == "train" and unit(seed, f"{name}/{s}") < share else split)
             for key, s, split in given
         ]
     return {key: split for key, _, split in given}
+
+
+def remarks(records: Sequence[tuple[str, str, str | None]], homes: Mapping[str, str]) -> list[str]:
+    """What the user should know of the splits that `assign` gave to the same `records`: which were
+    drawn although the source brings others, and which are empty."""
+    given = {split_name(split) for *_, split in records if split}
+    lines = []
+    for name in SPLITS:
+        keys = [key for key, *_ in records if homes[key] == name]
+        if not keys:
+            lines.append(
+                f"no record is in {name}: training needs train, early stopping valid, figures "
+                "test: add such records, or change split_shares if the splits are drawn"
+            )
+        elif given and name not in given:
+            subjects = len({subject for key, subject, _ in records if homes[key] == name})
+            lines.append(
+                f"the source has no {name} split: {subjects} subjects of train with {len(keys)} "
+                f"records were drawn for it"
+            )
+    return lines
 
 
 def check_leaks(records: Iterable[tuple[str, str, str]]) -> None:
@@ -87,8 +114,9 @@ def check_leaks(records: Iterable[tuple[str, str, str]]) -> None:
         before, first = home.setdefault(subject, (split, key))
         if before != split:
             raise UserError(
-                f"split: subject {subject} is in {before} (record {first}) and in {split} "
-                f"(record {key}): one subject belongs to one split, correct the source"
+                f"split: subject {shortened(subject)} is in {before} (record {shortened(first)}) "
+                f"and in {split} (record {shortened(key)}): one subject belongs to one split, "
+                "correct the source, or the setting that says who the subject is"
             )
 
 
@@ -207,11 +235,23 @@ def _digest(seed: int, name: str) -> bytes:
 
 
 def _canonical(split: str, key: str) -> str:
-    name = split.strip().lower()
-    name = _ALIASES.get(name, name)
-    if name not in SPLITS:
-        raise UserError(f"split: {split!r} of record {key}: use train, valid or test")
+    name = split_name(split)
+    if name is None:
+        what = f"{shortened(split)!r} of record {shortened(key)}"
+        raise UserError(f"split: {what}: use train, valid or test")
     return name
+
+
+def _weights(shares: Sequence[float]) -> dict[str, float]:
+    try:
+        weights: dict[str, float] = dict(zip(SPLITS, map(float, shares), strict=True))
+        fine = min(weights.values()) >= 0 and abs(sum(weights.values()) - 1) <= 1e-6  # no nan
+    except (TypeError, ValueError):
+        weights, fine = {}, False
+    if not fine:
+        what = shortened(str(shares))
+        raise UserError(f"split_shares: {what}: give train, valid and test, adding up to 1")
+    return weights
 
 
 def _single_label(labels: np.ndarray | None, count: int) -> np.ndarray:

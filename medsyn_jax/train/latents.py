@@ -90,7 +90,7 @@ def _examples(
         found = np.asarray(encode(np.resize(np.stack(fits), (batch, size, size))), np.float16)
         for record, latents in zip(records, found, strict=False):
             packed = {
-                name: images.encode_png(value) if name in shards.IMAGES else value
+                name: images.encode_png(value) if shards.is_image(name) else value
                 for name, value in record.items()
             }
             yield packed | {"latents": latents}

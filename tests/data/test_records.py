@@ -37,6 +37,8 @@ def settings(source: str, path="", **fields) -> ConfigDict:
             "pairs": {
                 "image": "image",
                 "report": "report",
+                "findings": "",
+                "impression": "",
                 "subject": "",
                 "split": "",
                 "labels": ("",),
