@@ -58,6 +58,7 @@ def run(config: Any, workdir: Path) -> None:
     _check(config)
     found = _encoders(config)
     log.check_config(workdir, config, FREE)
+    corpus.check_labels(config.data.source, config.ingest)
     mesh = meshes.make_mesh(**config.mesh)
     directory = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
     parts = {split: shards.open_split(directory, split) for split in splits.SPLITS}

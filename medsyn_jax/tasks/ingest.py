@@ -29,7 +29,7 @@ def run(config: Any, workdir: Path) -> None:
     }
     write_results(workdir, "ingest", metrics)
     lines = [f"{split}: sha256 of its keys {p['sha256']}" for split, p in info["splits"].items()]
-    if info["rejects"] or left_out:
+    if (directory / folders.REJECTS).read_text().count("\n") > 1:
         lines.append(f"what was not taken, and why: {directory / folders.REJECTS}")
     for line in (*lines, f"fingerprint {info['fingerprint']}"):
         console.print(line, soft_wrap=True)

@@ -24,9 +24,15 @@ def prepare(source: str, ingest: Any, root: Path, name: str = "source") -> Path:
     return Path(meshes.from_first(found, name))
 
 
+def check_labels(source: str, ingest: Any) -> None:
+    """`datasets.check_labels`, on the process that reads the source."""
+    if jax.process_index() == 0 and ingest.source != "folder":
+        datasets.check_labels(source, ingest)
+
+
 def _prepare(source: str, ingest: Any, root: Path) -> Path:
     path = Path(source)
-    if ingest.source != "folder" or (path / shards.INFO).exists():
+    if ingest.source != "folder" or (datasets.stored(path) / shards.INFO).exists():
         return datasets.prepare(source, ingest, root)
     settings = ConfigDict(ingest.to_dict())
     settings.path = source
