@@ -130,3 +130,82 @@ def test_key_files_carry_their_hash(tmp_path):
         splits.read_keys(path, sha256)
     with pytest.raises(UserError, match=r"none\.txt: cannot be read"):
         splits.read_keys(tmp_path / "none.txt")
+
+
+def test_test_comes_out_of_train_when_the_source_has_none():
+    """CheXpert Plus has train and valid alone."""
+    given = records(range(1000), "train") + records(range(1000, 1100), "valid")
+    homes = splits.assign(given, SHARES, 0)
+    assert all(homes[f"{s}/0"] == homes[f"{s}/1"] for s in range(1100))
+    assert all((homes[f"{s}/0"] == "valid") == (s >= 1000) for s in range(1100))
+    share = np.mean([homes[f"{s}/0"] == "test" for s in range(1000)])
+    assert abs(share - 1 / 9) < 5 * (1 / 9 * 8 / 9 / 1000) ** 0.5
+    (said,) = splits.remarks(given, homes)
+    drawn = round(1000 * share)
+    assert said.startswith(f"the source has no test split: {drawn} subjects of train with ")
+    more = splits.assign(given + records(range(2000, 2300), "train"), SHARES, 0)
+    assert homes == {key: more[key] for key in homes}
+
+
+def test_valid_and_test_both_come_out_of_train_in_their_shares():
+    given = records(range(3000), "TRAIN")
+    homes = splits.assign(given, (0.5, 0.2, 0.3), 0)
+    assert all(homes[f"{s}/0"] == homes[f"{s}/1"] for s in range(3000))
+    for name, share in (("train", 0.5), ("valid", 0.2), ("test", 0.3)):
+        part = np.mean([home == name for home in homes.values()])
+        assert abs(part - share) < 5 * (share * (1 - share) / 3000) ** 0.5
+    assert [line.split(":")[0] for line in splits.remarks(given, homes)] == [
+        "the source has no valid split",
+        "the source has no test split",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("split", "shares", "empty"),
+    [
+        ("test", SHARES, ["train", "valid"]),
+        ("valid", SHARES, ["train", "test"]),
+        ("train", (0.9, 0.1, 0), ["test"]),
+        (None, (0.9, 0, 0.1), ["valid"]),
+    ],
+)
+def test_empty_splits_are_said(split, shares, empty):
+    given = records(range(200), split)
+    said = splits.remarks(given, splits.assign(given, shares, 0))
+    heads = [line.split(":")[0] for line in said if "has no" not in line]  # those are drawn
+    assert heads == [f"no record is in {name}" for name in empty]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *((text, "train") for text in ("train", "Train", "TRAINING", "train_set", "trainset")),
+        *((text, "valid") for text in ("val", "VALID", "Validate", "validation set", "dev")),
+        *((text, "test") for text in ("Test", "testing", "TEST-DATA", " test ", "test_images")),
+        *((text, None) for text in ("", "tests2", "NORMAL", "trained", "values", "contest", "tes")),
+    ],
+)
+def test_names_of_splits(name, split):
+    assert splits.split_name(name) == split
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        ("80%", "10%", "10%"),
+        ("most", "some", "some"),
+        (float("nan"), 0.5, 0.5),
+        (float("inf"), 0, 0),
+        (float("inf"), float("-inf"), 1),
+        (0.5, 0.5),
+        (0.25,) * 4,
+        (),
+        0.8,
+        None,
+        (None, 0.5, 0.5),
+        ((0.8,), 0.1, 0.1),
+    ],
+)
+def test_shares_that_are_none(shares):
+    with pytest.raises(UserError, match=r"split_shares: .*: give train, valid and test, adding"):
+        splits.assign(records(range(3)), shares, 0)
