@@ -4,7 +4,8 @@ import pytest
 
 from configs.ingest import get_config
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import datasets, shards
+from medsyn_jax.data import datasets, ingestion, shards
+from medsyn_jax.train import corpus
 
 
 def test_a_csv_is_ingested_once_under_its_name(make_pairs, tmp_path):
@@ -58,3 +59,27 @@ def test_what_is_no_data_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"table\.csv.*image"):
         datasets.prepare(str(tmp_path / "table.csv"), config, tmp_path / "data")
     assert not Path(tmp_path / "data").exists()
+
+
+def test_the_workdir_of_a_run_stands_for_its_shards(make_pairs, tmp_path):
+    config = make_pairs()
+    directory = ingestion.ingest(config, tmp_path / "run" / "shards")
+    assert datasets.prepare(str(tmp_path / "run"), config, tmp_path / "data") == directory
+    folders = get_config("folder").ingest  # as classify asks for class folders
+    assert corpus.prepare(str(tmp_path / "run"), folders, tmp_path / "data") == directory
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(UserError, match=r"run: holds no data set, but .*/run/shards does: name"):
+        shards.describe(tmp_path / "run")
+
+
+def test_a_table_without_named_labels_is_refused_before_it_is_ingested(make_pairs, tmp_path):
+    config = make_pairs()
+    datasets.check_labels(config.path, config)
+    config.pairs.labels = ()
+    with pytest.raises(UserError, match=r"config\.ingest\.pairs\.labels: .* like labels: odd$"):
+        corpus.check_labels(config.path, config)
+    Path(config.path).write_text("image,report\na.png,1\nb.png,no\n")
+    with pytest.raises(UserError, match=r"config\.ingest\.pairs\.labels: .* none looks like one$"):
+        datasets.check_labels(config.path, config)
+    datasets.check_labels("phantom", config)
+    datasets.check_labels(str(tmp_path), config)

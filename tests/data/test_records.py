@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from medsyn_jax.core.errors import RejectedRecord, UserError
+from medsyn_jax.core.errors import LeftOutRecord, RejectedRecord, UserError
 from medsyn_jax.data import phantom, records
 from medsyn_jax.data.sources import MIMIC_LABELS
 
@@ -332,6 +332,161 @@ def test_bad_images_are_rejected_by_name(tmp_path):
             records.example(item, config)
 
 
+def test_sections_in_columns_of_their_own(tmp_path):
+    """Open-i and ReXGradient: no report column, and either section may be empty."""
+    path = table(
+        tmp_path / "pairs.csv",
+        [
+            ["image", "findings", "impression"],
+            ["a.png", "The lungs are clear. SUMMARY: none.", "No acute process."],
+            ["b.png", "", " 1. No acute process today.\n"],
+            ["c.png", "The heart is large.", ""],
+            ["d.png", "", ""],
+        ],
+    )
+    config = settings("pairs", path)
+    config.pairs.update({"findings": "findings", "impression": "impression"})
+    for name in "abcd":
+        picture(tmp_path / f"{name}.png")
+    found = listing(config)
+    assert found.rejects == []
+    assert any("no column 'report'" in note for note in found.notes)
+    made = [records.example(item, config) for item in found.items[:3]]
+    assert [(r["findings"], r["impression"]) for r in made] == [
+        ("The lungs are clear. SUMMARY: none.", "No acute process."),
+        ("", "No acute process today."),
+        ("The heart is large.", ""),
+    ]
+    assert made[1]["report"] == "IMPRESSION: 1. No acute process today."
+    assert made[2]["report"] == "FINDINGS: The heart is large."
+    with pytest.raises(LeftOutRecord, match="too few words in findings, impression: 0 words"):
+        records.example(found.items[3], config)
+
+
+def test_sections_beside_a_report_column(tmp_path):
+    """CheXpert Plus: the whole report is stored as it came, the columns are its sections."""
+    path = table(
+        tmp_path / "pairs.csv",
+        [
+            ["image", "report", "section_findings", "section_impression"],
+            ["a.png", f"{REPORT}\nSUMMARY: 2-ABNORMAL, REPORTED", "", "Effusion on the left."],
+            ["b.png", "", "", "Effusion on the right."],
+        ],
+    )
+    config = settings("pairs", path)
+    config.pairs.update({"findings": "section_findings", "impression": "section_impression"})
+    picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    first, second = (records.example(item, config) for item in listing(config).items)
+    assert first["report"].startswith(REPORT)
+    assert (first["findings"], first["impression"]) == ("", "Effusion on the left.")
+    assert second["report"] == "IMPRESSION: Effusion on the right."
+    config.pairs.findings = ""  # then the report has the say
+    first, second = (records.example(item, config) for item in listing(config).items)
+    assert (first["findings"], first["impression"]) == (
+        "The lungs are clear.",
+        "Effusion on the left.",
+    )
+    config.pairs.impression = "section_impresion"
+    with pytest.raises(UserError, match="no column 'section_impresion' among: image, report, "):
+        listing(config)
+
+
+def test_labels_without_reports_have_no_fewest_words(tmp_path):
+    path = table(tmp_path / "labels.csv", [["image", "Edema"], ["a.png", "1"], ["b.png", "0"]])
+    picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    config = settings("pairs", path, **{"pairs.report": "", "pairs.labels": ("Edema",)})
+    made = [records.example(item, config) for item in listing(config).items]
+    assert [record["labels"].tolist() for record in made] == [[1], [0]]
+    assert [record["report"] for record in made] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"Patient ID": "pqpq"}, "'Patient ID' (2 values)"),
+        ({"uid": "1122", "fluid": "1010", "study_id": "aabb"}, "'uid' (2 values), 'study_id' (2"),
+        ({"imageID": "1122", "subject": "xyyz"}, "'subject' (3 values), 'imageID' (2 values)"),
+        ({"patient": "abcd"}, None),  # every image another patient: no reason to ask
+        ({"patient": "aaaa", "valid": "0011"}, None),
+    ],
+)
+def test_a_source_without_a_subject_column_says_so(tmp_path, columns, named):
+    lines = [["image", "report", *columns]]
+    lines += [[f"{n}.png", REPORT, *(v[n] for v in columns.values())] for n in range(4)]
+    config = settings("pairs", table(tmp_path / "pairs.csv", lines))
+    (note,) = listing(config).notes
+    assert note.startswith("no subject column is named, so every image is a subject of its own")
+    assert "ingest.pairs.subject" in note
+    assert ("columns that look like subjects" in note) == (named is not None)
+    assert (named or "") in note
+    config.pairs.subject = next(iter(columns))
+    assert listing(config).notes == []
+
+
+def test_long_and_odd_cells_are_quoted_in_short(tmp_path):
+    path = table(
+        tmp_path / "pairs.csv",
+        [
+            ["image", "report", "Edema"],
+            ["a.png", REPORT, "very much\n" * 1000],
+            ["b\0.png", REPORT, "1"],
+            ["c" * 3000 + ".png", REPORT, "1"],
+            ["c" * 3000 + ".png", REPORT, "1"],
+        ],
+    )
+    found = listing(settings("pairs", path, **{"pairs.labels": ("Edema",)}))
+    reasons = [reason.removeprefix(str(path)) for _, reason in found.rejects]
+    assert reasons[1] == ": row 3: column 'image' holds a NUL character, so it is no path"
+    assert max(map(len, reasons)) < 200
+    assert not any("\n" in reason for reason in reasons)
+    (item,) = found.items  # too long a name is a reject of its own
+    with pytest.raises(RejectedRecord) as caught:
+        records.example(item, settings("pairs", path))
+    assert len(str(caught.value)) <= 1000
+    with pytest.raises(UserError) as caught:
+        listing(settings("pairs", path, **{"pairs.labels": ("Oedema" * 1000,)}))
+    assert len(str(caught.value)) <= 1000
+
+
+def test_damaged_archives_are_unreadable_or_read_whole(tmp_path):
+    lines = "".join(f"{n}.png,Report number {n} of the set.\n" for n in range(50))
+    packed_bytes = gzip.compress(f"image,report\n{lines}".encode(), mtime=0)
+    path = tmp_path / "pairs.csv.gz"
+    told = []
+    for place in range(len(packed_bytes)):
+        damaged = bytearray(packed_bytes)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:  # some bytes of the head, as the date, matter to nobody
+            assert len(listing(settings("pairs", path)).items) == 50
+        except UserError as error:
+            told.append(str(error))
+    assert len(told) > 0.9 * len(packed_bytes)
+    assert sum(line.startswith(f"unreadable table: {path}: ") for line in told) > 0.5 * len(told)
+    assert not any("\n" in line for line in told)
+    for length in range(0, len(packed_bytes), 7):
+        path.write_bytes(packed_bytes[:length])
+        with pytest.raises(UserError, match=r"unreadable table|empty table"):
+            listing(settings("pairs", path))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"seed": -1},
+        {"seed": 2**64},
+        {"size": 3},
+        {"size": 31},
+        {"size": 1025},
+        {"phantom.subjects": 0},
+        {"phantom.studies_per_subject": -1},
+    ],
+)
+def test_a_phantom_that_cannot_be(fields):
+    with pytest.raises(UserError, match=r"ingest.*: (?:the phantom needs|give at least 1)"):
+        listing(settings("phantom", **{"size": 32, **fields}))
+
+
 def test_real_pairs(shared_data):
     path = shared_data / "covid_pairs" / "pairs.csv"
     config = settings("pairs", path, **{"pairs.subject": "patient", "pairs.view": "view"})
@@ -472,6 +627,19 @@ def test_mimic_broken_rows_and_no_image(mimic):
     labels = mimic / "mimic-cxr-2.0.0-chexpert.csv.gz"
     packed(labels, f"study_id,{','.join(MIMIC_LABELS)}\n1,{'2,' * 13}2\n")
     with pytest.raises(UserError, match=r"chexpert\.csv\.gz: row 2: expected 1, 0, -1 or nothing"):
+        listing(settings("mimic_cxr", mimic))
+
+
+@pytest.mark.parametrize("row", ["1", "1,", f"1{',1' * 12},7", f"1{',1' * 15},7", ""])
+def test_mimic_label_rows_of_another_length(mimic, row):
+    """The study may stand in the last column."""
+    labels = mimic / "mimic-cxr-2.0.0-chexpert.csv.gz"
+    packed(labels, f"{','.join(MIMIC_LABELS)},study_id\n{'1,' * 14}50414267\n{row}\n")
+    if not row:  # a blank line is none
+        assert listing(settings("mimic_cxr", mimic)).items[0].labels == (1,) * 14
+        return
+    count = row.count(",") + 1
+    with pytest.raises(UserError, match=rf"chexpert.csv.gz: row 3: has {count} fields where"):
         listing(settings("mimic_cxr", mimic))
 
 

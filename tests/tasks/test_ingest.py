@@ -120,3 +120,19 @@ def test_the_mimic_cxr_layout_is_ingested(tmp_path):
 def test_an_unknown_variant_is_refused():
     with pytest.raises(ValueError, match="variant 'huge' is unknown"):
         get_config("huge")
+
+
+@pytest.mark.parametrize("view", ["Lateral", "PA"])
+def test_rejects_are_pointed_to_only_where_there_are_any(tmp_path, capsys, view):
+    """Views that are left out stand in no row of rejects.csv."""
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / "a.png")
+    report = "The lungs are clear today."
+    (tmp_path / "t.csv").write_text(
+        f"image,report,view\na.png,{report},AP\n./a.png,{report},{view}\n"
+    )
+    config = get_config("pairs")
+    config.ingest.update({"path": str(tmp_path / "t.csv"), "size": 16, "workers": 1})
+    config.ingest.update({"max_reject_share": 0.9, "split_shares": (1.0, 0.0, 0.0)})
+    config.ingest.pairs.view = "view"
+    ingest.run(config, tmp_path / "run")
+    assert ("rejects.csv" in capsys.readouterr().err) == (view == "PA")
