@@ -1,5 +1,6 @@
 """Lists class folders: which files are images and which masks, and where split and class stand."""
 
+import functools
 import os
 import re
 from collections import Counter
@@ -119,18 +120,26 @@ def _images_and_masks(
     images: list[_Image] = []
     masks: dict[tuple[tuple[str, ...], str], dict[str, str]] = {}
     for path in paths:
-        folders, stem = PurePath(path).parts[:-1], PurePath(path).stem
-        place = tuple(n for n in folders if not _is_mask(n) and not _IMAGES.fullmatch(n))
-        inner = [name for name in folders if _is_mask(name)]
-        if inner or _MASK_STEM.search(stem):
+        stem = PurePath(path).stem
+        place, field = _place(path.rpartition("/")[0])
+        if field or _MASK_STEM.search(stem):
             same = masks.setdefault((place, _MASK_STEM.sub("", stem)), {})
-            field = _field(inner)
+            field = field or "mask_mask"
             while field in same:
                 field += "_"
             same[field] = path
         else:
             images.append(_Image(path, place, stem))
     return images, masks
+
+
+@functools.lru_cache(maxsize=1)  # files come folder by folder
+def _place(folder: str) -> tuple[tuple[str, ...], str]:
+    """The folders that tell split and class, and the field of the masks in it, "" of images."""
+    names = [name for name in folder.split("/") if name]
+    inner = [name for name in names if _is_mask(name)]
+    place = tuple(n for n in names if n not in inner and not _IMAGES.fullmatch(n))
+    return place, _field(inner) if inner else ""
 
 
 def _is_mask(name: str) -> bool:
@@ -148,8 +157,8 @@ def _field(folders: Sequence[str]) -> str:
         rest = "_".join(word for word in words if word not in ("png", "jpg", "image", "images"))
         if rest:
             return f"mask_{'lungs' if rest == 'lung' else rest}"
-    found = _MASKS.search(folders[-1]) if folders else None
-    return f"mask_{found[0].lower() if found else 'mask'}"
+    found = _MASKS.search(folders[-1])
+    return f"mask_{found[0].lower() if found else 'masks'}"
 
 
 def _fields(
