@@ -14,7 +14,7 @@ from medsyn_jax.data.items import NEGATIVE, POSITIVE, Item, Listing, key_of
 from medsyn_jax.data.splits import split_name
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
-_IMAGES = re.compile(r"images?|imgs?|cxr[ _-]?png", re.I)  # folders that hold the images of a class
+_IMAGES = re.compile(r"(?:images?|imgs?)[ _-]?\d*|cxr[ _-]?png", re.I)  # hold the images of a class
 _MASKS = re.compile(r"[Mm](?:asks?|ASKS?)(?![a-z])")  # "lung masks", leftMask, Masks_png
 _TRUTHS = re.compile(r"segmentations?|annotations?|ground[ _-]?truths?", re.I)
 _MASK_STEM = re.compile(r"^masks?[ _-]+(?=.)|(?<=.)[ _-]+masks?$", re.I)  # 1_mask.png, mask_1.png

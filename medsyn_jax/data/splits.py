@@ -85,18 +85,18 @@ def remarks(records: Sequence[tuple[str, str, str | None]], homes: Mapping[str, 
     given = {split_name(split) for *_, split in records if split}
     lines = []
     for name in SPLITS:
-        keys = [key for key, *_ in records if homes[key] == name]
-        if not keys:
+        subjects = [subject for key, subject, _ in records if homes[key] == name]
+        if subjects and given and name not in given:
             lines.append(
-                f"no record is in {name}: training needs train, early stopping valid, figures "
-                "test: add such records, or change split_shares if the splits are drawn"
+                f"the source has no {name} split: {len(set(subjects))} subjects of train with "
+                f"{len(subjects)} records were drawn for it"
             )
-        elif given and name not in given:
-            subjects = len({subject for key, subject, _ in records if homes[key] == name})
-            lines.append(
-                f"the source has no {name} split: {subjects} subjects of train with {len(keys)} "
-                f"records were drawn for it"
-            )
+    empty = ", ".join(name for name in SPLITS if name not in homes.values())
+    if empty:
+        lines.append(
+            f"no record is in {empty}: training needs train, early stopping valid, figures test: "
+            + ("add records to the source" if given else "add subjects, or change split_shares")
+        )
     return lines
 
 

@@ -93,7 +93,10 @@ def test_a_folder_called_test_without_classes_is_no_class(tmp_path):
     ("names", "message"),
     [
         (["train/1.png", "test/2.png"], "no images: .*2 left out .outside a class folder"),
-        (["images/1.png", "images/2.png"], "no images: .*2 left out .outside a class folder"),
+        (
+            ["images_001/images/1.png", "images_002/images/2.png"],
+            "no images: .*2 left out .outside a class folder",
+        ),
         (
             ["A/train/1.png", "A/test/2.png", "B/3.png"],
             "images in A/test, but B has no split folder",
