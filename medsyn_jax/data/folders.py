@@ -49,8 +49,8 @@ def folder(config: Any) -> Listing:
     except (re.error, OverflowError, RecursionError) as error:
         text = shortened(expression)
         raise UserError(f"folder.subject: {text!r}: {error}: give a regular expression") from None
-    if not root.is_dir():
-        raise UserError(f"no folder: {root} does not exist: set path")
+    if not config.path or not root.is_dir():
+        raise UserError(f"no folder: {config.path or 'ingest.path'} does not exist: set path")
     dropped: Counter[str] = Counter()
     notes: list[str] = []
     images, masks = _images_and_masks(_image_files(root, dropped))

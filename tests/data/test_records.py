@@ -700,6 +700,8 @@ def test_folder_that_cannot_be_used(tmp_path):
     missing = tmp_path / "none"
     with pytest.raises(UserError, match=f"no folder: {missing} does not exist"):
         listing(settings("folder", missing))
+    with pytest.raises(UserError, match=r"no folder: ingest\.path does not exist: set path"):
+        listing(settings("folder", ""))
     picture(tmp_path / "loose.png")
     with pytest.raises(UserError, match=f"no images: {tmp_path}: expected "):
         listing(settings("folder", tmp_path))

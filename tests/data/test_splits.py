@@ -53,13 +53,20 @@ def test_given_splits_are_kept_under_all_their_usual_names():
     }
 
 
-def test_valid_comes_out_of_train_when_the_source_has_none():
-    given = records(range(1000), "train") + records(range(1000, 1100), "test")
+@pytest.mark.parametrize(("has", "lacks"), [("test", "valid"), ("valid", "test")])
+def test_a_split_that_the_source_lacks_comes_out_of_train(has, lacks):
+    """CheXpert Plus has train and valid alone."""
+    given = records(range(1000), "train") + records(range(1000, 1100), has)
     homes = splits.assign(given, SHARES, 0)
     assert all(homes[f"{s}/0"] == homes[f"{s}/1"] for s in range(1100))
-    assert all((homes[f"{s}/0"] == "test") == (s >= 1000) for s in range(1100))
-    share = np.mean([homes[f"{s}/0"] == "valid" for s in range(1000)])
+    assert all((homes[f"{s}/0"] == has) == (s >= 1000) for s in range(1100))
+    share = np.mean([homes[f"{s}/0"] == lacks for s in range(1000)])
     assert abs(share - 1 / 9) < 5 * (1 / 9 * 8 / 9 / 1000) ** 0.5
+    (said,) = splits.remarks(given, homes)
+    drawn = round(1000 * share)
+    assert said.startswith(f"the source has no {lacks} split: {drawn} subjects of train with ")
+    more = splits.assign(given + records(range(2000, 2300), "train"), SHARES, 0)
+    assert homes == {key: more[key] for key in homes}
 
 
 def test_a_subject_in_two_splits_is_refused_by_name():
@@ -130,21 +137,6 @@ def test_key_files_carry_their_hash(tmp_path):
         splits.read_keys(path, sha256)
     with pytest.raises(UserError, match=r"none\.txt: cannot be read"):
         splits.read_keys(tmp_path / "none.txt")
-
-
-def test_test_comes_out_of_train_when_the_source_has_none():
-    """CheXpert Plus has train and valid alone."""
-    given = records(range(1000), "train") + records(range(1000, 1100), "valid")
-    homes = splits.assign(given, SHARES, 0)
-    assert all(homes[f"{s}/0"] == homes[f"{s}/1"] for s in range(1100))
-    assert all((homes[f"{s}/0"] == "valid") == (s >= 1000) for s in range(1100))
-    share = np.mean([homes[f"{s}/0"] == "test" for s in range(1000)])
-    assert abs(share - 1 / 9) < 5 * (1 / 9 * 8 / 9 / 1000) ** 0.5
-    (said,) = splits.remarks(given, homes)
-    drawn = round(1000 * share)
-    assert said.startswith(f"the source has no test split: {drawn} subjects of train with ")
-    more = splits.assign(given + records(range(2000, 2300), "train"), SHARES, 0)
-    assert homes == {key: more[key] for key in homes}
 
 
 def test_valid_and_test_both_come_out_of_train_in_their_shares():
