@@ -116,7 +116,8 @@ def check_leaks(records: Iterable[tuple[str, str, str]]) -> None:
             raise UserError(
                 f"split: subject {shortened(subject)} is in {before} (record {shortened(first)}) "
                 f"and in {split} (record {shortened(key)}): one subject belongs to one split, "
-                "correct the source, or the setting that says who the subject is"
+                "correct the source, or what names subjects: ingest.pairs.subject or "
+                "ingest.folder.subject"
             )
 
 
