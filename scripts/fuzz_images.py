@@ -1,0 +1,163 @@
+"""Images for `scripts/fuzz.py`: PNG, JPEG, TIFF, BMP and DICOM, bent."""
+
+import io
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pydicom
+from PIL import Image
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
+
+from medsyn_jax.data import images
+from scripts.fuzz_inputs import bent_bytes, check
+
+_SOUND: list[tuple[str, bytes]] = []
+
+_MODES = ("L", "1", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr", "LAB", "HSV")
+
+
+def images_prepare(folder: Path) -> None:
+    """Sound pictures of every format and mode, and DICOM of a few kinds, as bytes by suffix."""
+    grey = np.add.outer(np.arange(24), np.arange(16)).astype(np.uint8) * 6
+    found = []
+    for mode in _MODES:
+        if mode == "I;16":
+            picture = Image.fromarray(grey.astype(np.uint16) * 16)
+        else:
+            picture = Image.fromarray(grey).convert("RGB" if mode in ("LAB", "HSV") else "L")
+            with suppress(ValueError):
+                picture = picture.convert(mode)
+        for suffix, options in (
+            (".png", {}),
+            (".jpg", {}),
+            (".jpg", {"progressive": True, "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}),
+            (".tif", {}),
+            (".tif", {"compression": "tiff_lzw"}),
+            (".tif", {"save_all": True, "append_images": [picture]}),
+            (".bmp", {}),
+            (".gif", {}),
+        ):
+            stream = io.BytesIO()
+            with suppress(OSError, ValueError, KeyError):
+                kinds = {
+                    ".jpg": "JPEG",
+                    ".tif": "TIFF",
+                    ".png": "PNG",
+                    ".bmp": "BMP",
+                    ".gif": "GIF",
+                }
+                picture.save(stream, kinds[suffix], **options)
+                found.append((suffix, stream.getvalue()))
+    found += [(".dcm", dicom(Random(i))) for i in range(40)]
+    _SOUND[:] = found
+
+
+_TEXT_VALUES = (
+    "",
+    "x",
+    "LINEAR",
+    "SIGMOID",
+    "MONOCHROME1",
+    "MONOCHROME2",
+    "RGB",
+    "1\\2",
+    "y" * 300,
+)
+_NUMBERS = (0, 1, -1, 2, 7, 8, 12, 16, 24, 255, 4096, 65535, 2**31 - 1)
+_ELEMENTS = "Rows,Columns,BitsAllocated,BitsStored,HighBit,PixelRepresentation,SamplesPerPixel,"
+_ELEMENTS += "PhotometricInterpretation,NumberOfFrames,WindowCenter,WindowWidth,VOILUTFunction,"
+_ELEMENTS += "RescaleSlope,RescaleIntercept,PixelPaddingValue,PixelPaddingRangeLimit,"
+_ELEMENTS += "PlanarConfiguration,SpecificCharacterSet,PixelData,VOILUTSequence,ModalityLUTSequence"
+
+
+def dicom(rng: Random, odd: int = 0) -> bytes:
+    """A DICOM file, raw, in RLE or in JPEG 2000, `odd` of whose elements have odd values."""
+    bits, signed = rng.choice((8, 10, 12, 16)), rng.random() < 0.3
+    wide = 8 if bits == 8 else 16
+    pixels = np.add.outer(np.arange(12), np.arange(10)) * ((1 << bits) // 24)
+    pixels = (pixels - signed * (1 << (bits - 1))).astype(f"<{'i' if signed else 'u'}{wide // 8}")
+    data = pydicom.Dataset()
+    data.Rows, data.Columns, data.SamplesPerPixel = 12, 10, 1
+    data.BitsAllocated, data.BitsStored, data.HighBit = wide, bits, bits - 1
+    data.PixelRepresentation = int(signed)
+    data.PhotometricInterpretation = rng.choice(("MONOCHROME1", "MONOCHROME2"))
+    if rng.random() < 0.5:
+        data.WindowCenter, data.WindowWidth = rng.choice(((100, 50), ([40, 9], [400, 2]), (0, 1)))
+    if rng.random() < 0.3:
+        data.RescaleSlope, data.RescaleIntercept = rng.choice((1, 2, "0.5")), rng.choice((0, -1024))
+    if rng.random() < 0.3:
+        table = pydicom.Dataset()
+        table.LUTDescriptor = [rng.choice((0, 16, 256)), 0, rng.choice((8, 12, 16))]
+        table["LUTDescriptor"].VR = table_vr = rng.choice(("US", "SS"))
+        table.add_new("LUTData", rng.choice(("US", "OW", table_vr)), list(range(256)))
+        if table["LUTData"].VR == "OW":
+            table.LUTData = np.arange(256, dtype="<u2").tobytes()
+        data.VOILUTSequence = [table]
+    if rng.random() < 0.2:
+        data.PixelPaddingValue = 0
+    data.file_meta = FileMetaDataset()
+    syntax = rng.choice((ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless))
+    data.file_meta.TransferSyntaxUID = syntax
+    data.file_meta.MediaStorageSOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+    data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    data.PixelData = pixels.tobytes()
+    if syntax == JPEG2000Lossless:
+        stream = io.BytesIO()
+        Image.fromarray(pixels.view(f"u{wide // 8}")).save(stream, "JPEG2000", no_jp2=True)
+        data.PixelData = encapsulate([stream.getvalue()])
+    data["PixelData"].VR = "OW" if syntax == ImplicitVRLittleEndian else "OB"
+    for _ in range(odd):
+        _bend_element(rng, data)
+    stream = io.BytesIO()
+    data.save_as(stream, enforce_file_format=rng.random() < 0.9 or odd == 0)
+    return stream.getvalue()
+
+
+def _bend_element(rng: Random, data: pydicom.Dataset) -> None:
+    name, ignore = rng.choice(_ELEMENTS.split(",")), pydicom.config.IGNORE
+    if rng.random() < 0.15:
+        data.file_meta = FileMetaDataset() if rng.random() < 0.5 else data.file_meta
+        if rng.random() < 0.5:
+            data.file_meta.TransferSyntaxUID = rng.choice(("1.2.840.10008.1.2.5", "1.2.3", ""))
+    elif rng.random() < 0.2 and name in data:
+        del data[name]
+    elif "Sequence" in name and name in data:
+        _bend_lut(rng, data[name][0])
+    else:
+        vr = pydicom.datadict.dictionary_VR(name).split(" ")[0]
+        vr = rng.choice((vr, vr, "LO", "US", "DS", "SS"))
+        number = rng.choice(_NUMBERS)
+        value: Any = rng.choice(_TEXT_VALUES) if vr in ("CS", "LO") else number
+        value = rng.choice((value, [value] * rng.choice((0, 1, 3))))
+        value = {"OB": b"x" * 7, "OW": b"x" * 8, "SQ": []}.get(vr, value)
+        data.add(pydicom.DataElement(name, vr, value, validation_mode=ignore))
+
+
+def _bend_lut(rng: Random, table: pydicom.Dataset) -> None:
+    entries = rng.choice(_NUMBERS) & 0xFFFF
+    table.LUTDescriptor = [entries, rng.choice((0, 5, 4096)), rng.choice((0, 1, 8, 12, 16, 99))]
+    table["LUTDescriptor"].VR = "US"
+    if rng.random() < 0.5:
+        table.add_new("LUTData", "US", rng.choices(range(65536), k=rng.choice((1, 2, 16))))
+    if rng.random() < 0.2:
+        del table[rng.choice(("LUTData", "LUTDescriptor"))]
+
+
+def image_case(rng: Random, folder: Path) -> None:
+    suffix, data = rng.choice(_SOUND)
+    if rng.random() < 0.3:
+        with suppress(Exception):  # pydicom does not write all that is odd
+            suffix, data = ".dcm", dicom(rng, odd=rng.choice((1, 1, 2, 4)))
+    if rng.random() < 0.6:
+        data = bent_bytes(rng, data)
+    path = folder / f"a{rng.choice((suffix, suffix, suffix, '.dcm', '.jpg', ''))}"
+    path.write_bytes(data)
+    found = images.decode_grey(path, rng.choice((0, 0, 8, 64)), rng.choice((0, 0, 0, 8, 12, 16)))
+    check(found.dtype == np.uint8 and found.ndim == 2, "no grey image", (found.dtype, found.shape))
+    check(found.min() < found.max(), "an image of one value")
+    images.encode_png(images.square(found, 8))

@@ -1,0 +1,124 @@
+"""What all kinds of `scripts/fuzz.py` share: how sound bytes, texts and JSON are bent, and `check`.
+
+A kind has `prepare(folder)`, which lays out the sound files that cases start from, and `case(rng,
+folder)`, which makes one odd input in an empty folder, calls the product, and raises `Fault` where
+its answer is not sane. What the product raises itself is judged by `fuzz.py`.
+"""
+
+import json
+import string
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+
+class Fault(AssertionError):
+    """An answer that is not sane: "what: how"."""
+
+
+class Kind(NamedTuple):
+    """weight: how often among other kinds. limit_s: of processor time, for one case."""
+
+    prepare: Callable[[Path], None]
+    case: Callable[[Random, Path], None]
+    weight: float
+    limit_s: float
+
+
+def check(sane: bool, what: str, how: Any = "") -> None:
+    """Raises Fault. what: one text for all faults of one cause; how: of this one."""
+    if not sane:
+        raise Fault(f"{what}: {ascii(how)[:300]}")
+
+
+# --- mutations ----------------------------------------------------------------------------------
+
+DEEP = "@deep@"  # becomes lists in lists when JSON is written
+ODD = (None, True, False, 0, -1, 1, 2, 0.5, -8.0, float("nan"), float("inf"), 2**31, 10**11, 2**70)
+ODD += (1e308, "", "x", "0", "nan", "9.0", "a\nb", "a\0b", "[red]", "é\udcff", "y" * 3000, DEEP)
+ODD += ([], [1], [0, "a"], {}, {"a": 1}, [[]], [None] * 3, "../up", "/", "True", [8] * 40)
+_BITS = (
+    "\0",
+    "\x1b[31m",
+    "\u202e",
+    "\u200b",
+    "\x85",
+    "\ufeff",
+    "\udc80",
+    "ﬁ",
+    "é",
+    "…",
+    "\r",
+    "\t",
+)
+
+
+def bent_bytes(rng: Random, data: bytes) -> bytes:
+    """The bytes with one to four flips, cuts, copies, deletions, insertions or runs of zeros."""
+    found = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at, end = sorted(rng.randint(0, len(found)) for _ in range(2))
+        end = min(end, at + rng.choice((1, 4, 64, 1 << 20)))
+        how = rng.randrange(6)
+        if how == 0 and at < len(found):
+            found[at] ^= 1 << rng.randrange(8)
+        elif how == 1:
+            del found[at:]
+        elif how == 2:
+            found[at:at] = found[at:end]
+        elif how == 3:
+            del found[at:end]
+        elif how == 4:
+            found[at:at] = rng.randbytes(rng.choice((1, 4, 40)))
+        else:
+            found[at:end] = bytes(end - at)
+    return bytes(found)
+
+
+def bent_text(rng: Random, text: str) -> str:
+    """The text with letters dropped, doubled, moved or replaced, or a long run of a piece of it."""
+    for _ in range(rng.choice((1, 2, 8))):
+        at, end = sorted(rng.randint(0, len(text)) for _ in range(2))
+        end = min(end, at + rng.choice((1, 2, 30)))
+        piece = rng.choice(
+            (text[at:end], rng.choice(_BITS), rng.choice(string.punctuation + " \n"))
+        )
+        count = rng.choice((0, 1, 1, 2, 30, rng.choice((3, 300, 3000))))
+        text = text[:at] + piece * count + text[rng.choice((at, end)) :]
+    return text[:100_000]
+
+
+def bent_json(rng: Random, value: Any) -> Any:
+    """The tree with one to three of its values replaced, removed, doubled, swapped or renamed."""
+    whole = [json.loads(json.dumps(value))]
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        places = list(_places(whole))
+        inside, key = rng.choice(places)
+        how = rng.randrange(8)
+        if how < 4:
+            inside[key] = rng.choice(ODD)
+        elif how == 4 and inside is not whole:
+            del inside[key]
+        elif how == 5:
+            other, name = rng.choice(places)
+            inside[key] = json.loads(json.dumps(other[name]))
+        elif how == 6 and isinstance(inside, dict):
+            inside[rng.choice((f"{key}2", "", "x" * 600, key.upper()))] = inside.pop(key)
+        elif isinstance(inside[key], int | float) and not isinstance(inside[key], bool):
+            inside[key] = rng.choice((-1, 2, 0.5, 1000, 1e20)) * inside[key]
+    return whole[0]
+
+
+def _places(tree: Any) -> Any:
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
+        yield tree, key
+        if isinstance(tree[key], dict | list):
+            yield from _places(tree[key])
+
+
+def json_bytes(rng: Random, value: Any) -> bytes:
+    """JSON of a bent tree; once in five times the text itself is bent, too."""
+    nested = f"{'[' * 100_000}{']' * 100_000}" if rng.random() < 0.5 else "[" * 5000
+    data = json.dumps(value).replace(f'"{DEEP}"', nested).encode()
+    return bent_bytes(rng, data) if rng.random() < 0.2 else data

@@ -1,0 +1,413 @@
+"""Tensors, pipelines, shards and configs for `scripts/fuzz.py`: what runs read and write."""
+
+import json
+import os
+import shutil
+import struct
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from absl import flags
+from flax import nnx
+from ml_collections import config_flags
+
+from configs import ingest as ingest_configs
+from medsyn_jax import main
+from medsyn_jax.core import log, tree
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.data import ingestion, plan, shards, tokenizers
+from medsyn_jax.diffusion import generator, schedule
+from medsyn_jax.models import pipeline as pipelines
+from medsyn_jax.models import towers, weights
+from medsyn_jax.models.layers import split
+from medsyn_jax.tasks import (
+    classify,
+    curate,
+    finetune_diffusion,
+    generate,
+    ground,
+    ingest,
+    pretrain,
+)
+from medsyn_jax.train import encoders, features, pairs, probe, recipe
+from scripts import random_pipeline
+from scripts.fuzz_inputs import bent_bytes, bent_json, check, json_bytes
+
+_BASE: dict[str, Any] = {}
+
+# --- tensors ------------------------------------------------------------------------------------
+
+_TOWERS: dict[str, dict[str, Any]] = {
+    "torchvision": {"kind": "resnet", "depths": (1, 1, 1, 1), "width": 2, "block": "basic"}
+    | {"channels": 1, "stem": "7x7", "remat": False},
+    "hf_vit": {"kind": "vit", "size": 8, "patch": 4, "width": 4, "layers": 2, "heads": 2}
+    | {"mlp_width": 4, "channels": 1, "eps": 1e-6, "remat": False},
+    "hf_bert": {"width": 4, "layers": 2, "heads": 2, "mlp_width": 4, "max_length": 8, "types": 2}
+    | {"pooler": False, "dropout": 0.0, "eps": 1e-12, "remat": False},
+}
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "U64": 64, "U32": 32}
+_BITS |= {"I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "C64": 64, "F4": 4, "F6_E2M3": 6}
+_BITS |= dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "X", ""), 8)
+_EXTRA = ("head.weight", "decoder_blocks.0.norm1.weight", "cls.predictions.bias", "a\nb", "z" * 900)
+_CONFIG = {"model_type": "bert", "num_attention_heads": 2, "hidden_act": "gelu", "hidden_size": 4}
+_CONFIG |= {"layer_norm_eps": 1e-12, "num_hidden_layers": 2, "image_size": 8, "patch_size": 4}
+_CONFIG |= {"intermediate_size": 4, "architectures": ["BertModel"], "auto_map": {}}
+
+
+def tensors_prepare(folder: Path) -> None:
+    found = {}
+    for layout, settings in _TOWERS.items():
+
+        def make(layout: str = layout, settings: dict[str, Any] = settings) -> nnx.Module:
+            if layout == "hf_bert":
+                return towers.text_encoder(settings, 11, np.float32, nnx.Rngs(0))
+            return towers.image_encoder(settings, np.float32, nnx.Rngs(0))
+
+        like = split(nnx.eval_shape(make))[1:]
+        zeros = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), like)
+        path = folder / f"{layout}.safetensors"
+        weights.save(path, layout, *zeros)
+        data = path.read_bytes()
+        end = 8 + struct.unpack("<Q", data[:8])[0]
+        found[layout] = (like, json.loads(data[8:end]), data[end:])
+    _BASE["tensors"] = found
+
+
+def tensor_case(rng: Random, folder: Path) -> None:
+    layout = rng.choice(list(_TOWERS))
+    like, header, data = _BASE["tensors"][layout]
+    path = folder / rng.choice(("model.safetensors",) * 9 + ("a.bin",))
+    path.write_bytes(_bent_tensors(rng, header, data))
+    if rng.random() < 0.25:
+        names = {key: path.name for key in header if key != "__metadata__"}
+        index = bent_json(rng, {"metadata": {"total_size": 1}, "weight_map": names})
+        named = folder / f"{path.stem}.safetensors.index.json"
+        named.write_bytes(json_bytes(rng, index))
+        path = named
+    if rng.random() < 0.3:
+        for name in ("config.json", "preprocessor_config.json"):
+            (folder / name).write_bytes(json_bytes(rng, bent_json(rng, _CONFIG)))
+        path = folder
+    layers = rng.choice((None, None, 1))
+    loaded = weights.load(path, rng.choice(("", layout)), *like, layers=layers, report=str)
+    for given, wanted in zip(loaded, like, strict=True):
+        shapes = {name: leaf.shape for name, leaf in tree.named(given).items()}
+        check(shapes == {n: x.shape for n, x in tree.named(wanted).items()}, "other shapes", shapes)
+        kinds = {leaf.dtype for leaf in tree.named(given).values()}
+        check(kinds <= {np.dtype(np.float32)}, "other types", kinds)
+
+
+def _bent_tensors(rng: Random, header: dict[str, Any], data: bytes) -> bytes:
+    """A whole file with tensors of other types, shapes or names; or a bent header, or bytes."""
+    header, length = json.loads(json.dumps(header)), None
+    how = rng.randrange(8)
+    if how < 5:
+        header, data = _other_tensors(rng, header)
+    elif how == 5:
+        header = bent_json(rng, header)
+    elif how == 6:
+        length = rng.choice((0, 1, 2**20, 2**40, 2**63))
+    text = json_bytes(rng, header) if how == 5 else json.dumps(header).encode()
+    whole = struct.pack("<Q", len(text) if length is None else length) + text + data
+    return bent_bytes(rng, whole) if how == 7 else whole
+
+
+def _other_tensors(rng: Random, header: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    named = [(k, e["dtype"], e["shape"]) for k, e in header.items() if k != "__metadata__"]
+    to, share = rng.choice(list(_BITS)), rng.choice((0, 0.1, 1))
+    bent, offset = {}, 0
+    for name, dtype, shape in named:
+        dtype = to if rng.random() < share else dtype
+        if rng.random() < 0.02:
+            name, shape = rng.choice((name, name + "2")), rng.choice(([], [0], [*shape, 1], [2, 3]))
+        size = -(-int(np.prod(shape)) * _BITS[dtype] // 8)
+        bent[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    if rng.random() < 0.3:
+        entry = {"dtype": "F32", "shape": [], "data_offsets": [offset, offset + 4]}
+        bent[rng.choice(_EXTRA)], offset = entry, offset + 4
+    return bent, bytes(offset)
+
+
+# --- pipelines ----------------------------------------------------------------------------------
+
+_JSONS = [f"{part}/config.json" for part in pipelines.PARTS]
+_JSONS += ["scheduler/scheduler_config.json", "model_index.json"]
+_TOKENIZER = [f"tokenizer/{n}" for n in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")]
+
+
+def pipelines_prepare(folder: Path) -> None:
+    root = folder / "pipeline"
+    random_pipeline.write(root)
+    _BASE["pipelines"] = root, pipelines.read(root)
+
+
+def pipeline_case(rng: Random, folder: Path) -> None:
+    root, sound = _BASE["pipelines"]
+    to = folder / "pipeline"
+    shutil.copytree(root, to, copy_function=os.symlink)
+    name = rng.choice(_JSONS + _TOKENIZER)
+    data = (root / name).read_bytes()
+    if name.endswith(".txt") or rng.random() < 0.1:
+        data = bent_bytes(rng, data)
+    else:
+        value = json.loads(data)
+        if name.endswith("config.json") and rng.random() < 0.4:
+            value |= rng.choice(_MORE)
+        data = json_bytes(rng, bent_json(rng, value))
+    (to / name).unlink()
+    if rng.random() < 0.97:
+        (to / name).write_bytes(data)
+    part = name.partition("/")[0]
+    read = pipelines.read(to, [part] if part in pipelines.PARTS else [], report=str)
+    whole = pipelines.Pipeline({**sound.parts, **read.parts}, read.scheduler, read.tokenizer)
+    if part == "tokenizer":
+        ids, mask = tokenizers.load(to / part).encode(["The lungs are clear.", ""], 8)
+        check(ids.shape == mask.shape == (2, 8) and ids.min() >= 0, "no ids", ids)
+    sampler, steps = rng.choice(schedule.SAMPLERS), rng.choice((1, 4, 50))
+    table = generator.check(whole, generator.Sampling(sampler, steps, 2.0), rng.choice((0, 16)))
+    finite = all(np.isfinite(x).all() for x in jax.tree.leaves(table))
+    check(finite, "a table that is not finite", sampler)
+    check(0 < whole.scaling_factor < np.inf, "a scaling factor", whole.scaling_factor)
+    check(0 < generator.native_size(whole) <= 2**20, "a size", generator.native_size(whole))
+
+
+_MORE = (
+    {"act_fn": "gelu", "dropout": 0.1, "mid_block_type": None, "time_embedding_type": "fourier"},
+    {"hidden_act": ["gelu"], "layer_norm_eps": "x", "attention_dropout": [0]},
+    {"layers_per_block": 16, "transformer_layers_per_block": 40, "norm_eps": float("nan")},
+    {"scaling_factor": -8, "sample_size": 0, "latents_mean": [0]},
+    {"prediction_type": "x", "timestep_spacing": "x", "steps_offset": -1, "trained_betas": [1]},
+    {"num_train_timesteps": 10**11, "beta_start": "x", "rescale_betas_zero_snr": 1},
+)
+
+# --- shards -------------------------------------------------------------------------------------
+
+
+def shards_prepare(folder: Path) -> None:
+    config = ingest_configs.get_config("smoke").ingest
+    config.update({"size": 32, "records_per_shard": 3, "split_shares": (0.4, 0.3, 0.3)})
+    config.phantom.subjects = 6
+    made = plan.make_plan(config)
+    root = ingestion.ingest(config, folder / "set", made)
+    read = {name: list(shards.open_split(root, name)) for name in _having(root)}
+    files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    _BASE["shards"] = config, made, files, read
+
+
+def _having(root: Path) -> list[str]:
+    """The splits that have records."""
+    return [name for name, part in shards.describe(root)["splits"].items() if part["records"]]
+
+
+def shard_case(rng: Random, folder: Path) -> None:
+    config, made, files, read = _BASE["shards"]
+    root = folder / "set"
+    _bend_set(rng, root, files)
+    refused = None
+    try:
+        opened = {name: shards.open_split(root, name) for name in _having(root)}
+        check(opened.keys() == read.keys(), "splits are lost", list(opened))
+        for name, records in opened.items():
+            check(len(records) == len(read[name]), "records are lost", name)
+            keys = [record["key"] for record in read[name]]
+            check(records.keys == keys, "other keys", name)
+            for i, sound in enumerate(read[name]):
+                check(_same(records[i], sound), "another record", (name, i))
+    except shards.UserError as error:
+        refused = error  # what the second ingestion makes of it matters, too
+    ingestion.ingest(config, root, made)
+    for name, data in files.items():
+        described = not name.endswith(".lock") and "array_record-" not in name
+        same = not described or (root / name).read_bytes() == data
+        check(same, f"a fault left after ingestion in {name.partition('/')[0]}", name)
+    if refused is not None:
+        raise refused
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    same = lambda x, y: np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y  # noqa: E731
+    plain = [k for k in b if k != "boxes"]
+    return a.keys() == b.keys() and all(same(a[k], b[k]) for k in plain)
+
+
+def _bend_set(rng: Random, root: Path, files: dict[str, bytes]) -> None:
+    """Lays out the set with one or two of its files bent, away, or in each other's place."""
+    found = dict(files)
+    for _ in range(rng.choice((1, 1, 2))):
+        folders = sorted({name.partition("/")[0] for name in files if name != ".lock"})
+        chosen = rng.choice([n for n in folders if "array_record" not in n] * 2 + folders)
+        name = rng.choice([n for n in sorted(files) if n.partition("/")[0] == chosen])
+        how = rng.randrange(8)
+        if how == 0:
+            found.pop(name, None)
+        elif how == 1:
+            found[name] = files[rng.choice(sorted(files))]
+        elif how < 6 and name.endswith(".json"):
+            found[name] = json_bytes(rng, bent_json(rng, json.loads(files[name])))
+        elif name.endswith((".txt", ".csv")) and how < 4:
+            lines = files[name].splitlines(True) or [b""]
+            found[name] = b"".join(rng.sample(lines, rng.randint(0, len(lines)))) + b"extra\n"
+        else:
+            found[name] = bent_bytes(rng, files[name])
+    for name, data in found.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+
+
+# --- configs ------------------------------------------------------------------------------------
+
+_TASKS = ("convirt", "gloria", "mgca", "classify", "ground", "curate", "generate")
+_TASKS += ("finetune_diffusion", "ingest")
+_MODULES = {m.__name__.rpartition(".")[2]: m for m in (classify, curate, finetune_diffusion)}
+_MODULES |= {m.__name__.rpartition(".")[2]: m for m in (generate, ground, ingest, pretrain)}
+# Work that is large because it was asked for is no fault.
+_COUNTS = ("subjects", "studies_per_subject", "ingest.size", "seeds", "draws", "subsets", "epochs")
+_VALUES = ("nan", "inf", "-inf", "-1", "0", "1", "2", "3", "0.5", "1e-320", "1e308", "2147483648")
+_VALUES += ("99999999999999999999", "", "x", "None", "True", "()", "(1,)", "(0.2,)", "(1, 2)", "[]")
+_VALUES += ("('80%', '10%', '10%')", "('x',)", "(None,)", "((),)", "(nan, 1)", "'x'", "{'a': 1}")
+_VALUES += ("(1.0, 0.0)", "('(',)", "('.*',)", "../x", "/", "\0", "[red]", "é", "(0.5,0.25,0.25)")
+
+
+class Done(BaseException):
+    """All checks have passed, and the work would begin."""
+
+
+def configs_prepare(folder: Path) -> None:
+    """A pre-training run as far as a checkpoint of its start, and two sets of shards."""
+    runs = folder / "runs"
+    _BASE["configs"] = folder
+
+    def saved(trainer: Any, state: Any) -> None:
+        trainer.checkpoints.save(jax.tree.map(np.asarray, state), {}, 1.0)
+        trainer.checkpoints.wait()
+        trainer.checkpoints.close()
+        raise Done
+
+    argv = ["main", "--config=configs/gloria.py:smoke", f"--workdir={runs / 'encoder'}"]
+    argv.append("--config.ingest.workers=1")  # the fourth: the rest may be odd
+    _run(argv, saved)
+    data = next((runs / "data").iterdir())
+    shutil.copytree(data, runs / "set")
+
+
+def _traced(fn: Any = None, **_: Any) -> Any:
+    """In the place of `jax.jit`: finds every error of shapes, and computes zeros."""
+    if fn is None:
+        return _traced
+
+    def zeros(*args: Any, **kwargs: Any) -> Any:
+        shapes = jax.eval_shape(fn, *args, **kwargs)
+        if sum(np.prod(s.shape, dtype=float) for s in jax.tree.leaves(shapes)) > 1e8:
+            raise Done  # asked for, so not a fault
+        return jax.tree.map(lambda s: jax.device_put(np.zeros(s.shape, s.dtype)), shapes)
+
+    return zeros
+
+
+def _begin(trainer: Any, state: Any) -> None:
+    """In the place of training: one batch and, as it takes seconds, now and then one traced step."""
+    try:
+        batch = meshes.to_devices(trainer.mesh, next(trainer.batches))
+        if _BASE["traced"]:
+            trainer.step(state, batch, trainer.key)
+    finally:
+        trainer.batches.close()
+        trainer.log.close()
+        trainer.checkpoints.close()
+    raise Done
+
+
+def _table(encoder: Any, records: shards.Records, *_: Any, **__: Any) -> features.Table:
+    rng = np.random.default_rng(len(records))
+    labels = np.stack([shards.value(records.features(i), "labels") for i in range(len(records))])
+    seen = rng.random((len(records), 4), np.float32)
+    return features.Table(seen, labels, np.array(records.subjects()))
+
+
+def _done(*_: Any, **__: Any) -> None:
+    raise Done
+
+
+def _run(argv: list[str], training: Any = _begin) -> None:
+    """Parses a command line as `main` does and runs its task up to where the work begins."""
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file(
+        "config", None, "", lock_config=True, flag_values=values
+    )
+    workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
+    with ExitStack() as stack:
+
+        def put(where: Any, name: str, value: Any) -> None:
+            stack.enter_context(mock.patch.object(where, name, value))
+
+        put(main.flags, "FLAGS", values)
+        put(main, "_CONFIG", config)
+        put(main, "_WORKDIR", workdir)
+        put(sys, "argv", argv)  # ml_collections looks there for the fields
+        parsed, where = main.parse(argv)
+        put(jax, "jit", _traced)
+        put(recipe, "run", training)
+        put(features, "table", _table)
+        put(probe, "fit", _done)
+        put(ground, "heats", _done)
+        put(generate, "_write_parts", _done)
+        if "ingest.py" not in argv[1] and any("config.ingest" in a for a in argv[4:]):
+            put(ingestion, "_write_parts", _done)
+        try:
+            check(parsed.task in _MODULES, "an unknown task", parsed.task)
+            main._make(where)
+            _MODULES[parsed.task].run(parsed, where)
+        except Done:
+            pass
+
+
+def config_case(rng: Random, folder: Path) -> None:
+    runs = _BASE["configs"] / "runs"
+    if rng.random() < 0.1:
+        _workdir_case(rng, folder, runs)
+        return
+    name = rng.choice(_TASKS)
+    argv = ["main", f"--config=configs/{name}.py:smoke", f"--workdir={runs / 'new'}"]
+    argv.append("--config.ingest.workers=1")
+    shutil.rmtree(runs / "new", ignore_errors=True)
+    _BASE["traced"] = rng.random() < 0.3
+    given = {"encoder.workdir": str(runs / "encoder"), "synthetic": str(runs / "set")}
+    given |= {"pipeline": "assets/phantom-diffusion"} if name == "generate" else {}
+    fields = _fields(name)
+    for field in rng.sample(sorted(fields), rng.choice((1, 1, 1, 2))):
+        value = rng.choice(_VALUES)
+        if any(word in field for word in _COUNTS) and len(value) > 4:
+            value = "inf"
+        given[field] = value
+    argv += [f"--config.{field}={value}" for field, value in given.items() if field in fields]
+    _run(argv)
+
+
+def _fields(name: str) -> set[str]:
+    module = __import__(f"configs.{name}", fromlist=["get_config"])
+    config = json.loads(module.get_config("smoke").to_json())
+    return {field for field in log._flat(config) if field != "task"}
+
+
+def _workdir_case(rng: Random, folder: Path, runs: Path) -> None:
+    """The workdir of a run whose config.json is bent."""
+    shutil.copytree(runs / "encoder", folder / "run", symlinks=True)
+    path = folder / "run" / "config.json"
+    path.write_bytes(json_bytes(rng, bent_json(rng, json.loads(path.read_text()))))
+    config = ingest_configs.get_config("smoke")
+    with mock.patch.object(jax, "jit", _traced):
+        rng.choice(
+            (
+                lambda: log.check_config(folder / "run", config),
+                lambda: encoders.pretrained(folder / "run"),
+                lambda: encoders.untrained(folder / "run", 0),
+                lambda: pairs.pretrained(folder / "run"),
+            )
+        )()
