@@ -3,6 +3,7 @@
 
 import importlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -55,6 +56,11 @@ def _reason(e: BaseException) -> str:
         return f"--config: variant {variant}"
     if isinstance(e, KeyError | AttributeError) and "get_config" not in text:
         return f"unknown config field {text.replace(' Did you', ': did you')}"
+    for kind, python in (
+        ("whole number", "invalid literal for int"),
+        ("number", "could not convert"),
+    ):
+        text = re.sub(rf"{python}.*", f"must be a {kind}", text)
     return text
 
 

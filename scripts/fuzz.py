@@ -46,7 +46,7 @@ KINDS = {
     "shards": Kind(fuzz_runs.shards_prepare, fuzz_runs.shard_case, 2, 20),
     "configs": Kind(fuzz_runs.configs_prepare, fuzz_runs.config_case, 1, 40),
 }
-LONGEST = 500  # characters of a message
+LONGEST = 1000  # characters of a message
 MEMORY = 6 << 30  # bytes of a worker
 _PYTHON = re.compile(
     r"object (?:is|has|does|cannot|of type)|has no attribute|NoneType|unsupported operand"

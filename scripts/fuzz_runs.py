@@ -5,7 +5,7 @@ import os
 import shutil
 import struct
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -312,7 +312,7 @@ def _traced(fn: Any = None, **_: Any) -> Any:
 
 
 def _begin(trainer: Any, state: Any) -> None:
-    """In the place of training: one batch and, as it takes seconds, now and then one traced step."""
+    """In the place of training: one batch and now and then, as it takes seconds, a traced step."""
     try:
         batch = meshes.to_devices(trainer.mesh, next(trainer.batches))
         if _BASE["traced"]:
@@ -343,29 +343,30 @@ def _run(argv: list[str], training: Any = _begin) -> None:
     )
     workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
     with ExitStack() as stack:
-
-        def put(where: Any, name: str, value: Any) -> None:
-            stack.enter_context(mock.patch.object(where, name, value))
-
-        put(main.flags, "FLAGS", values)
-        put(main, "_CONFIG", config)
-        put(main, "_WORKDIR", workdir)
-        put(sys, "argv", argv)  # ml_collections looks there for the fields
+        for place, name, value in (
+            (main.flags, "FLAGS", values),
+            (main, "_CONFIG", config),
+            (main, "_WORKDIR", workdir),
+            (sys, "argv", argv),  # ml_collections looks there for the fields
+        ):
+            stack.enter_context(mock.patch.object(place, name, value))
         parsed, where = main.parse(argv)
-        put(jax, "jit", _traced)
-        put(recipe, "run", training)
-        put(features, "table", _table)
-        put(probe, "fit", _done)
-        put(ground, "heats", _done)
-        put(generate, "_write_parts", _done)
-        if "ingest.py" not in argv[1] and any("config.ingest" in a for a in argv[4:]):
-            put(ingestion, "_write_parts", _done)
-        try:
-            check(parsed.task in _MODULES, "an unknown task", parsed.task)
-            main._make(where)
+    stops = [(probe, "fit"), (ground, "heats"), (generate, "_generator")]
+    if "ingest.py" not in argv[1] and any("config.ingest" in a for a in argv[4:]):
+        stops.append((ingestion, "_write_parts"))
+    with ExitStack() as stack:
+        for place, name in stops:
+            stack.enter_context(mock.patch.object(place, name, _done))
+        for place, name, value in (
+            (jax, "jit", _traced),
+            (recipe, "run", training),
+            (features, "table", _table),
+        ):
+            stack.enter_context(mock.patch.object(place, name, value))
+        check(parsed.task in _MODULES, "an unknown task", parsed.task)
+        main._make(where)
+        with suppress(Done, MemoryError):  # `main` tells of the latter
             _MODULES[parsed.task].run(parsed, where)
-        except Done:
-            pass
 
 
 def config_case(rng: Random, folder: Path) -> None:

@@ -47,7 +47,10 @@ def ended(process, seconds=60):
         (["--config=configs/common.py"], "no attribute 'get_config'"),
         ([f"{CONVIRT}:nope"], "variant 'nope' is unknown: choose from demo, smoke, paper"),
         ([CONVIRT, "--config.data.batchsize=3"], "'batchsize': did you mean \"batch_size\""),
-        ([CONVIRT, "--config.data.batch_size=x"], "--config.data.batch_size=x: invalid literal"),
+        (
+            [CONVIRT, "--config.data.batch_size=x"],
+            "--config.data.batch_size=x: must be a whole number",
+        ),
         ([CONVIRT, "--config.data.weights=(1,"], "--config.data.weights=(1,: Error while parsing"),
         ([CONVIRT, "stray"], "'stray' is no flag: use --flag=value"),
         ([CONVIRT, "--nope=3"], "Unknown command line flag 'nope'"),
