@@ -135,8 +135,12 @@ def _work(pipe: connection.Connection, kinds: list[str], seed: int, room: Path) 
     silent = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(silent, stream)
-    _prepare(kinds, room)
-    pipe.send(None)  # ready
+    try:
+        _prepare(kinds, room)
+    except BaseException:
+        pipe.send(traceback.format_exc())
+        raise
+    pipe.send("")  # ready
     while (task := pipe.recv()) is not None:
         pipe.send(run_case(*task[:1], seed, task[1], room / "case"))
 
@@ -157,8 +161,8 @@ class Pool:
         self.context = multiprocessing.get_context("spawn")
         self.started = 0
         self.workers = [self._start() for _ in range(count)]
-        for _, pipe in self.workers:
-            pipe.recv()
+        for worker in self.workers:
+            self._wait(worker)
 
     def _start(self) -> tuple:
         ours, theirs = self.context.Pipe()
@@ -168,6 +172,10 @@ class Pool:
         process.start()
         theirs.close()
         return process, ours
+
+    def _wait(self, worker: tuple) -> None:
+        if problem := worker[1].recv():
+            raise SystemExit(f"a worker could not prepare its inputs:\n{problem}")
 
     def run(self, tasks: Iterator[tuple[str, int]]) -> Iterator[Outcome]:
         """The outcomes of all tasks (kind, number), as they come."""
@@ -200,7 +208,7 @@ class Pool:
         died = signal.Signals(-process.exitcode).name if process.exitcode < 0 else "an exit"
         self.workers.remove(worker)
         self.workers.append(self._start())
-        self.workers[-1][1].recv()
+        self._wait(self.workers[-1])
         return Outcome(*task, "failed", cause=f"the process ended by {died}")
 
     def close(self) -> None:

@@ -196,7 +196,8 @@ def shards_prepare(folder: Path) -> None:
     config.phantom.subjects = 6
     made = plan.make_plan(config)
     root = ingestion.ingest(config, folder / "set", made)
-    read = {name: list(shards.open_split(root, name)) for name in _having(root)}
+    opened = {name: shards.open_split(root, name) for name in _having(root)}
+    read = {name: [part[i] for i in range(len(part))] for name, part in opened.items()}
     files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
     _BASE["shards"] = config, made, files, read
 
