@@ -276,7 +276,7 @@ def _folder_case(rng: Random, folder: Path) -> None:
         b"[red]",
         b"e\xcc\x81",
     )
-    names += (b"x\ny", b"n" * 200, b"%20", b"..a", b"\xe4.d")
+    names += (b"x\ny", b"n" * 200, b"%20", b"\xe4.d")
     root, count = bytes(folder), rng.randint(0, 8)
     made = set()
     for i in range(count):

@@ -14,7 +14,7 @@ from typing import Any
 
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.log import console
-from medsyn_jax.data import shards, splits
+from medsyn_jax.data import description, shards, splits
 
 PLAN_FILE = "plan.json"
 REJECTS = "rejects.csv"
@@ -45,11 +45,49 @@ def only_writer(directory: Path) -> Iterator[None]:
 
 
 def is_complete(directory: Path, fingerprint: str) -> bool:
-    """Whether it holds the whole set with this fingerprint."""
+    """Whether it holds the whole set with this fingerprint, and all that describes it is sound.
+
+    The records themselves are not read, nor the reasons in `rejects.csv`.
+    """
     try:
-        return shards.describe(directory)["fingerprint"] == fingerprint
-    except UserError:
+        info = shards.describe(directory)
+        plan = {"fingerprint": fingerprint, "settings": info["settings"]}
+        if info["fingerprint"] != fingerprint or _read_plan(directory) != plan:
+            return False
+        written = [shards.finished(directory / name) for name in info["files"]]
+        left_out = sum(len(shard.left_out) for shard in written if shard)
+        if _count_rejects(directory) != info["rejects"] + left_out:
+            return False
+        stored = json.loads((directory / "dataset_info.json").read_text())
+        for split, part in info["splits"].items():
+            own = [shard for shard in written if shard and shard.split == split]
+            keys = splits.read_keys(directory / "splits" / f"{split}.txt", part["sha256"])
+            if keys != [key for shard in own for key in shard.keys]:
+                return False
+            sizes = [int(s["numBytes"]) for s in stored["splits"] if s["name"] == split]
+            if sum(sizes) != sum(shard.payload for shard in own):
+                return False
+        return None not in written and info.keys() >= {"rejects", "left_out"}
+    except (UserError, OSError, ValueError, KeyError):
         return False
+
+
+def _read_plan(directory: Path) -> dict[str, Any] | None:
+    """What `plan.json` holds; None where it is missing or damaged."""
+    try:
+        found = description.read_object(directory / PLAN_FILE)
+    except UserError:
+        return None
+    known = isinstance(found.get("fingerprint"), str) and isinstance(found.get("settings"), dict)
+    return found if known else None
+
+
+def _count_rejects(directory: Path) -> int:
+    try:
+        with (directory / REJECTS).open(newline="", encoding="utf-8") as file:
+            return sum(len(row) == 2 for row in csv.reader(file)) - 1
+    except csv.Error:
+        return -1
 
 
 def accept(directory: Path, fingerprint: str, settings: Mapping[str, Any], others: str) -> None:
@@ -65,31 +103,42 @@ def accept(directory: Path, fingerprint: str, settings: Mapping[str, Any], other
         UserError: when it holds something else.
     """
     path = directory / PLAN_FILE
-    identity = json.dumps({"fingerprint": fingerprint, "settings": settings}, indent=2)
-    if path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path}: is not valid JSON: use another directory") from error
-        if before["fingerprint"] != fingerprint:
-            if not _forget_if_empty(directory):
-                changed = _changed(before["settings"], json.loads(identity)["settings"])
-                raise UserError(
-                    f"{directory}: holds another data set ({changed or f'{others} have changed'}): "
-                    "use another directory, or delete this one"
-                )
-            shards.write_text(path, identity)
-    elif any(not file.name.startswith(".") for file in directory.iterdir()):
-        raise UserError(f"{directory}: is not empty and holds no data set: use another one")
-    else:
-        shards.write_text(path, identity)
+    identity = {"fingerprint": fingerprint, "settings": json.loads(json.dumps(settings))}
+    before = _read_plan(directory)
+    if before is None and path.exists():
+        if not (_is_of(directory, fingerprint) or _forget_if_empty(directory)):
+            raise UserError(
+                f"{path}: is damaged, so that nobody can tell which data set this is: restore it, "
+                "use another directory, or delete this one"
+            )
+    elif before is None and any(not file.name.startswith(".") for file in directory.iterdir()):
+        if not _is_of(directory, fingerprint):
+            raise UserError(f"{directory}: is not empty and holds no data set: use another one")
+    elif before and before["fingerprint"] != fingerprint and not _forget_if_empty(directory):
+        changed = _changed(before["settings"], identity["settings"])
+        raise UserError(
+            f"{directory}: holds another data set ({changed or f'{others} have changed'}): "
+            "use another directory, or delete this one"
+        )
+    if before != identity:
+        shards.write_text(path, json.dumps(identity, indent=2))
     for leftover in directory.rglob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
+def _is_of(directory: Path, fingerprint: str) -> bool:
+    """Whether `medsyn.json` says that the directory is of this set."""
+    try:
+        return description.read_object(directory / shards.INFO).get("fingerprint") == fingerprint
+    except UserError:
+        return False
+
+
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in names)
+    return ", ".join(
+        f"{name} was {str(old.get(name))[:80]}, is {str(new.get(name))[:80]}" for name in names
+    )
 
 
 def _forget_if_empty(directory: Path) -> bool:

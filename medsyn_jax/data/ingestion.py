@@ -52,7 +52,7 @@ def ingest(config: Any, directory: Path | str, plan: Plan | None = None) -> Path
 
 def _write_parts(plan: Plan, config: Any, directory: Path) -> list[shards.Shard]:
     """Writes the parts that are not there yet; returns all shards in the order of the plan."""
-    written = {part.name: shards.finished(directory / part.name) for part in plan.parts}
+    written = {part.name: part.finished(directory) for part in plan.parts}
     todo = [part for part in plan.parts if written[part.name] is None]
     known = [reject for shard in written.values() if shard for reject in shard.rejects]
     rejects = plan.rejects + known

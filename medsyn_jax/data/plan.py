@@ -36,6 +36,16 @@ class Part:
     split: str
     items: tuple[records.Item, ...]
 
+    def finished(self, directory: Path) -> shards.Shard | None:
+        """The shard in `directory`; None when it is missing, not whole, or not of these items."""
+        shard = shards.finished(directory / self.name)
+        if shard is None:
+            return None
+        others = [key for key, _ in (*shard.rejects, *shard.left_out)]
+        keys = [item.key for item in self.items]
+        same = sorted((*shard.keys, *others)) == sorted(keys) and shard.split == self.split
+        return shard if same and shard.keys == [k for k in keys if k not in {*others}] else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -105,6 +115,10 @@ def _list(config: Any) -> records.Listing:
         )
     if config.records_per_shard < 1 or config.size < 1:
         raise UserError("ingest: size and records_per_shard must be at least 1")
+    if not 0 <= config.max_reject_share <= 1:
+        raise UserError(
+            f"ingest.max_reject_share: {config.max_reject_share}: give a share from 0 to 1"
+        )
     if config.bits not in (0, *range(8, 17)):
         raise UserError(f"ingest.bits: {config.bits}: use 8 to 16, or 0 to ask every image")
     for field, choices in (("display", images.DISPLAYS), ("square", images.SQUARES)):

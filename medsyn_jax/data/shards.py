@@ -2,7 +2,8 @@
 
 `tfds.builder_from_directory(directory).as_data_source(split)` reads what is written here without
 this package. `medsyn.json`, written last, tells what TFDS does not keep: label names, the sizes
-that prove the files whole, hashes of the split files, and what the set was made from.
+that prove the files whole, hashes of the split files, and what the set was made from. Where these
+files say different things of a set, it is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import functools
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,16 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError
 from PIL import Image
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
-from medsyn_jax.data import reports, splits
+from medsyn_jax.data import description, reports, splits
 
 FORMAT = 1
 INFO = "medsyn.json"
@@ -53,7 +58,7 @@ class Shard:
 
 def is_mask(name: str) -> bool:
     """Whether a field of a record is a mask: any `mask_<name>`, 0 or 255."""
-    return name.startswith("mask_")
+    return re.fullmatch(r"mask_\w+", name) is not None
 
 
 def is_image(name: str) -> bool:
@@ -130,15 +135,20 @@ def write_shard(
 
 
 def finished(path: Path) -> Shard | None:
-    """What the shard at `path` holds; None when it is missing or not whole."""
+    """What the shard at `path` holds; None when it, or the note of what it holds, is not whole."""
     try:
         shard = Shard(**json.loads(_note(path).read_text()))
-        if path.stat().st_size != shard.size:
+        lists = {n: [(k, why) for k, why in getattr(shard, n)] for n in ("rejects", "left_out")}
+        texts = [text for pairs in lists.values() for pair in pairs for text in pair]
+        sound = all(isinstance(text, str) for text in (*texts, *shard.keys))
+        sound &= all(is_mask(name) or name in OPTIONAL for name in shard.optional or ())
+        sound &= isinstance(shard.keys, list) and description.is_count(shard.payload)
+        sound &= shard.name == path.name and f"-{shard.split}.array_record-" in path.name
+        if not sound or (shard.size, len(shard.keys)) != (path.stat().st_size, _count(path)):
             return None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RuntimeError):  # of array_record, and of deep nesting
         return None
-    pairs = {n: [(k, why) for k, why in getattr(shard, n)] for n in ("rejects", "left_out")}
-    return dataclasses.replace(shard, **pairs)
+    return dataclasses.replace(shard, **lists)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -172,33 +182,32 @@ def write_tfds_info(directory: Path, shards: Sequence[Shard], label_names: Seque
 
 
 def describe(directory: Path | str) -> dict[str, Any]:
-    """Reads `medsyn.json` and checks that the files it lists are whole, by name and size.
+    """Reads `medsyn.json`, and checks that what else describes the set agrees with it and that the
+    files it lists are whole, by name and size.
 
     Raises:
         UserError: naming the directory when it is no finished data set, or the file that is
-            missing or cut short.
+            missing, cut short, or at odds with the others.
     """
     directory = Path(directory)
-    try:
-        info = json.loads((directory / INFO).read_text())
-    except OSError as error:
+    if not (directory / INFO).is_file():
         if (inner := directory / "shards" / INFO).exists():
             raise UserError(
                 f"data: {directory}: holds no data set, but {inner.parent} does: name that"
-            ) from error
+            )
         what = (
             "holds no data set"
             if not (directory / "dataset_info.json").exists()
             else (f"has no {INFO}: its ingestion did not end, or another program wrote it")
         )
-        raise UserError(f"data: {directory}: {what}: run the ingest command into it") from error
-    except ValueError as error:
-        raise UserError(f"data: {directory / INFO}: is not valid JSON: ingest again") from error
+        raise UserError(f"data: {directory}: {what}: run the ingest command into it")
+    info = description.read_object(directory / INFO)
     if info.get("format") != FORMAT:
         raise UserError(
-            f"data: {directory}: has format {info.get('format')}, this version reads {FORMAT}: "
-            "ingest again into another directory"
+            f"data: {directory}: has format {str(info.get('format'))[:40]}, this version reads "
+            f"{FORMAT}: ingest again into another directory"
         )
+    description.check(directory, info, functools.partial(_stored_features, info))
     for name, file in info["files"].items():
         path = directory / name
         if not path.exists():
@@ -209,6 +218,12 @@ def describe(directory: Path | str) -> dict[str, Any]:
                 "it was cut short or changed: restore it, or delete it and ingest again"
             )
     return info
+
+
+def _stored_features(info: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """What `features.json` holds for records of these fields."""
+    optional = set(fields) - {*TEXTS, "image", "labels"}
+    return MessageToDict(features(info["label_names"], sorted(optional)).to_proto())
 
 
 class Records:
@@ -228,9 +243,13 @@ class Records:
         if not self.info["splits"].get(split, {}).get("records"):
             have = [name for name, s in self.info["splits"].items() if s["records"]]
             raise UserError(f"data: {directory}: split {split} has no record, it has {have}")
-        raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        builder = tfds.builder_from_directory(directory)
-        self.source = builder.as_data_source(split=split, deserialize_method=raw)  # pyright: ignore[reportCallIssue]
+        # With the number of records, no file is opened before it is read from.
+        paths = [
+            f"{self.directory / name}[0:{file['records']}]"
+            for name, file in self.info["files"].items()
+            if f"-{split}.array_record-" in name
+        ]
+        self.source = ArrayRecordDataSource(paths)
         self.label_names: list[str] = list(self.info["label_names"])
 
     def __len__(self) -> int:
@@ -245,15 +264,16 @@ class Records:
 
     def features(self, index: int) -> Mapping[str, Any]:
         """The stored fields of a record, to be decoded by `value` one by one."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
         try:
-            data = self.source[index]
-        except RuntimeError as error:
+            return example.FromString(self.source[index]).features.feature
+        except (RuntimeError, ValueError, IndexError, DecodeError) as error:
             raise UserError(
                 f"data: record {index} of {self.split} cannot be read, {self._file_of(index)} is "
                 f"damaged ({str(error)[:80]}): restore it, or delete it and ingest again"
             ) from error
-        example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
-        return example.FromString(data).features.feature
 
     def _file_of(self, index: int) -> Path:
         for name, file in self.info["files"].items():
@@ -328,7 +348,7 @@ def _write_records(
     encode = _encoder(label_names, ())
     payload = 0
     for example in examples:
-        present = sorted(name for name in example if name in OPTIONAL or is_mask(name))
+        present = sorted(name for name in example if is_mask(name) or name in OPTIONAL)
         if optional is None:
             optional, encode = present, _encoder(label_names, present)
         if present != optional:
@@ -356,11 +376,16 @@ def _check_written(path: Path, count: int) -> None:
     """A shard that cannot be read back is found now, not in the middle of a training."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    reader = array_record_module.ArrayRecordReader(str(path))
-    found = reader.num_records()
-    reader.close()
-    if found != count:
+    if (found := _count(path)) != count:
         raise OSError(errno.EIO, f"only {found} of {count} records can be read back", str(path))
+
+
+def _count(path: Path) -> int:
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
 
 
 def _close_quietly(writer: array_record_module.ArrayRecordWriter) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import images, loader, shards, tokenizers
+from medsyn_jax.data import directory, images, loader, shards, tokenizers
 from medsyn_jax.data import source as source_module
 from medsyn_jax.data.ingestion import ingest
 
@@ -298,10 +298,8 @@ def test_records_without_a_report_have_the_tokens_of_an_empty_text(tmp_path, tok
         records.append(record | {"key": str(i), "image": png})
     path = tmp_path / shards.shard_name("folder", "train", 0, 1)
     shard = shards.write_shard(path, "train", records, [])
-    shards.write_tfds_info(tmp_path, [shard], [])
-    info = {"format": shards.FORMAT, "label_names": [], "files": {}, "fingerprint": "0"}
-    info["splits"] = {"train": {"records": 3, "sha256": ""}}
-    shards.write_text(tmp_path / "medsyn.json", json.dumps(info))
+    made_from = {"source": "folder", "fingerprint": "0", "settings": {}, "left_out": {}}
+    directory.finish(tmp_path, [shard], [], [], made_from)
     source = loader.Source(tmp_path, "train", SECTIONS, tokenizer, 6, 16)
     batch = next(loader.train_loader([source], [1.0], 3, seed=0))
     np.testing.assert_array_equal(batch["ids"], [[2, 3, 0, 0, 0, 0]] * 3)

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ import pytest
 from PIL import Image
 
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import directory as folders
 from medsyn_jax.data import images, shards
 from medsyn_jax.data.ingestion import ingest
 
@@ -60,10 +60,8 @@ def test_masks_and_boxes_come_back(tmp_path):
     written = shards.write_shard(path, "train", [example, example | {"boxes": []}], names)
     assert written.optional == ["boxes", "mask_lungs"]
     assert shards.finished(path) == written
-    shards.write_tfds_info(tmp_path, [written], names)
-    info = {"format": shards.FORMAT, "label_names": names, "files": {}}
-    info["splits"] = {"train": {"records": 2, "sha256": ""}}
-    shards.write_text(tmp_path / "medsyn.json", json.dumps(info))
+    made_from = {"source": "x", "fingerprint": "0", "settings": {}, "left_out": {}}
+    folders.finish(tmp_path, [written], names, [], made_from)
     data = shards.open_split(tmp_path, "train")
     np.testing.assert_array_equal(data[0]["mask_lungs"], mask)
     assert data[0]["labels"].tolist() == [1, -1, -2]
