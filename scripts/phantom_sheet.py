@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from medsyn_jax.data import phantom
+from medsyn_jax.data import card, phantom
 from medsyn_jax.data.phantom import LABELS, Phantom
 
 SIDE, TEXT, GAP = 184, 142, 4  # pixels
@@ -94,17 +93,16 @@ def palette() -> Image.Image:
 
 def tile(study: Phantom, label: str, font: Callable[[int], ImageFont.FreeTypeFont]) -> Image.Image:
     """Image, overlay and text, from top to bottom."""
-    card = Image.new("RGB", (SIDE, 2 * SIDE + TEXT + GAP), "white")
-    card.paste(Image.fromarray(study.image).convert("RGB"), (0, 0))
-    card.paste(overlay(study), (0, SIDE + GAP))
+    picture = Image.new("RGB", (SIDE, 2 * SIDE + TEXT + GAP), "white")
+    picture.paste(Image.fromarray(study.image).convert("RGB"), (0, 0))
+    picture.paste(overlay(study), (0, SIDE + GAP))
     text = study.report
     text = text[min(text.find(head) for head in ("FINDINGS", "IMPRESSION") if head in text) :]
-    lines = textwrap.wrap(" ".join(text.split()), 41)
-    pen = ImageDraw.Draw(card)
+    pen = ImageDraw.Draw(picture)
     pen.text((2, 2 * SIDE + GAP + 1), f"{label}, {study.view}", "black", font(11))
-    shown = lines[:12] + (["..."] if len(lines) > 12 else [])
-    pen.text((2, 2 * SIDE + GAP + 15), "\n".join(shown), "black", font(8), spacing=1)
-    return card
+    shown = card.wrapped(text, font(8), SIDE - 4, 13)
+    pen.text((2, 2 * SIDE + GAP + 15), shown, "black", font(8), spacing=1)
+    return picture
 
 
 def sheet(path: Path) -> None:
@@ -122,8 +120,8 @@ def sheet(path: Path) -> None:
     width, height = cards[0].size
     rows = -(-len(cards) // columns)
     page = Image.new("RGB", (columns * (width + GAP), rows * (height + GAP)), "white")
-    for i, card in enumerate(cards):
-        page.paste(card, ((i % columns) * (width + GAP), (i // columns) * (height + GAP)))
+    for i, picture in enumerate(cards):
+        page.paste(picture, ((i % columns) * (width + GAP), (i // columns) * (height + GAP)))
     page.quantize(palette=palette(), dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
 

@@ -39,7 +39,8 @@ h3 { font-size: 15px; margin: 20px 0 10px; }
 figure { margin: 0; width: 140px; }
 img { width: 140px; height: 140px; display: block; background: #000; border-radius: 4px; }
 figcaption { font-size: 12px; line-height: 1.35; margin-top: 3px; overflow-wrap: anywhere; }
-.card p { font-size: 13px; line-height: 1.4; margin: 8px 0 0; color: var(--ink); }
+.card p { font-size: 13px; line-height: 1.4; margin: 8px 0 0; color: var(--ink);
+  min-width: 0; overflow-wrap: anywhere; }
 .beside .card p, .rows .card p { flex: 1; margin: 0; }
 .warn { background: #fff8e6; border: 1px solid #eed9a2; border-radius: 8px; padding: 8px 14px;
   color: var(--ink); }
@@ -282,7 +283,8 @@ def intervals(pairs: Sequence[tuple[str, Sequence[Any]]], start: float) -> str:
     for row, (name, both) in enumerate(pairs):
         middle = _ROW * row + 20
         kind = "mean" if name == "mean" else ""
-        marks.append(f"<text class='{kind}' x='0' y='{middle + 4}'>{escape(name)}</text>")
+        fit = "textLength='160' lengthAdjust='spacingAndGlyphs' " if len(name) > 22 else ""
+        marks.append(f"<text class='{kind}' {fit}x='0' y='{middle + 4}'>{escape(name)}</text>")
         for entry, color, shift in zip(both, ("--real", "--fake"), (-5, 5), strict=True):
             if not entry:
                 continue

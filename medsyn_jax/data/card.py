@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import textwrap
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from medsyn_jax.data import images, shards
 
 README, CROISSANT, SHEET = FILES = ("README.md", "croissant.json", "contact_sheet.png")
 _SHOWN, _COLUMNS, _SIDE, _GAP = 24, 6, 192, 8  # images, and pixels
-_LINES, _LETTERS, _SMALL = 6, 34, 11  # of the prompt below an image; height of its letters
+_LINES, _SMALL = 6, 11  # of the prompt below an image; height of its letters
 _FIELDS = {
     "key": "unique in the set",
     "subject": "the patient of the report",
@@ -172,7 +172,31 @@ def _write_sheet(directory: Path, info: dict[str, Any]) -> None:
         x, y = _GAP + i % _COLUMNS * (_SIDE + _GAP), _GAP + i // _COLUMNS * height
         pixels = np.asarray(images.square(record["image"], _SIDE))
         sheet.paste(Image.fromarray(pixels), (x, y))
-        lines = textwrap.wrap(record["prompt"], _LETTERS, max_lines=_LINES, placeholder=" ...")
-        pen.multiline_text((x, y + _SIDE + 2), "\n".join(lines), 0, font, spacing=2)
+        text = wrapped(record["prompt"], font, _SIDE, _LINES)
+        pen.multiline_text((x, y + _SIDE + 2), text, 0, font, spacing=2)
     with replaced(directory / SHEET) as temporary:
         sheet.save(temporary, "PNG", optimize=True)
+
+
+def wrapped(text: str, font: Any, width: float, most: int) -> str:
+    """`text` in at most `most` lines of `width` pixels in a font of PIL, with " ..." in the last
+    one if more would be needed. A word wider than a line goes on in the next."""
+    lines = [""]
+    for word in text.split():
+        while word and len(lines) <= most:
+            longer = f"{lines[-1]} {word}".lstrip()
+            if font.getlength(longer) <= width:
+                lines[-1], word = longer, ""
+            elif lines[-1]:
+                lines.append("")
+            else:
+                fits = range(1, len(word))
+                end = max(1, bisect_right(fits, width, key=lambda n, w=word: font.getlength(w[:n])))
+                lines[-1], word = word[:end], word[end:]
+                lines.append("")
+    if len(lines) > most and (lines[most] or word):
+        last = lines[most - 1]
+        while last and font.getlength(f"{last} ...") > width:
+            last = last.rpartition(" ")[0] or last[:-1]
+        lines[most - 1] = f"{last} ..."
+    return "\n".join(lines[:most]).rstrip("\n")

@@ -28,6 +28,7 @@ from medsyn_jax.data import tokenizers
 from medsyn_jax.diffusion import sampler, schedule
 from medsyn_jax.models.pipeline import Pipeline, module_of
 
+_LARGEST = 4096  # latents along a side
 _DECODED = 4  # latents that a device decodes at a time: the decoder's features are large
 
 
@@ -178,10 +179,11 @@ def grey(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w"]:
 
 def native_size(pipeline: Pipeline) -> int:
     """The side in pixels of the images that the U-Net was trained on."""
-    size = pipeline.parts["unet"].config.get("sample_size")
-    if not isinstance(size, int):
-        raise UserError(f"pipeline: unet/config.json: sample_size: {size!r}: set config.size")
-    return size * factor(pipeline)
+    given = pipeline.parts["unet"].config.get("sample_size")
+    sides = given if isinstance(given, (list, tuple)) and given else [given]
+    if not all(type(side) is int and 0 < side <= _LARGEST and side == sides[0] for side in sides):
+        raise UserError(f"pipeline: unet/config.json: sample_size: {given!r}: set config.size")
+    return sides[0] * factor(pipeline)
 
 
 def text_length(pipeline: Pipeline) -> int:

@@ -136,7 +136,8 @@ def read(
     """
     folder = Path(folder)
     index = _json(folder / "model_index.json", "give the folder of a diffusers pipeline")
-    _expect(index.get("_class_name"), "StableDiffusionPipeline", folder, "_class_name")
+    if index.get("_class_name") != "StableDiffusionImg2ImgPipeline":  # of the same parts
+        _expect(index.get("_class_name"), "StableDiffusionPipeline", folder, "_class_name")
     for name in parts:
         kind, given = KINDS[name], index.get(name)
         found = given[1] if isinstance(given, list) and len(given) == 2 else given

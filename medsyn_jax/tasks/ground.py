@@ -13,13 +13,13 @@ from medsyn_jax.core import log, metrics
 from medsyn_jax.core.config import check_files, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
-from medsyn_jax.data import images, shards
+from medsyn_jax.data import card, images, shards
 from medsyn_jax.train import corpus, pairs
 
 FREE = ("ingest.workers",)
 MASKS = {"Pleural Effusion": "mask_effusion", "Pneumothorax": "mask_pneumothorax"}
 _BATCH, _THRESHOLDS = 32, 41
-_SIDE, _GAP, _LINE = 160, 4, 16
+_SIDE, _GAP, _LINE, _LINES = 160, 4, 16, 4  # pixels; lines of a phrase
 _heat = jax.jit(pairs.Pair.heat)
 
 
@@ -185,15 +185,16 @@ def _chance(region: np.ndarray, side: int) -> float:
 def sheet(rows: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
     """Pictures of one size, a row of them over each phrase."""
     side, across = next(iter(rows.values()))[0].width, max(map(len, rows.values()))
-    height = side + _LINE + _GAP
-    size = (across * (side + _GAP) + _GAP, len(rows) * height + _GAP)
-    page = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
-    for row, (phrase, pictures) in enumerate(rows.items()):
+    width, font = across * (side + _GAP) + _GAP, ImageFont.load_default(11)
+    texts = [card.wrapped(phrase, font, width - 2 * _GAP, _LINES) for phrase in rows]
+    height = side + _LINE * max(text.count("\n") + 1 for text in texts) + _GAP
+    page = Image.new("RGB", (width, len(rows) * height + _GAP), "white")
+    pen = ImageDraw.Draw(page)
+    for row, (text, pictures) in enumerate(zip(texts, rows.values(), strict=True)):
         y = _GAP + row * height
         for column, picture in enumerate(pictures):
             page.paste(picture, (_GAP + column * (side + _GAP), y))
-        pen.text((_GAP, y + side), phrase, "black", font)
+        pen.multiline_text((_GAP, y + side), text, "black", font, spacing=2)
     return page
 
 

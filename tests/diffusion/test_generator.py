@@ -144,6 +144,19 @@ def test_settings_that_cannot_be_are_told(pipeline):
             Generator(pipeline, settings, seed=0, batch=2, size=size)
 
 
+@pytest.mark.parametrize("side", [0, -1, True, 8.0, 10**11, None, "8", [], [8, 9], [[8]], {}])
+def test_a_size_that_nothing_has_is_asked_for(pipeline, side):
+    unet = pipeline.parts["unet"]
+    for given, size in ((8, 16), ([8, 8], 16), (side, None)):
+        part = dataclasses.replace(unet, config={**unet.config, "sample_size": given})
+        other = dataclasses.replace(pipeline, parts={**pipeline.parts, "unet": part})
+        if size:
+            assert generator.native_size(other) == size
+        else:
+            with pytest.raises(UserError, match=r"sample_size: .*: set config.size"):
+                generator.native_size(other)
+
+
 def test_the_fingerprint_tells_pipelines_apart(pipeline, tmp_path):
     pipelines.write(tmp_path / "copy", pipeline)
     whole = generator.fingerprint(pipeline)

@@ -2,12 +2,14 @@
 
 import functools
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medsyn_jax.diffusion import noise
 from medsyn_jax.diffusion.sampler import sample
 from medsyn_jax.diffusion.schedule import SAMPLERS, make_table
 from tests.diffusion import toy
@@ -66,3 +68,29 @@ def test_further_fields(sampler):
     for case, change in changes.items():
         for steps in (9, 20):
             assert difference(sampler, toy.SD15 | change, steps) < toy.limit(sampler, case), case
+
+
+@pytest.mark.parametrize("name", sorted({*noise._NOISE} - {"DPMSolverSDEScheduler"}))
+@pytest.mark.parametrize("fields", [{}, toy.SD15, toy.SD15 | toy.V], ids=["own", "sd15", "sd15_v"])
+def test_files_of_every_class(name, fields, tmp_path):
+    """The noise schedule of the class, and the times and noise levels of our samplers, of a file
+    as diffusers saves it. (DPMSolverSDE needs one more library.)"""
+    import diffusers
+
+    given = {field: value for field, value in fields.items() if field[0] != "_"}
+    saved = getattr(diffusers, name).from_config(given)
+    saved.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "scheduler_config.json").read_text())
+    for file in (config, given | {"_class_name": name}):
+        np.testing.assert_allclose(noise.alphas_cumprod(file), saved.alphas_cumprod, atol=1e-6)
+    config |= {"clip_sample": False}  # as the pipeline reads it
+    for sampler, cls in toy.CLASSES.items():
+        # Here a field means another thing than in the class that it goes to.
+        ends = {"algorithm_type": "dpmsolver++"}
+        ends |= {"lower_order_final": True} if "Singlestep" in name else {}
+        theirs = getattr(diffusers, cls).from_config(config | {"skip_prk_steps": True} | ends)
+        theirs.set_timesteps(20)
+        ours = make_table(sampler, config | {"skip_prk_steps": True}, 20).steps
+        np.testing.assert_allclose(ours.time, theirs.timesteps, atol=0.02)
+        if sampler not in ("ddim", "pndm"):
+            np.testing.assert_allclose(ours.sigma, theirs.sigmas[:-1], rtol=2e-4)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.diffusion import noise
 from medsyn_jax.diffusion.schedule import alphas_cumprod, make_table
 from tests.diffusion import toy
 
@@ -116,6 +117,64 @@ def test_what_is_not_built_is_refused_by_name(sampler, change, field):
         make_table(sampler, toy.SD15 | change, 20)
     assert field in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"num_train_timesteps": 10**11},
+            "num_train_timesteps: 100000000000 is not a whole number",
+        ),
+        ({"num_train_timesteps": True}, "num_train_timesteps: True"),
+        ({"num_train_timesteps": 1000.0}, "num_train_timesteps: 1000.0"),
+        ({"beta_start": -0.1}, "beta_start, beta_end: must give 1000 numbers between 0 and 1"),
+        ({"beta_start": float("nan")}, "beta_start, beta_end: must give 1000"),
+        ({"beta_end": float("inf")}, "beta_start, beta_end: must give 1000"),
+        ({"beta_start": 10**400}, "beta_start, beta_end: must give 1000"),
+        ({"beta_start": 0.5, "beta_end": 0.9}, "beta_start, beta_end: add so much noise"),
+        ({"beta_start": 1e-40, "beta_end": 1e-40}, "beta_start, beta_end: add so little noise"),
+        ({"trained_betas": [[0.1]] * 1000}, "trained_betas: must give 1000"),
+        ({"beta_schedule": ["linear"]}, r"beta_schedule: \['linear'\] is not supported"),
+        ({"_class_name": ["PNDMScheduler"]}, "_class_name"),
+        ({"_class_name": "EDMEulerScheduler"}, "_class_name"),
+        ({"_class_name": "OwnScheduler", "beta_start": None}, "_class_name: 'OwnScheduler'"),
+        ({"prediction_type": "flow_prediction"}, "prediction_type"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas"),
+        ({"use_karras_sigmas": "yes"}, "use_karras_sigmas"),
+        ({"rescale_betas_zero_snr": "no"}, "rescale_betas_zero_snr"),
+        ({"steps_offset": True}, "steps_offset"),
+        ({"steps_offset": 10**30}, "steps_offset"),
+    ],
+)
+def test_senseless_values_are_refused(change, says):
+    for sampler in toy.CLASSES:
+        with pytest.raises(UserError, match=says):
+            make_table(sampler, toy.SD15 | change, 20)
+
+
+def test_the_class_does_not_matter_where_the_fields_give_the_noise():
+    for sampler in toy.CLASSES:
+        wanted = make_table(sampler, toy.SD15, 20)
+        for name in [*noise._NOISE, "SomeoneElsesScheduler"]:
+            got = make_table(sampler, toy.SD15 | {"_class_name": name}, 20)
+            for a, b in zip(
+                (got.init_sigma, *got.steps), (wanted.init_sigma, *wanted.steps), strict=True
+            ):
+                np.testing.assert_array_equal(a, b)
+    # What the file leaves out is that class's own.
+    heun, lcm = (alphas_cumprod({"_class_name": f"{n}Scheduler"}) for n in ("HeunDiscrete", "LCM"))
+    assert heun[[0, 1]] == pytest.approx(np.cumprod(1 - np.linspace(0.00085, 0.012, 1000))[[0, 1]])
+    np.testing.assert_array_equal(lcm, alphas_cumprod(toy.SD15))
+    ddim = alphas_cumprod({"_class_name": "DDIMScheduler"})
+    assert ddim[-1] == pytest.approx(np.prod(1 - np.linspace(1e-4, 0.02, 1000)))
+
+
+def test_files_of_2022_have_an_offset_of_1():
+    old = {field: value for field, value in toy.SD15.items() if field != "steps_offset"}
+    assert make_table("pndm", old, 20).steps.time[[0, -1]].tolist() == [951, 1]
+    assert make_table("ddim", old, 20).steps.time[[0, -1]].tolist() == [951, 1]
+    assert make_table("ddim", old | {"steps_offset": 0}, 20).steps.time[-1] == 0
 
 
 @pytest.mark.parametrize("steps", [0, 1001, 1000])

@@ -232,6 +232,45 @@ def test_variants(small, folder):
     assert_same(pipeline.read(folder, ["unet"]), small)
 
 
+def test_files_beside_the_half_precision_one(small, folder):
+    """non_ema weights, a LoRA or a pickle do not stand in its way."""
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    for name in ("diffusion_pytorch_model.non_ema", "pytorch_lora_weights"):
+        (path.parent / f"{name}.safetensors").write_bytes(b"")
+    assert_same(pipeline.read(folder, ["unet"]), small)
+
+
+def test_a_text_encoder_in_the_file_of_a_whole_clip(small, folder):
+    path, lines = folder / "text_encoder" / "model.safetensors", []
+    names = ("logit_scale", "text_projection.weight", "vision_model.a", "visual_projection.weight")
+    save_file(load_file(path) | dict.fromkeys(names, np.zeros((2, 2), np.float32)), path)
+    assert_same(pipeline.read(folder, ["text_encoder"], report=lines.append), small)
+    assert lines == [f"{folder / 'text_encoder'}: left out by name: {', '.join(names)}"]
+
+
+def test_what_diffusers_corrects_when_it_opens_a_folder(folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    edited(path, _class_name="DDPMScheduler", steps_offset=0, clip_sample=True)
+    found = pipeline.read(folder)
+    assert (found.scheduler["steps_offset"], found.scheduler["clip_sample"]) == (1, False)
+    assert found.scheduler["_class_name"] == "DDPMScheduler"
+
+
+def test_the_text_encoder_opens_in_float32(small, tmp_path):
+    """transformers opens a network in the dtype of its file unless the config says another."""
+    config = dict(small.parts["text_encoder"].config)
+    for more in ({}, {"dtype": "bfloat16"}):
+        text = pipeline.part("text_encoder", config | more, made()["text_encoder"].params)
+        source = pipeline.Pipeline(
+            {**small.parts, "text_encoder": text}, small.scheduler, small.tokenizer
+        )
+        pipeline.write(tmp_path / "p", source)
+        written = json.loads((tmp_path / "p" / "text_encoder" / "config.json").read_text())
+        assert written == config | {"dtype": "float32"}
+        assert pipeline.read(tmp_path / "p").parts["text_encoder"].config == config
+
+
 def edited(path, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
@@ -311,6 +350,31 @@ def test_wrong_class(folder, fields, says):
         ("unet", {"block_out_channels": []}, r"block_out_channels: \[\]: must be positive"),
         ("unet", {"flip_sin_to_cos": "yes"}, "flip_sin_to_cos: 'yes': must be true or false"),
         ("unet", {"norm_eps": "small"}, "norm_eps: 'small': must be a number"),
+        ("unet", {"block_out_channels": [2**31, 2**31]}, r"block_out_channels: \[2147483648, 2147"),
+        ("unet", {"block_out_channels": [4] * 10**5}, "block_out_channels: "),
+        ("unet", {"block_out_channels": [9, 18]}, "block_out_channels: 9: the first must be even"),
+        (
+            "unet",
+            {"in_channels": True},
+            "in_channels: True: must be positive integers, up to 16384",
+        ),
+        ("unet", {"layers_per_block": 10**11}, "layers_per_block: 100000000000: must be one"),
+        (
+            "unet",
+            {"layers_per_block": 100},
+            "layers_per_block: makes 200 blocks, more than the 128",
+        ),
+        ("unet", {"transformer_layers_per_block": 99}, "layers_per_block: makes 198 blocks"),
+        ("unet", {"norm_eps": float("nan")}, "norm_eps: nan: must be a number above 0"),
+        ("unet", {"freq_shift": 4}, "freq_shift: 4: must be a number from 0, below 4"),
+        ("vae", {"scaling_factor": -8}, "scaling_factor: -8: must be a number above 0"),
+        ("vae", {"scaling_factor": float("nan")}, "scaling_factor: nan: must be a number above 0"),
+        ("vae", {"scaling_factor": float("inf")}, "scaling_factor: inf: must be a number above 0"),
+        ("vae", {"scaling_factor": 0}, "scaling_factor: 0: must be a number above 0"),
+        ("vae", {"layers_per_block": 1000}, "layers_per_block: makes 1000 blocks"),
+        ("text_encoder", {"hidden_act": ["gelu"]}, r"hidden_act: \['gelu'\] is not supported"),
+        ("text_encoder", {"num_hidden_layers": 10**6}, "num_hidden_layers: 1000000: must be"),
+        ("text_encoder", {"vocab_size": 10**30}, "vocab_size: 10*: must be"),
         ("vae", {"up_block_types": ["AttnUpDecoderBlock2D"]}, "up_block_types: 'AttnUpDecoderB"),
         ("vae", {"shift_factor": 0.1}, "shift_factor: 0.1 is not supported, only None is"),
         ("vae", {"scaling_factor": None}, "scaling_factor: None: must be a number"),

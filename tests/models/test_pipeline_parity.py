@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
@@ -309,6 +311,29 @@ def test_variants_and_shards(tmp_path):
         for key, value in tree.named(part.params).items():
             assert found[key].dtype == np.float16
             np.testing.assert_array_equal(found[key], value.astype(np.float16), key)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_written_pipelines_draw_without_a_dtype(dtype, tmp_path):
+    """By the two lines of diffusers' README, whatever the dtype of the files; values are kept."""
+    torch_pipeline(SD1, 3).save_pretrained(tmp_path / "theirs")
+    pipeline.write(tmp_path / "p", pipeline.read(tmp_path / "theirs", dtype=dtype))
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "p")
+    assert {getattr(pipe, name).dtype for name in pipeline.PARTS} == {torch.float32}
+    assert np.isfinite(two_steps(pipe)).all()
+    ours = pipeline.read(tmp_path / "p").parts["text_encoder"].params["word"]["table"]
+    (theirs,) = (v for k, v in pipe.text_encoder.state_dict().items() if "token_embedding" in k)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_committed_generator_draws_without_a_dtype():
+    folder = Path(__file__).parents[2] / "assets" / "phantom-diffusion"
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    assert {getattr(pipe, name).dtype for name in pipeline.PARTS} == {torch.float32}
+    pipe.set_progress_bar_config(disable=True)
+    (image,) = pipe("Large left pleural effusion.", num_inference_steps=10, output_type="np").images
+    assert image.shape == (64, 64, 1)
+    assert image.std() > 0.1
 
 
 def test_full_size_script(capsys):
