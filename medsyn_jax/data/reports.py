@@ -1,145 +1,30 @@
 """Free-text radiology reports: sections, sentences, clean-up, and the text that a model reads.
 
-The head lines follow what MIMIC-CXR reports contain (Johnson et al. 2019; the counts of head
-lines published with its section parser), and the same order of preference when there are none:
-the last paragraphs, then a comparison that holds the report.
+Without findings and impression the order of preference is MIMIC-CXR's (Johnson et al. 2019): the
+last paragraphs, then a comparison that holds the report. What repeats without limit in a pattern
+is possessive, so that time is in proportion to the text.
 """
 
 import re
 import unicodedata
-from difflib import get_close_matches
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import heads
+from medsyn_jax.data.heads import SECTION_NAMES
 
-# Head lines by section, in lower case. Longer heads win over the words that they contain.
-_HEADS = {
-    "findings": "findings, finding, observations, imaging notes, imaging findings, "
-    "radiographic findings, radiological findings, chest findings, x-ray findings",
-    "impression": "impression, impressions, findings and impression, findings and impressions, "
-    "findings/impression, findings / impression, findings/ impression, findings & impression, "
-    "impression and findings, impression/findings, impression and recommendation, "
-    "impression and recommendations, impression/recommendation, impression/recommendations, "
-    "conclusion, conclusions, conclusion and recommendation, summary, opinion, interpretation, "
-    "diagnosis, final impression",
-    "indication": "indication, indications, clinical indication, reason for exam, "
-    "reason for examination, reason for study, reason for this exam, reason for this examination, "
-    "reason for the exam, reason, presentation, indication for study, clinical question",
-    "history": "history, clinical history, patient history, clinical information, "
-    "clinical details, clinical data, history and indication, medical history",
-    "comparison": "comparison, comparisons, comparison exam, comparison exams, comparison film, "
-    "comparison films, comparison study, comparison studies, reference exam, prior study, "
-    "prior studies, comparison made",
-    "technique": "technique, techniques, procedure, protocol, views",
-    "examination": "examination, exam, study, type of examination, type of exam, exam type, "
-    "procedure name",
-    "recommendations": "recommendation, recommendations, recommendation(s)",
-    "notification": "notification, notifications, communication, critical results",
-    "addendum": "addendum, final addendum, addendum report",
-    "wet_read": "wet read, wetread, wet reading, preliminary report, preliminary read, pfi, "
-    "pfi report, preliminary findings, preliminary impression",
-    "other": "dictated by, signed by, electronically signed by, attending, radiologist, "
-    "discussion, date, date of exam, accession number",
-    "preamble": "final report",
-}
-_SECTION_OF = {head: name for name, heads in _HEADS.items() for head in heads.split(", ")}
-SECTION_NAMES = (*_HEADS, "last_paragraph")
-# Inside a line only the heads that nobody writes as part of a sentence count.
-_NEVER_INLINE = {"study", "views", "reason", "finding", "summary", "opinion", "diagnosis", "date"}
-_NEVER_INLINE |= {"procedure", "protocol", "attending", "radiologist", "final report", "exam"}
-
-_VIEW = re.compile(
-    r"\b(?:chest|portable|(?:pa|ap|frontal|lateral)\b.*\b(?:views?|lat(?:eral)?|pa|ap|upright"
-    r"|radiographs?)|(?:one|two|three|single|pa|ap|frontal|lateral) views?|ribs|report"
-    r"|radiographs?)\b"
+# The main sections, and the kinds of segments that stand in for each.
+_MAIN = {"findings": ("view", "anatomy"), "impression": ("summary",)}
+_NO_SECTION = {*_MAIN, "view", "anatomy", "summary", "final", "rule"}
+_ASIDES = ("notification", "recommendations", "addendum", "wet_read", "other")
+_NOTHING = {"none", "nan", "n/a", "na", "null", "nil", "not available", "not applicable"}
+_NOTHING |= {"none available", "none provided", "not provided", "see impression", "see below"}
+# 2-ABNORMAL, PREVIOUSLY REPORTED and J90 are codes, no diagnoses.
+_CODE = re.compile(
+    r"(?:code )?\d{1,2} ?[-–:=] ?[A-Z][A-Z ,/()-]*+\.?|(?:[A-Z]\d[\dA-Z][\d.]{0,5}+[,; ]*+)++|\d+"
 )
-_ANATOMY = re.compile(
-    r"\b(?:lungs?|pleura|pleural|heart|cardiac|cardiomediastinal|cardiovascular|mediastin\w+|bones?"
-    r"|osseous|skelet\w+|soft tissues?|lines?|tubes?|devices?|hardware|diaphragms?|hil[au]\w*"
-    r"|airways?|trachea|abdomen|pneumothorax|effusions?|parenchyma|vasculature|aorta|spine)\b"
-)
-_FUZZY = ("impression", "findings", "indication", "comparison", "technique", "examination")
-
-
-def _alternatives(heads: list[str]) -> str:
-    longest_first = sorted(heads, key=len, reverse=True)
-    return "|".join(re.escape(head).replace(r"\ ", "[ \t]+") for head in longest_first)
-
-
-_ALL = _alternatives(list(_SECTION_OF))
-_INLINE = _alternatives([head for head in _SECTION_OF if head not in _NEVER_INLINE])
-_UPPER = _alternatives([head.upper() for head in _SECTION_OF])
-_UPPER_INLINE = _alternatives([head.upper() for head in _SECTION_OF if head not in _NEVER_INLINE])
-_NOTE = r"(?:[ \t]*\([^()\n]{0,40}\))?"  # as in IMPRESSION (ADDENDUM):
-_HEAD_PATTERNS = (
-    # Anything short with a colon at the start of a line; `_section_of` decides. 5:47 is a time.
-    re.compile(
-        r"^[ \t]*(?:\d{1,2}[.)][ \t]*)?"
-        r"(?!FINAL REPORT)(?P<head>[A-Za-z][^:\n]{1,70}?)[ \t]*:(?!(?<=\d:)\d)",
-        re.M,
-    ),
-    # A known head alone on its line, or in capitals before a dash, semicolon or full stop.
-    re.compile(rf"^[ \t]*(?=[A-Z])(?P<head>(?i:{_ALL})){_NOTE}[ \t]*[-–.;]?[ \t]*$", re.M),
-    re.compile(rf"^[ \t]*(?P<head>{_UPPER}){_NOTE}(?:[;.]|[ \t]+[-–])[ \t]+(?=\S)", re.M),
-    # Flattened text: capitals anywhere, other case only after the end of a sentence.
-    re.compile(rf"(?<![\w(/&-])(?=[A-Z]{{3}})(?P<head>{_UPPER_INLINE}){_NOTE}[ \t]*:"),
-    re.compile(rf"(?:(?<=[.?!] )|(?<=[.?!]  ))(?=[A-Z])(?P<head>(?i:{_INLINE}))[ \t]*:"),
-    # The end of a wet read or an addendum: a ruled line, or the title of the report proper.
-    re.compile(r"_{10,}"),
-    re.compile(r"(?:^[ \t]*|(?<=_ )|(?<=_  ))(?P<head>FINAL (?:REPORT|ADDENDUM))\b:?", re.M),
-)
-
-
-@lru_cache(maxsize=4096)
-def _section_of(head: str) -> str | None:
-    """The section that a head line opens; None when it is no head line."""
-    upper = head == head.upper()
-    words = re.sub(r"\s*\([^()]*\)", "", " ".join(head.lower().split())).strip(" .,-")
-    if words in _SECTION_OF:
-        return _SECTION_OF[words]
-    if " " not in words and len(words) > 5:
-        close = get_close_matches(words, _FUZZY, 1, cutoff=0.85)
-        if close:
-            return close[0]
-    if not upper:
-        return None
-    if re.search(r"wet ?read|prelim", words):
-        return "wet_read"
-    for name in ("impression", "findings", "indication", "history", "comparison", "addendum"):
-        if name in words:
-            return name
-    if _ANATOMY.search(words) and not re.search(r"\b(?:views?|radiographs?|portable)\b", words):
-        return "anatomy"
-    return "view" if _VIEW.search(words) else "other_capitals"
-
-
-def _segments(text: str) -> list[tuple[str, str]]:
-    """(section, raw text) in the order of the report, with the kinds `view` and `anatomy` kept."""
-    found = []
-    for pattern in _HEAD_PATTERNS:
-        for match in pattern.finditer(text):
-            head = match.groupdict().get("head")
-            name = _section_of(head) if head else "preamble"
-            if name and not (head and head.islower() and _mid_sentence(text, match.start())):
-                found.append((match.start(), -match.end(), name))
-    segments, start, current, position = [], 0, "preamble", 0
-    for begin, end, name in sorted(found):
-        inside = current in ("findings", "impression", "view", "anatomy")
-        if begin < position or (inside and name in ("view", "anatomy", "other_capitals")):
-            continue  # LUNGS: or AP CHEST: inside the findings is part of them
-        segments.append((current, text[start:begin]))
-        current, position = name, -end
-        start = begin if name == "anatomy" else position  # "HEART: normal" needs its heart
-    segments.append((current, text[start:]))
-    return segments
-
-
-def _mid_sentence(text: str, start: int) -> bool:
-    """Whether a line break before `start` only wraps a sentence: 'many\\nfindings: ...'."""
-    before = text[:start].rstrip(" \t\n")
-    apart = text.count("\n", len(before), start) > 1
-    return bool(before) and before[-1] not in ".:!?_" and not apart
+_GAP = re.compile(r"\n[ \t]*+\n\s*+")
 
 
 def sections(text: str) -> dict[str, str]:
@@ -150,53 +35,139 @@ def sections(text: str) -> dict[str, str]:
 
     Returns:
       The raw text of each section that is not empty, by the names of SECTION_NAMES. Of several
-      findings or impressions the last counts, as a final report follows a preliminary one; other
-      repeated sections are joined. A head for both findings and impression opens `impression`.
-      Titles such as CHEST, TWO VIEWS: and LUNGS: open `findings` unless there are such already.
-      When there are neither findings nor impression, `last_paragraph` holds what follows the first
-      paragraph of the last section, or a report under a bare title.
+      findings or impressions those of a final report win over a preliminary one's, else the one
+      that says most, the last of equals; other repeated sections are joined. A head for both
+      findings and impression opens `impression`. Titles such as CHEST, TWO VIEWS: and LUNGS: open
+      `findings`, and SUMMARY: opens `impression`, unless there are such already; what is only
+      `None.`, a date or a code opens neither. Signatures, attestations, accession numbers and the
+      like are in no section. When there are neither findings nor impression, `last_paragraph`
+      holds what follows the first paragraph of the last section, or a report under a bare title.
     """
-    every = _segments(text)
-    segments = [(name, body) for name, body in every if clean(body)]
+    every = heads.segments(text.replace("\r\n", "\n").replace("\r", "\n"))
+    segments = list(_telling(every))
     result: dict[str, str] = {}
-    loose = [body.strip() for name, body in segments if name in ("view", "anatomy")]
+    for reading in _readings(segments):
+        result |= _main_sections(reading)
+    others = [(name, body) for name, body in segments if name not in _NO_SECTION]
+    headed = any(name != "closing" for name, _ in every[1:])
+    last = _take_last_paragraph(others) if headed and not result else ""
+    joined: dict[str, list[str]] = {}
+    for name, body in others:
+        if body:
+            joined.setdefault("other" if name == "other_capitals" else name, []).append(body)
+    result |= {name: "\n".join(bodies) for name, bodies in joined.items()}
+    return result | ({"last_paragraph": last} if last else {})
+
+
+def _telling(segments: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The segments that say something, and the ends of preliminary reports.
+
+    What closes a report is left out to its last line, unless no text came before it, as where the
+    accession number stands first: then prose behind that line is a report without a head.
+    """
+    closed = False
     for name, body in segments:
-        name = "other" if name == "other_capitals" else name
-        if name in ("findings", "impression"):
-            result[name] = body.strip()
-        elif name not in ("view", "anatomy"):
-            result[name] = "\n".join(filter(None, (result.get(name), body.strip())))
-    if "findings" not in result and loose:
-        result["findings"] = "\n".join(loose)
-    if len(every) > 1 and "findings" not in result and "impression" not in result:
-        _take_last_paragraph(result, segments)
+        if name == "closing":
+            body = "" if closed else body.strip().partition("\n")[2]
+            name, body = "preamble", body if _is_prose(body) else ""
+        elif name in ("final", "rule"):
+            yield name, ""
+            name = "preamble"
+        elif name == "view":
+            body = heads.untitled(body)
+        body = body.strip()
+        if not _says_something(body) or (name in _NO_SECTION and _is_nothing(name, body)):
+            continue
+        closed |= name in _NO_SECTION or (name == "preamble" and _is_prose(body))
+        yield name, body
+
+
+_PLAIN_WORD = re.compile(r"(?<!\S)[A-Za-wyz][a-wyz]{2,}+(?![^\s.,:;])")
+_PROSE_WORD = re.compile(r"(?<![\w.])[a-z]{3,}+")
+
+
+def _says_something(body: str) -> bool:
+    if "[" not in body and "<" not in body and _PLAIN_WORD.search(body):
+        return True
+    return bool(clean(body))
+
+
+def _is_nothing(name: str, body: str) -> bool:
+    if len(body) > 80:
+        return False
+    text = clean(body)
+    return text.lower().strip(" .") in _NOTHING or (
+        name == "summary" and bool(_CODE.fullmatch(text))
+    )
+
+
+def _is_prose(body: str) -> bool:
+    return "." in body and len(_PROSE_WORD.findall(body)) > 1
+
+
+def _readings(segments: Sequence[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """The preliminary reports or addenda and the final report."""
+    reading, preliminary = [], False
+    for name, body in segments:
+        if name == "final" or (name == "rule" and preliminary):
+            yield reading
+            reading, preliminary = [], False
+        preliminary |= name in ("wet_read", "addendum")
+        reading.append((name, body))
+    yield reading
+
+
+def _main_sections(reading: Sequence[tuple[str, str]]) -> dict[str, str]:
+    result = {}
+    for section, stand_ins in _MAIN.items():
+        proper = [body for name, body in reading if name == section]
+        loose = [body for name, body in reading if name in stand_ins]
+        if proper:
+            result[section] = max(reversed(proper), key=lambda body: token_count(clean(body)))
+        elif loose:
+            result[section] = "\n".join(loose)
     return result
 
 
-def _take_last_paragraph(result: dict[str, str], segments: list[tuple[str, str]]) -> None:
-    asides = ("notification", "recommendations", "addendum", "wet_read", "other")
-    for name, body in reversed(segments):
-        if name in asides:
+def _take_last_paragraph(segments: list[tuple[str, str]]) -> str:
+    """Takes what follows the first paragraph of the last segment that is no aside."""
+    for i in reversed(range(len(segments))):
+        name, body = segments[i]
+        if name in _ASIDES:
             continue
-        first, *rest = re.split(r"\n[ \t]*\n\s*", body.strip())
-        if name == "preamble" and re.search(r"[a-z]\w*\.\s*$", first):
+        first, *rest = _GAP.split(body)
+        if name == "preamble" and re.search(r"[a-z]\w*\.$", first.rstrip()[-60:]):
             first, rest = "", [first, *rest]  # a sentence, so no title: part of the report
         if rest:
-            result["last_paragraph"] = "\n\n".join(rest)
-            kept = result[name].removesuffix(body.strip()) + first
-            result[name] = kept.strip()
-            if not result[name]:
-                del result[name]
-        return
+            segments[i] = name, first
+        return "\n\n".join(rest)
+    return ""
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\ufeff\ufffd\ud800-\udfff]")
-# ___ stands for removed text: the most memorised token of MIMIC (arXiv 2502.07516), never kept.
-_REMOVED = re.compile(r"\[\*\*.*?\*\*\]|_{2,}(?:[/:.-]*_{2,})*(?:-(?=[a-z])|'s\b)?", re.S)
-_PARAGRAPH = re.compile(
-    r"\n[ \t]*(?:\n[ \t]*)+|\n[ \t]*[-*•·–][ \t]+(?=\S)|\A\s*[-*•·–][ \t]+(?=\S)"
+# What public corpora write for removed text: ___ (MIMIC-CXR; the most memorised token of it,
+# arXiv 2502.07516), [**2101-1-1**] (MIMIC-III), XXXX (Open-i), [DATE], <HCW>, {{NAME}},
+# <PHI TYPE="AGE">80</PHI> (i2b2), **NAME[AA BB] (De-ID), and runs of other signs. Never kept.
+_TAG_WORD = (
+    "(?:account|accession|address|age|alphanumericid|anonymi[sz]ed|birth|city|clinic|contact|country"
+    "|date|day|de-?identified|deleted|device|doctor|dr|email|facility|fax|first|hcw|hidden|hospital"
+    "|id|initials|institution|last|location|loc|masked|medical|middle|month|mrn|names?|number|num|nurse"
+    "|of|organi[sz]ation|org|patients?|personalname|personal|person|phi|phone|physician|place"
+    "|profession|provider|radiologist|redacted|removed|ssn|staff|state|street|surname|telephone"
+    "|time|unk|unique|url|user|username|vendor|weekday|year|zip)"
 )
-_NUMBER = re.compile(r"(?<!\S)\(?(\d{1,2})[.)](?:[ \t]*(?=[A-Z(])|[ \t]+(?=[a-z\d\"']))")
+_TAG = rf"(?i:{_TAG_WORD}(?:[ _:#/-]*+(?:{_TAG_WORD}|[\d+]{{1,8}}+|[a-z]\b))*+)"
+_MARK = (  # each starts with a letter of its own, by which the search passes over other text
+    rf"__++|_(?: _)++|X(?<!\wX)XX++(?![a-z])|XXXX++|XX(?=[/-]X)|XX(?<=X[/-]XX)|x(?<!\wx)xx++\b"
+    rf"|\[\*\*[^*]*+\*\*\]|\[ ?{_TAG} ?\]|\{{{{?{_TAG}\}}}}?|\*\*{_TAG}(?:\[[^][\n]{{0,60}}+\])?+"
+    rf"|<(?i:phi)\b[^<>]*+>[^<>]*+</(?i:phi)>|</?[A-Za-z][\w-]{{0,30}}+ ?/?>|<{_TAG}>"
+    r"|###++|##(?=/#)|##(?<=#/##)|\*\*\*++|@@++(?:[A-Z]++@@++)?+|█++|■++|REDACTED\b|ZZZZZ++|QQQQQ++"
+)
+_REMOVED = re.compile(rf"(?:{_MARK})(?:[/:.-]*+(?:{_MARK}))*+(?:-(?=[a-z])|'s\b)?")
+_PARAGRAPH = re.compile(
+    r"\n[ \t]*+(?:\n[ \t]*+)++|\n[ \t]*+[-*•·–][ \t]++(?=\S)|\A\s*+[-*•·–][ \t]++(?=\S)"
+)
+_NUMBER = re.compile(r"(?<!\S)\(?(\d{1,2})[.)](?:[ \t]*+(?=[A-Z(])|[ \t]++(?=[a-z\d\"']))")
 _COUNTED = re.compile(
     r"\b(?:grade|stage|type|level|ribs?|zone|no|number|figs?|series|image)\s*$", re.I
 )
@@ -208,7 +179,8 @@ def _parts(text: str) -> list[str]:
     text = _REMOVED.sub(" ", text)
     cuts, last = [(0, 0)], 0
     for match in _NUMBER.finditer(text):
-        before, number = text[: match.start()].rstrip(" \t"), int(match[1])
+        end, number = heads.last_character(text, match.start(), " \t"), int(match[1])
+        before = text[max(0, end - 20) : end]
         fresh = not before or before[-1] in "\n.:;!?"
         capital = text[match.end() : match.end() + 1].isupper()
         starts_line = not before or before[-1] == "\n"
@@ -222,15 +194,24 @@ def _parts(text: str) -> list[str]:
     return [part for part in tidy if part]
 
 
+_BRACKETS = re.compile(r"\(\s*+\)|\[\s*+\]|\{\s*+\}")
+_TIDY = tuple(
+    (re.compile(pattern), kept)
+    for pattern, kept in (
+        (r" ([.,;:!?])(?!\d)", r"\1"),
+        (r"([.!?])(?: ?[.!?](?!\d))++", r"\1"),
+        (r"(?<![,;:])(?<![,;:] )[,;:](?: ?[,;:])*+ ?([.!?])(?!\d)", r"\1"),
+        (r"([,;:])(?: ?[,;:])++", r"\1"),
+        (r"([-/\\*=#~])(?: ?\1)++", r"\1"),
+        (r"^(?:[,;:!?/\\*=#~ ]|[.-](?!\d))++", ""),
+    )
+)
+
+
 def _tidy(text: str) -> str:
-    text = re.sub(r"\(\s*\)|\[\s*\]|\{\s*\}", " ", text)
-    text = " ".join(text.split())
-    text = re.sub(r" +([.,;:!?])(?!\d)", r"\1", text)
-    text = re.sub(r"([.!?])(?: *[.!?](?!\d))+", r"\1", text)
-    text = re.sub(r"[,;:]+(?: *[,;:])* *([.!?])(?!\d)", r"\1", text)
-    text = re.sub(r"([,;:])(?: *[,;:])+", r"\1", text)
-    text = re.sub(r"([-/\\*=#~])(?: *\1)+", r"\1", text)
-    text = re.sub(r"^(?:[,;:!?/\\*=#~ ]|[.-](?!\d))+", "", text)
+    text = " ".join(_BRACKETS.sub(" ", text).split())
+    for pattern, kept in _TIDY:
+        text = pattern.sub(kept, text)
     return text if re.search(r"\w", text) else ""
 
 
@@ -248,7 +229,7 @@ def clean(text: str) -> str:
 _TITLES = {"dr", "drs", "mr", "mrs", "ms", "prof"}
 _ABBREVIATIONS = {*_TITLES, "st", "vs", "approx", "cf", "ca", "e.g", "i.e", "fig", "figs", "al"}
 _OPEN_ENDED = {"etc", "a.m", "p.m", "jr", "sr", "inc"}  # these end a sentence before a capital only
-_STOP = re.compile(r"[.!?]+[\"')\]]*\s+(?=\S)")
+_STOP = re.compile(r"(?<![.!?])[.!?]++[\"')\]]*+\s++(?=\S)")
 
 
 def sentences(text: str) -> list[str]:
@@ -260,7 +241,8 @@ def sentences(text: str) -> list[str]:
     for part in _parts(text):
         start = 0
         for match in _STOP.finditer(part):
-            if _ends(part[start : match.start()], match[0], part[match.end() :]):
+            before = part[max(start, match.start() - 80) : match.start()]  # two words are enough
+            if _ends(before, match[0], part[match.end() : match.end() + 1]):
                 result.append(part[start : match.end()].strip())
                 start = match.end()
         result.append(part[start:].strip())
@@ -277,8 +259,8 @@ def _ends(before: str, stop: str, after: str) -> bool:
     if len(last) == 1 and len(words) == 2 and words[0] in _TITLES:
         return False
     if last in _OPEN_ENDED:
-        return after[0].isupper()
-    return not (last.isdigit() and (after[0].isdigit() or after[0].islower()))
+        return after.isupper()
+    return not (last.isdigit() and (after.isdigit() or after.islower()))
 
 
 def token_count(text: str) -> int:
@@ -323,7 +305,7 @@ def _cleaned_sections(report: str) -> dict[str, str]:
 def _body(report: str) -> str:
     found = _cleaned_sections(report)
     if set(found) <= {"preamble"}:
-        return clean(report)
+        return found.get("preamble", "")
     if "last_paragraph" in found:
         return found["last_paragraph"]
     names = ("comparison", "other", "preamble", "indication", "history")

@@ -1,0 +1,326 @@
+"""Head lines of radiology reports: where a section begins, and where a report is closed.
+
+The head lines follow what MIMIC-CXR reports contain (Johnson et al. 2019; the counts of head
+lines published with its section parser), CheXpert Plus, Open-i and reports of the VA and the UK.
+Every pattern costs time in proportion to the text: what repeats without limit is possessive.
+"""
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import lru_cache
+
+# Head lines by section, in lower case. Longer heads win over the words that they contain.
+_HEADS = {
+    "findings": "findings, finding, observations, imaging notes, imaging findings, "
+    "radiographic findings, radiological findings, chest findings, x-ray findings",
+    "impression": "impression, impressions, findings and impression, findings and impressions, "
+    "findings/impression, findings / impression, findings/ impression, findings & impression, "
+    "impression and findings, impression/findings, impression and recommendation, "
+    "impression and recommendations, impression/recommendation, impression/recommendations, "
+    "conclusion, conclusions, conclusion and recommendation, final impression",
+    "indication": "indication, indications, clinical indication, reason for exam, "
+    "reason for examination, reason for study, reason for this exam, reason for this examination, "
+    "reason for the exam, reason, presentation, indication for study, clinical question",
+    "history": "history, clinical history, patient history, clinical information, clinical notes, "
+    "clinical note, clinical details, clinical data, history and indication, medical history",
+    "comparison": "comparison, comparisons, comparison exam, comparison exams, comparison film, "
+    "comparison films, comparison study, comparison studies, reference exam, prior study, "
+    "prior studies, comparison made",
+    "technique": "technique, techniques, procedure, procedure comments, protocol, views",
+    "examination": "examination, exam, study, type of examination, type of exam, exam type, "
+    "procedure name",
+    "recommendations": "recommendation, recommendations, recommendation(s)",
+    "notification": "notification, notifications, communication, critical results, "
+    "critical result, critical findings, critical finding, critical values",
+    "addendum": "addendum, final addendum, addendum report",
+    "wet_read": "wet read, wetread, wet reading, preliminary report, preliminary read, pfi, "
+    "pfi report, preliminary findings, preliminary impression",
+    "other": "discussion, date, date of exam",
+}
+# Heads whose text stands in for findings or impression where these have no head of their own.
+_STAND_INS = {
+    "view": "narrative, report, report text, result, results, description",
+    "summary": "summary, diagnosis, diagnoses, opinion, interpretation",
+}
+_FINAL = {"final": "final report, final read, final reading"}
+_SECTION_OF = {
+    head: name
+    for name, heads in (_HEADS | _STAND_INS | _FINAL).items()
+    for head in heads.split(", ")
+}
+SECTION_NAMES = (*_HEADS, "preamble", "last_paragraph")
+# Inside a line only the heads that nobody writes as part of a sentence count.
+_NEVER_INLINE = {"study", "views", "reason", "finding", "summary", "opinion", "diagnosis", "date"}
+_NEVER_INLINE |= {"procedure", "protocol", "final report", "exam", "diagnoses", "result", "results"}
+_NEVER_INLINE |= {"description", "critical finding", "critical result"}
+
+_VIEW = re.compile(
+    r"\b(?:chest|portable|(?:pa|ap|frontal|lateral)\b.*\b(?:views?|lat(?:eral)?|pa|ap|upright"
+    r"|radiographs?)|(?:one|two|three|single|pa|ap|frontal|lateral) views?|ribs|report"
+    r"|radiographs?)\b"
+)
+_ANATOMY = re.compile(
+    r"\b(?:lungs?|pleura|pleural|heart|cardiac|cardiomediastinal|cardiovascular|mediastin\w+|bones?"
+    r"|osseous|skelet\w+|soft tissues?|lines?|tubes?|devices?|hardware|diaphragms?|hil[au]\w*"
+    r"|airways?|trachea|abdomen|pneumothorax|effusions?|parenchyma|vasculature|aorta|spine)\b"
+)
+_FUZZY = ("impression", "findings", "indication", "comparison", "technique", "examination")
+
+# A head closes the report if it consists of these words alone and has one of the first line.
+_CLOSING = set(
+    re.findall(
+        r"\w+",
+        "accession approved approver attending attestation authenticated authenticator cc code "
+        "codes consultant copies cpt dictated dictation dictator disclaimer doctor esig fellow "
+        "finalised finalized gmc icd id imager initials mrn name npi number physician physicians "
+        "provider radiographer radiologist radiologists reader readers resident residents sig "
+        "signature signatures signed signer staff technician technologist transcribed transcriber "
+        "transcription transcriptionist typed typist verified verifier workstation",
+    )
+)
+_BY = set(
+    re.findall(
+        r"\w+",
+        "authorised authorized checked completed confirmed created edited entered generated "
+        "interpreted ordered performed prepared read referred released reported requested "
+        "reviewed validated written",
+    )
+)
+_LABEL = _BY | set(
+    re.findall(
+        r"\w+",
+        "and at by chest chief clinical cm date datetime day department diagnosis diagnostic "
+        "dictating digital digitally do document dr dt e electronic electronically encounter es "
+        "exam examination final first for imaging initial interpretation interpreting job last "
+        "level license md medical no of on or order ordering page pager patient performing person "
+        "personal phone preliminary primary procedure reading referring report reporting "
+        "requesting responsible result resulting reviewing rt s secondary senior service signing "
+        "station status study supervising teaching the time title to transcribing verifying "
+        "version visit was workflow x",
+    )
+)
+_ENDED = re.compile(
+    r"end of(?: \w+){1,3}$|end(?: impressions?| findings| report)?$|(?:dd|dt|td|tt)$"
+    r"|summary (?:code |number |level )?#?\d"
+)
+_TOLD = re.compile(
+    r"(?:(?:urgent|critical|significant|unexpected|non|emergent|important|actionable|results?"
+    r"|findings?|radiology|physician)[ -])*(?:communicat|notif)|discussion of (?:\w+ )*(?:findings"
+    r"|results)"
+)
+
+
+def _alternatives(heads: list[str]) -> str:
+    longest_first = sorted(heads, key=len, reverse=True)
+    return "|".join(re.escape(head).replace(r"\ ", "[ \t]++") for head in longest_first)
+
+
+_ALL = _alternatives(list(_SECTION_OF))
+_UPPER = _alternatives([head.upper() for head in _SECTION_OF])
+_UPPER_INLINE = _alternatives([head.upper() for head in _SECTION_OF if head not in _NEVER_INLINE])
+_NOTE = r"(?:[ \t]*+\([^()\n]{0,40}+\))?+"  # as in IMPRESSION (ADDENDUM):
+_LINE_PATTERNS = (
+    # Anything short with a colon at the start of a line; `_section_of` decides. 5:47 is a time.
+    re.compile(
+        r"^[ \t]*+(?:\d{1,2}[.)][ \t]*+)?+"
+        r"(?!FINAL REPORT)(?P<head>[A-Za-z][^:\n]{1,70}+):(?!(?<=\d:)\d)",
+        re.M,
+    ),
+    # A known head alone on its line, or in capitals before a dash, semicolon or full stop.
+    re.compile(rf"^[ \t]*+(?=[A-Z])(?P<head>(?i:{_ALL})){_NOTE}[ \t]*+[-–.;]?+[ \t]*+$", re.M),
+    re.compile(rf"^[ \t]*+(?P<head>{_UPPER}){_NOTE}(?:[;.]|[ \t]++[-–])[ \t]++(?=\S)", re.M),
+    # Flattened text: capitals anywhere.
+    re.compile(rf"(?<![\w(/&-])(?=[A-Z]{{3}})(?P<head>{_UPPER_INLINE}){_NOTE}[ \t]*+:"),
+    # The title of the report proper, behind a wet read or an addendum.
+    re.compile(
+        r"(?:^[ \t]*+|(?<=_ )|(?<=_  )|(?<=[.?!] ))(?P<head>FINAL (?:REPORT|ADDENDUM))\b:?+", re.M
+    ),
+)
+# Flattened text in other case: what nobody writes inside a sentence, at the start of one; the
+# main heads anywhere, unless the word before belongs to them, as in Clinical Impression.
+_SENTENCE_HEAD = re.compile(
+    r"(?:(?<=[.?!] )|(?<=[.?!]  ))(?P<head>[A-Z][^:.\n]{1,70}+):(?!(?<=\d:)\d)"
+)
+_MAIN_HEAD = re.compile(r"(?<=[ \t])(?P<head>Findings|Impressions?|Conclusions?)[ \t]*+:")
+_TITLE_CASE = re.compile(r"(?!None\b|Nan\b)[A-Z][a-z]")
+_RULE = re.compile("_{10,}+")  # ends a wet read or an addendum
+
+
+def _phrases(*alternatives: str) -> str:
+    return "|".join(alternatives).replace(" ", r"(?:\s{1,9}+)")
+
+
+# Sentences and lines that close a report: who attests and signs it, and how it came about.
+_ATTESTED = "(?:re)?viewed|interpreted|examined|supervised|attest|certify|concur|agrees?"
+_SIGNED = "signed|dictated|transcribed|typed|authenticated|approved|finali[sz]ed|e-?signed"
+_READ = f"{_SIGNED}|{'|'.join(sorted(_BY))}|verified|electronically|digitally"
+_REPORT = "report|dictation|document|transcription|transcript|note"
+_NAME = r"(?-i:[A-Z])[\w'-]{0,20}+\.?|_{2,9}+|[\[<]\w{2,12}+[\]>]"
+_DEGREE = r"m\.?d|d\.?o|m\.?b\.?b\.?s|m\.?b|ch\.?b|ph\.?d|frcr|franzcr|frcpc?|facr|r\.?t|pa-c"
+_ATTESTATION = re.compile(
+    r"(?i)(?<![\w-])(?:"
+    + _phrases(
+        rf"(?-i:I) (?:(?:have|had|also|hereby|do|personally|independently) )*+(?:{_ATTESTED})\b",
+        r"(?-i:I), [^:;\n]{1,80}?,? (?:have|personally|attest|certify|agree|concur|reviewed)\b",
+        r"as (?:the )?(?:attending|teaching|supervising|staff) (?:physician|radiologist),? I\b",
+        "the (?:above )?(?:attending|teaching|supervising|staff|signing|undersigned) (?:physician"
+        rf" |radiologist )?(?:(?:has|have|personally|also) )*+(?:{_ATTESTED})\b",
+    )
+    + ")"
+)
+_ANYWHERE = _phrases(
+    "(?:electronically|digitally) (?:signed|verified|approved|authenticated|reviewed|dictated)",
+    rf"(?:{_SIGNED})(?: and \w{{1,20}}+)?+ by\b",
+    f"this (?:{_REPORT}) (?:(?:was|were|is|has|have|been|may|also|electronically|digitally) )*+"
+    f"(?:{_SIGNED}|{_ATTESTED}|anonymi[sz]ed|de-?identified|generated|created|produced|prepared"
+    "|verified|contain|intended|submitted|completed)",
+    f"(?:{_REPORT}|study|exam|examination|images?|films?|radiographs?|case) (?:(?:was|were|has|have"
+    rf"|been|personally) )*+(?:{_SIGNED}|{_ATTESTED}|read|verified)(?:,? (?:and )?\w{{1,20}}+)"
+    r"{0,2} by\b",
+    r"all dates (?:are|have|were)\b",
+    "(?:primary|secondary) (?:diagnostic codes?|interpreting) ",
+    r"accession (?:number|no\b|num\b|#)",
+    r"thank you (?:for|very)\b",
+    "(?-i:END) (?-i:OF )?(?:(?:the|diagnostic|radiology|final) )?(?-i:IMPRESSIONS?|FINDINGS?"
+    r"|REPORT|DICTATION|ADDENDUM|NARRATIVE|TRANSCRIPTION|DOCUMENT|TEXT|NOTE)\b",
+)
+_AT_A_START = _phrases(
+    rf"(?:{_READ})(?:,? (?:and )?+\w{{1,20}}+){{0,2}}? by\b",
+    r"end of (?:the )?(?:\w{1,20}+ )?(?:report|impressions?|findings|dictation|exam|study"
+    r"|addendum|narrative|document|text|note)\b",
+    r"(?:accession|mrn|workstation|disclaimer|attestation|signature|icd|cpt)\b",
+    r"please (?:call|contact|page|do not hesitate|feel free)\b",
+    r"(?:if you have|should you have|for) (?:any )?(?:further |additional )?questions\b",
+    f"(?:portions?|parts?|some) (?:of )?(?:this|the) (?:{_REPORT})",
+    r"/?(?:es?|s)/",
+    r"[dtr][dt]?(?:/[dt])?: ?\d{1,2}[/-]",
+    rf"(?:dr\.? )?(?:{_NAME})(?:,? (?:{_NAME})){{0,3}},? (?:(?:{_DEGREE})\b|(?:consultant |staff "
+    r"|attending )?radiologist)\.?[^\w\n]{0,9}+(?:$|(?=\d))",
+)
+_ENDINGS = re.compile(
+    rf"(?i)(?<![\w/-])(?:{_ANYWHERE})"
+    r"|(?:^[ \t*=#<>(\[/-]{0,80}+|(?:(?<=[.?!] )|(?<=[.?!]  ))[*=#<(\[/-]{0,9}+)"
+    rf"(?-i:(?=[A-Z/]))(?:{_AT_A_START})",
+    re.M,
+)
+_MONTH = "(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]*+"
+_DATE = (
+    r"\d{1,4}([/.-])\d{1,2}\1\d{1,4}|\d{1,2}/\d{4}|\d{1,2}:\d\d(?::\d\d)?+(?:[ ]?[ap]\.?m\b\.?)?"
+    rf"|{_MONTH}\.?[ ]\d{{1,2}}(?:,?[ ]?\d{{4}})?|\d{{1,2}}[ -]{_MONTH}[ -]\d{{2,4}}"
+    r"|\d{4}[ ]?h(?:ou)?rs?|_{2,}+(?=[ \t]*+(?:\n|\Z))"
+)
+_DATES = re.compile(
+    r"(?i)(?:\s|[,;-]|(?:(?:at|on|date|time|dated|performed|obtained):?[ \t]++)?+"
+    rf"(?:{_DATE})(?!\w))*+\.?+"
+)
+_TITLE = re.compile(r"\s*+(?P<head>[A-Z][^:\n]{1,70}+):")
+_SENTENCE_END = re.compile(r"(?<=\w{4})[.:](?=\s)|\n[ \t]*+\n")
+
+
+@lru_cache(maxsize=4096)
+def _section_of(head: str) -> str | None:
+    """The section that a head line opens; None when it is no head line."""
+    upper = head == head.upper()
+    words = re.sub(r"\s*\([^()]*\)", "", head.lower()).strip(" .,-")
+    if words in _SECTION_OF:
+        return _SECTION_OF[words]
+    tokens = set(re.findall("[a-z]+", words))
+    if _TOLD.match(words):
+        return "notification"
+    if tokens <= _CLOSING | _LABEL:
+        if tokens & _CLOSING or ("by" in tokens and tokens & _BY):
+            return "closing"
+        if tokens & {"date", "time"}:
+            return "other"
+    if _ENDED.match(words):
+        return "closing"
+    if " " not in words and len(words) > 5:
+        close = get_close_matches(words, _FUZZY, 1, cutoff=0.85)
+        if close:
+            return close[0]
+    if not upper:
+        return None
+    if re.search(r"wet ?read|prelim", words):
+        return "wet_read"
+    for name in ("impression", "findings", "indication", "history", "comparison", "addendum"):
+        if name in words:
+            return name
+    if _ANATOMY.search(words) and not re.search(r"\b(?:views?|radiographs?|portable)\b", words):
+        return "anatomy"
+    return "view" if _VIEW.search(words) else "other_capitals"
+
+
+def segments(text: str) -> list[tuple[str, str]]:
+    """The report cut at its head lines.
+
+    Returns:
+      (kind, raw text) in the order of the report. A kind is one of SECTION_NAMES; `view`, a title
+      or a head for the report as a whole; `summary`, a head for a diagnosis or a code; `anatomy`;
+      `other_capitals`, an unknown head; `closing`, what is no part of the report's text; `final`
+      and `rule`, which end a preliminary report.
+    """
+    found = sorted(_heads(text))
+    result, start, current, position, opened = [], 0, "preamble", 0, False
+    for begin, end, name in found:
+        inside = current in ("findings", "impression", "view", "anatomy", "summary")
+        loose = name in ("view", "anatomy", "other_capitals")
+        # LUNGS: or AP CHEST: inside the findings is part of them
+        if begin < position or (loose and (inside or (current == "closing" and opened))):
+            continue
+        if name == "attestation":
+            if inside and start <= begin and not re.search(r"\w", text[start:begin]):
+                stop = _SENTENCE_END.search(text, -end)  # the text may follow it
+                start = stop.end() if stop else len(text)
+            if start > begin:
+                continue
+            name = "closing"
+        result.append((current, text[start:begin]))
+        opened |= inside
+        current, position = name, -end
+        start = begin if name == "anatomy" else position  # "HEART: normal" needs its heart
+    result.append((current, text[start:]))
+    return result
+
+
+def _heads(text: str) -> Iterator[tuple[int, int, str]]:
+    """(start, -end, kind) of all that looks like a head line; they may overlap."""
+    for pattern in _LINE_PATTERNS:
+        for match in pattern.finditer(text):
+            head = " ".join(match["head"].split())
+            name = _section_of(head)
+            if name and not (head.islower() and _mid_sentence(text, match.start())):
+                yield match.start(), -match.end(), name
+    for match in _SENTENCE_HEAD.finditer(text):
+        head = " ".join(match["head"].split()).lower()
+        name = _SECTION_OF.get(head) if head not in _NEVER_INLINE else None
+        if name or (name := _section_of(match["head"])) in ("closing", "notification"):
+            yield match.start(), -match.end(), name
+    for match in _MAIN_HEAD.finditer(text):
+        before = text[max(0, match.start() - 40) : match.start()].split()
+        if before and not _TITLE_CASE.match(before[-1]):
+            yield match.start(), -match.end(), _SECTION_OF[match["head"].lower()]
+    for pattern, name in ((_RULE, "rule"), (_ENDINGS, "closing"), (_ATTESTATION, "attestation")):
+        for match in pattern.finditer(text):
+            yield match.start(), -match.end(), name
+
+
+def untitled(text: str) -> str:
+    """The text behind the titles and dates that it starts with."""
+    position = 0
+    while (title := _TITLE.match(text, position)) and _section_of(title["head"]) == "view":
+        position = title.end()
+    return text[_DATES.match(text, position).end() :]
+
+
+def _mid_sentence(text: str, start: int) -> bool:
+    """Whether a line break before `start` only wraps a sentence: 'many\\nfindings: ...'."""
+    end = last_character(text, start, " \t\n")
+    return end > 0 and text[end - 1] not in ".:!?_" and text.count("\n", end, start) < 2
+
+
+def last_character(text: str, stop: int, space: str) -> int:
+    """Where text[:stop] ends without the `space` at its end."""
+    while stop and text[stop - 1] in space:
+        stop -= 1
+    return stop
