@@ -73,18 +73,19 @@ _CLOSING = set(
         r"\w+",
         "accession approved approver attending attestation authenticated authenticator cc code "
         "codes consultant copies cpt dictated dictation dictator disclaimer doctor esig fellow "
-        "finalised finalized gmc icd id imager initials mrn name npi number physician physicians "
-        "provider radiographer radiologist radiologists reader readers resident residents sig "
-        "signature signatures signed signer staff technician technologist transcribed transcriber "
-        "transcription transcriptionist typed typist verified verifier workstation",
+        "finalised finalized gmc icd id imager initials mrn name npi number physician "
+        "physicians provider radiographer radiologist radiologists reader readers resident "
+        "residents sig signature signatures signed signer status technician technologist "
+        "transcribed transcriber transcription transcriptionist typed typist verified verifier "
+        "workstation",
     )
 )
 _BY = set(
     re.findall(
         r"\w+",
         "authorised authorized checked completed confirmed created edited entered generated "
-        "interpreted ordered performed prepared read referred released reported requested "
-        "reviewed validated written",
+        "interpreted modified ordered performed prepared read referred released reported requested "
+        "reviewed updated validated written",
     )
 )
 _LABEL = _BY | set(
@@ -93,16 +94,17 @@ _LABEL = _BY | set(
         "and at by chest chief clinical cm date datetime day department diagnosis diagnostic "
         "dictating digital digitally do document dr dt e electronic electronically encounter es "
         "exam examination final first for imaging initial interpretation interpreting job last "
-        "level license md medical no of on or order ordering page pager patient performing person "
-        "personal phone preliminary primary procedure reading referring report reporting "
-        "requesting responsible result resulting reviewing rt s secondary senior service signing "
-        "station status study supervising teaching the time title to transcribing verifying "
-        "version visit was workflow x",
+        "level license location md medical no of on or order ordering page pager patient "
+        "performing person personal phone preliminary primary procedure reading referring "
+        "report reporting requesting responsible result resulting reviewing rt s secondary "
+        "senior service signing staff statement station status study supervising teaching the "
+        "time title to transcribing verifying version visit was workflow x",
     )
 )
+_LABEL |= _CLOSING
 _ENDED = re.compile(
     r"end of(?: \w+){1,3}$|end(?: impressions?| findings| report)?$|(?:dd|dt|td|tt)$"
-    r"|summary (?:code |number |level )?#?\d"
+    r"|summary (?:code|level|#?\d)"
 )
 _TOLD = re.compile(
     r"(?:(?:urgent|critical|significant|unexpected|non|emergent|important|actionable|results?"
@@ -120,29 +122,30 @@ _ALL = _alternatives(list(_SECTION_OF))
 _UPPER = _alternatives([head.upper() for head in _SECTION_OF])
 _UPPER_INLINE = _alternatives([head.upper() for head in _SECTION_OF if head not in _NEVER_INLINE])
 _NOTE = r"(?:[ \t]*+\([^()\n]{0,40}+\))?+"  # as in IMPRESSION (ADDENDUM):
+# Each pattern starts with the one character before the head, by which a search is quick.
 _LINE_PATTERNS = (
     # Anything short with a colon at the start of a line; `_section_of` decides. 5:47 is a time.
     re.compile(
-        r"^[ \t]*+(?:\d{1,2}[.)][ \t]*+)?+"
-        r"(?!FINAL REPORT)(?P<head>[A-Za-z][^:\n]{1,70}+):(?!(?<=\d:)\d)",
-        re.M,
+        r"\n[ \t]*+(?:\d{1,2}[.)][ \t]*+)?+"
+        r"(?!FINAL REPORT)(?P<head>[A-Za-z][^:\n]{1,70}+):(?!(?<=\d:)\d)"
     ),
     # A known head alone on its line, or in capitals before a dash, semicolon or full stop.
-    re.compile(rf"^[ \t]*+(?=[A-Z])(?P<head>(?i:{_ALL})){_NOTE}[ \t]*+[-–.;]?+[ \t]*+$", re.M),
-    re.compile(rf"^[ \t]*+(?P<head>{_UPPER}){_NOTE}(?:[;.]|[ \t]++[-–])[ \t]++(?=\S)", re.M),
+    re.compile(rf"\n[ \t]*+(?=[A-Z])(?P<head>(?i:{_ALL})){_NOTE}[ \t]*+[-–.;]?+[ \t]*+$", re.M),
+    re.compile(rf"\n[ \t]*+(?P<head>{_UPPER}){_NOTE}(?:[;.]|[ \t]++[-–])[ \t]++(?=\S)"),
     # Flattened text: capitals anywhere.
-    re.compile(rf"(?<![\w(/&-])(?=[A-Z]{{3}})(?P<head>{_UPPER_INLINE}){_NOTE}[ \t]*+:"),
-    # The title of the report proper, behind a wet read or an addendum.
+    re.compile(rf"[^\w(/&-](?=[A-Z]{{3}})(?P<head>{_UPPER_INLINE}){_NOTE}[ \t]*+(?=:)"),
     re.compile(
-        r"(?:^[ \t]*+|(?<=_ )|(?<=_  )|(?<=[.?!] ))(?P<head>FINAL (?:REPORT|ADDENDUM))\b:?+", re.M
+        r"[^\w/-](?P<head>(?i:communication|notification) (?i:of) [\w ]{1,40}+"
+        r"|CRITICAL (?:FINDINGS?|RESULTS?) COMMUNICATION)(?=:)"
     ),
+    # The title of the report proper, behind a wet read or an addendum.
+    re.compile(r"[\n_.?!][ \t]*+(?P<head>FINAL (?:REPORT|ADDENDUM))\b"),
 )
 # Flattened text in other case: what nobody writes inside a sentence, at the start of one; the
 # main heads anywhere, unless the word before belongs to them, as in Clinical Impression.
-_SENTENCE_HEAD = re.compile(
-    r"(?:(?<=[.?!] )|(?<=[.?!]  ))(?P<head>[A-Z][^:.\n]{1,70}+):(?!(?<=\d:)\d)"
-)
-_MAIN_HEAD = re.compile(r"(?<=[ \t])(?P<head>Findings|Impressions?|Conclusions?)[ \t]*+:")
+_SENTENCE_HEAD = re.compile(r"[.?!]  ?(?P<head>[A-Z][^:.\n]{1,70}+):(?!(?<=\d:)\d)")
+_MAIN_HEAD = re.compile(r"[ \t](?P<head>Findings|Impressions?|Conclusions?)[ \t]*+:")
+_NO_LABEL = re.compile(r"[^\w -]")
 _TITLE_CASE = re.compile(r"(?!None\b|Nan\b)[A-Z][a-z]")
 _RULE = re.compile("_{10,}+")  # ends a wet read or an addendum
 
@@ -156,10 +159,11 @@ _ATTESTED = "(?:re)?viewed|interpreted|examined|supervised|attest|certify|concur
 _SIGNED = "signed|dictated|transcribed|typed|authenticated|approved|finali[sz]ed|e-?signed"
 _READ = f"{_SIGNED}|{'|'.join(sorted(_BY))}|verified|electronically|digitally"
 _REPORT = "report|dictation|document|transcription|transcript|note"
+_STUDY = f"{_REPORT}|study|exam|examination|images?|films?|radiographs?|case"
 _NAME = r"(?-i:[A-Z])[\w'-]{0,20}+\.?|_{2,9}+|[\[<]\w{2,12}+[\]>]"
 _DEGREE = r"m\.?d|d\.?o|m\.?b\.?b\.?s|m\.?b|ch\.?b|ph\.?d|frcr|franzcr|frcpc?|facr|r\.?t|pa-c"
 _ATTESTATION = re.compile(
-    r"(?i)(?<![\w-])(?:"
+    r"(?i)[^\w-](?:"
     + _phrases(
         rf"(?-i:I) (?:(?:have|had|also|hereby|do|personally|independently) )*+(?:{_ATTESTED})\b",
         r"(?-i:I), [^:;\n]{1,80}?,? (?:have|personally|attest|certify|agree|concur|reviewed)\b",
@@ -170,14 +174,14 @@ _ATTESTATION = re.compile(
     + ")"
 )
 _ANYWHERE = _phrases(
-    "(?:electronically|digitally) (?:signed|verified|approved|authenticated|reviewed|dictated)",
-    rf"(?:{_SIGNED})(?: and \w{{1,20}}+)?+ by\b",
+    f"(?:(?:final |preliminary )?report )?(?:electronically|digitally) (?:{_SIGNED}|verified"
+    "|reviewed)",
+    rf"(?:{_SIGNED})(?: and \w{{1,20}}+(?: signed)?)?+ by\b",
     f"this (?:{_REPORT}) (?:(?:was|were|is|has|have|been|may|also|electronically|digitally) )*+"
     f"(?:{_SIGNED}|{_ATTESTED}|anonymi[sz]ed|de-?identified|generated|created|produced|prepared"
     "|verified|contain|intended|submitted|completed)",
-    f"(?:{_REPORT}|study|exam|examination|images?|films?|radiographs?|case) (?:(?:was|were|has|have"
-    rf"|been|personally) )*+(?:{_SIGNED}|{_ATTESTED}|read|verified)(?:,? (?:and )?\w{{1,20}}+)"
-    r"{0,2} by\b",
+    r"summary:? ?(?:code:? ?)?#?\d{1,2}(?: ?[-–:]|\.?$)",
+    r"diagnos[ie]s:? ?[a-z]\d[\da-z](?:\.\d{1,4})?(?![\w])",
     r"all dates (?:are|have|were)\b",
     "(?:primary|secondary) (?:diagnostic codes?|interpreting) ",
     r"accession (?:number|no\b|num\b|#)",
@@ -186,23 +190,29 @@ _ANYWHERE = _phrases(
     r"|REPORT|DICTATION|ADDENDUM|NARRATIVE|TRANSCRIPTION|DOCUMENT|TEXT|NOTE)\b",
 )
 _AT_A_START = _phrases(
-    rf"(?:{_READ})(?:,? (?:and )?+\w{{1,20}}+){{0,2}}? by\b",
+    rf"(?:last )?(?:{_READ})(?:,? (?:and )?+\w{{1,20}}+){{0,2}}? by\b",
+    f"(?:(?:the|this|these|all|above) )*+(?:{_STUDY})(?: and (?:{_STUDY}))?+ "
+    f"(?:(?:was|were|has|have|been|personally) )*+(?:{_SIGNED}|{_ATTESTED}|read|verified)"
+    r"(?:,? (?:and )?\w{1,20}+){0,2} by\b",
     r"end of (?:the )?(?:\w{1,20}+ )?(?:report|impressions?|findings|dictation|exam|study"
     r"|addendum|narrative|document|text|note)\b",
     r"(?:accession|mrn|workstation|disclaimer|attestation|signature|icd|cpt)\b",
     r"please (?:call|contact|page|do not hesitate|feel free)\b",
     r"(?:if you have|should you have|for) (?:any )?(?:further |additional )?questions\b",
+    "(?:voice|speech) recognition",
     f"(?:portions?|parts?|some) (?:of )?(?:this|the) (?:{_REPORT})",
-    r"/?(?:es?|s)/",
+    r"(?:es?|s)/",
     r"[dtr][dt]?(?:/[dt])?: ?\d{1,2}[/-]",
     rf"(?:dr\.? )?(?:{_NAME})(?:,? (?:{_NAME})){{0,3}},? (?:(?:{_DEGREE})\b|(?:consultant |staff "
-    r"|attending )?radiologist)\.?[^\w\n]{0,9}+(?:$|(?=\d))",
+    r"|attending )?radiologist)"
+    rf"\.?(?:,? (?:{_DEGREE}|consultant|radiologist|gmc|no|\d{{1,9}})\b\.?)*+"
+    r" ?(?:$|(?=\d))",
 )
-_ENDINGS = re.compile(
-    rf"(?i)(?<![\w/-])(?:{_ANYWHERE})"
-    r"|(?:^[ \t*=#<>(\[/-]{0,80}+|(?:(?<=[.?!] )|(?<=[.?!]  ))[*=#<(\[/-]{0,9}+)"
-    rf"(?-i:(?=[A-Z/]))(?:{_AT_A_START})",
-    re.M,
+_ENDINGS = (
+    re.compile(rf"(?i)[^\w/-](?:{_ANYWHERE})"),
+    re.compile(
+        rf"(?i)[\n.?!][ \t*=#<>(\[/-]{{0,80}}+(?-i:(?=[A-Z]|(?<=/)))(?:{_AT_A_START})", re.M
+    ),
 )
 _MONTH = "(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]*+"
 _DATE = (
@@ -228,8 +238,8 @@ def _section_of(head: str) -> str | None:
     tokens = set(re.findall("[a-z]+", words))
     if _TOLD.match(words):
         return "notification"
-    if tokens <= _CLOSING | _LABEL:
-        if tokens & _CLOSING or ("by" in tokens and tokens & _BY):
+    if tokens <= _LABEL:
+        if tokens & _CLOSING or words.endswith(" by"):
             return "closing"
         if tokens & {"date", "time"}:
             return "other"
@@ -260,6 +270,7 @@ def segments(text: str) -> list[tuple[str, str]]:
       `other_capitals`, an unknown head; `closing`, what is no part of the report's text; `final`
       and `rule`, which end a preliminary report.
     """
+    text = f"\n{text}"  # so that a line starts behind a line break
     found = sorted(_heads(text))
     result, start, current, position, opened = [], 0, "preamble", 0, False
     for begin, end, name in found:
@@ -287,22 +298,47 @@ def _heads(text: str) -> Iterator[tuple[int, int, str]]:
     """(start, -end, kind) of all that looks like a head line; they may overlap."""
     for pattern in _LINE_PATTERNS:
         for match in pattern.finditer(text):
-            head = " ".join(match["head"].split())
+            head, start, end = " ".join(match["head"].split()), match.start() + 1, match.end()
             name = _section_of(head)
-            if name and not (head.islower() and _mid_sentence(text, match.start())):
-                yield match.start(), -match.end(), name
+            if name and not (head.islower() and _mid_sentence(text, start)):
+                yield start, -(end + text.startswith(":", end)), name
     for match in _SENTENCE_HEAD.finditer(text):
-        head = " ".join(match["head"].split()).lower()
-        name = _SECTION_OF.get(head) if head not in _NEVER_INLINE else None
-        if name or (name := _section_of(match["head"])) in ("closing", "notification"):
-            yield match.start(), -match.end(), name
+        head = " ".join(match["head"].split())
+        known = head.lower() not in _NEVER_INLINE and head.lower() in _SECTION_OF
+        name = _section_of(head)
+        if name and (known or name in ("closing", "notification")):
+            yield match.start() + 1, -match.end(), name
+    colon = text.find(":")
+    while colon >= 0:
+        start = _closing_label(text, colon)
+        if start:
+            yield start, -colon - 1, "closing"
+        colon = text.find(":", colon + 1)
     for match in _MAIN_HEAD.finditer(text):
         before = text[max(0, match.start() - 40) : match.start()].split()
         if before and not _TITLE_CASE.match(before[-1]):
-            yield match.start(), -match.end(), _SECTION_OF[match["head"].lower()]
-    for pattern, name in ((_RULE, "rule"), (_ENDINGS, "closing"), (_ATTESTATION, "attestation")):
+            yield match.start() + 1, -match.end(), _SECTION_OF[match["head"].lower()]
+    for match in _RULE.finditer(text):
+        yield match.start(), -match.end(), "rule"
+    for pattern in (*_ENDINGS, _ATTESTATION):
+        name = "attestation" if pattern is _ATTESTATION else "closing"
         for match in pattern.finditer(text):
-            yield match.start(), -match.end(), name
+            start = match.start()
+            yield start + (text[start] in ".?!)"), -match.end(), name
+
+
+def _closing_label(text: str, colon: int) -> int:
+    """Where a label such as `Reading Radiologist:` starts, also inside a line; 0: there is none."""
+    words = _NO_LABEL.split(text[max(0, colon - 60) : colon])[-1]
+    start, closing, stop = 0, words.endswith((" by", " BY", " By")), len(words)
+    for word in reversed(words.split()):
+        if word.lower() not in _LABEL:
+            break
+        stop = words.rindex(word, 0, stop)
+        closing |= word.lower() in _CLOSING
+        if closing and word[0].isupper():
+            start = colon - len(words) + stop
+    return start
 
 
 def untitled(text: str) -> str:

@@ -161,7 +161,7 @@ _MARK = (  # each starts with a letter of its own, by which the search passes ov
     rf"__++|_(?: _)++|X(?<!\wX)XX++(?![a-z])|XXXX++|XX(?=[/-]X)|XX(?<=X[/-]XX)|x(?<!\wx)xx++\b"
     rf"|\[\*\*[^*]*+\*\*\]|\[ ?{_TAG} ?\]|\{{{{?{_TAG}\}}}}?|\*\*{_TAG}(?:\[[^][\n]{{0,60}}+\])?+"
     rf"|<(?i:phi)\b[^<>]*+>[^<>]*+</(?i:phi)>|</?[A-Za-z][\w-]{{0,30}}+ ?/?>|<{_TAG}>"
-    r"|###++|##(?=/#)|##(?<=#/##)|\*\*\*++|@@++(?:[A-Z]++@@++)?+|█++|■++|REDACTED\b|ZZZZZ++|QQQQQ++"
+    r"|###++|##(?=/#)|##(?<=#/##)|\*\*\*++|@@++(?:[A-Z]++@@++)?+|██*+|■■*+|REDACTED\b|ZZZZZ++|QQQQQ++"
 )
 _REMOVED = re.compile(rf"(?:{_MARK})(?:[/:.-]*+(?:{_MARK}))*+(?:-(?=[a-z])|'s\b)?")
 _PARAGRAPH = re.compile(
@@ -208,10 +208,15 @@ _TIDY = tuple(
 )
 
 
+# Without one of these there is nothing to be tidied: a test that is quicker than to do it.
+_UNTIDY = (re.compile(r" [.,;:!?]"), re.compile(r"[.,;:!?/\\*=#~-] ?[.,;:!?/\\*=#~-]"))
+
+
 def _tidy(text: str) -> str:
     text = " ".join(_BRACKETS.sub(" ", text).split())
-    for pattern, kept in _TIDY:
-        text = pattern.sub(kept, text)
+    if text[:1] in ".,;:!?/\\*=#~-" or any(pattern.search(text) for pattern in _UNTIDY):
+        for pattern, kept in _TIDY:
+            text = pattern.sub(kept, text)
     return text if re.search(r"\w", text) else ""
 
 
