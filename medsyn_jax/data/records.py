@@ -96,11 +96,11 @@ def example(item: Item, config: Any) -> dict:
         **texts,
         "labels": np.array(item.labels, np.int8),
         "view": item.view,
-        **{name: _mask(path, pixels.shape, config.size) for name, path in item.masks},
+        **{name: _mask(path, pixels.shape, config) for name, path in item.masks},
     }
 
 
-def _mask(path: str, shape: tuple[int, ...], size: int) -> bytes:
+def _mask(path: str, shape: tuple[int, ...], config: Any) -> bytes:
     """A mask as PNG bytes of 0 or 255, squared as its image of `shape` is.
 
     It may be smaller or larger than the image, as those of the COVID-19 Radiography Database are.
@@ -114,7 +114,8 @@ def _mask(path: str, shape: tuple[int, ...], size: int) -> bytes:
         )
     top = int(mask.max())  # small numbers are those of structures, large ones a grey scale
     inside = np.where(mask > (top // 2 if top > 15 else 0), np.uint8(255), np.uint8(0))
-    squared = images.square(inside, size)
+    beside = "pad" if config.square == "edge" else config.square  # no structure beside the image
+    squared = images.square(inside, config.size, beside)
     return images.encode_png(np.where(squared > 127, np.uint8(255), np.uint8(0)))
 
 
