@@ -1,24 +1,117 @@
 """Turns a torch checkpoint into a safetensors file: to_safetensors.py IN.pth OUT.safetensors
 
-torch reads it with `weights_only=True`, which runs no code from the file.
+torch reads it with `weights_only=True`, which runs no code from the file: what else a trainer put
+beside the weights (its arguments, an optimizer, numbers of NumPy) is read as an empty object.
 """
 
+import re
 import sys
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from medsyn_jax.core.files import replaced
 
-def main(source: str, target: str) -> None:
-    state = torch.load(source, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):  # as trainers, and DeiT and MAE, wrap them
-        state = state.get(key, state)
-    tensors = {key: value.clone().contiguous() for key, value in state.items()}
-    save_file(tensors, target, metadata={"format": "pt"})
-    print(f"{target}: {len(tensors)} tensors")
+# As trainers wrap the weights; of a teacher and its student the teacher is what is published.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "teacher", "module", "net")
+BESIDE = re.compile("optim|sched|scaler|rng|student|ema|momentum|args|config|hyper", re.IGNORECASE)
+
+
+class EmptyDict:
+    """Stands for an object of the file that is filled like a dictionary."""
+
+    def __new__(cls, *_, **__) -> Any:
+        return OrderedDict()
+
+
+class Empty:
+    """Stands for any other object."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read(source: Path) -> Any:
+    """What the file holds, with stand-ins for all but tensors and Python's own containers."""
+    try:
+        return _read(source, lambda name: Empty if name.startswith("numpy") else EmptyDict)
+    except (UnpicklingError, TypeError, ValueError):
+        return _read(source, lambda name: Empty)
+
+
+def _read(source: Path, stand_in: Any) -> Any:
+    names: set[str] = set()
+    while True:
+        known = [(stand_in(name), name) for name in sorted(names)]
+        try:
+            with torch.serialization.safe_globals(known):
+                return torch.load(source, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            unknown = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+            if unknown is None or unknown[1] in names:
+                raise
+            names |= {unknown[1], f"builtins.{unknown[1]}"}  # torch leaves "builtins." out
+
+
+def find(state: Any, where: str = "") -> tuple[str, Mapping] | None:
+    """The first dictionary of tensors in what a trainer saved, and where it was."""
+    if not isinstance(state, Mapping):
+        return None
+    for key in WRAPPERS:
+        if found := find(state.get(key), f"{where}{key}/"):
+            return found
+    if any(isinstance(value, torch.Tensor) for value in state.values()):
+        return where, state
+    inner = [key for key in state if isinstance(key, str) and not BESIDE.search(key)]
+    nested = [found for key in inner if (found := find(state[key], f"{where}{key}/"))]
+    if len(nested) > 1:
+        raise ValueError(f"holds several models: {', '.join(found[0] for found in nested)}")
+    return nested[0] if nested else None
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """In memory of its own; numbers of 8 bits as float32, which safetensors' readers know."""
+    tensor = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
+    tensor = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+    return tensor.clone().contiguous()
+
+
+def main(source: Path, target: Path) -> None:
+    with source.open("rb") as file:
+        if file.read(10)[8:9] == b"{":
+            raise ValueError("is a safetensors file already")
+    state = read(source)
+    found = find(state)
+    if found is None:
+        keys = ", ".join(map(str, list(state)[:8])) if isinstance(state, Mapping) else ""
+        raise ValueError(
+            f"holds no dictionary of tensors ({keys or type(state).__name__}): save the "
+            "model's state_dict()"
+        )
+    where, weights = found
+    tensors = {str(k): plain(v) for k, v in weights.items() if isinstance(v, torch.Tensor)}
+    with replaced(target) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    odd = [str(key) for key, value in weights.items() if not isinstance(value, torch.Tensor)]
+    beside = [str(key) for key in state if where and f"{key}/" != where[: len(str(key)) + 1]]
+    left = f", left out: {', '.join(odd + beside)}" if odd + beside else ""
+    print(f"{target}: {len(tensors)} tensors{f' of {where[:-1]}' if where else ''}{left}")
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except Exception as error:  # of a damaged file torch raises this or that
+        said = re.split(r"WeightsUnpickler error: |\n", str(error))
+        reason = next((x.strip() for x in said[1:] + said[:1] if x.strip()), type(error).__name__)
+        sys.exit(f"error: {sys.argv[1]}: {reason[:200]}")

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -88,12 +89,13 @@ def _fixed(
 
 
 def load(folder: Path | str) -> Tokenizer:
-    """Opens a tokenizer folder without any network.
+    """Opens a tokenizer folder without any network, and without running code of the folder.
 
     Args:
         folder: what `save_pretrained` wrote, or a model folder with its tokenizer; a folder with
             `vocab.txt` alone (Bio_ClinicalBERT) is an uncased BERT tokenizer, as `transformers`
-            takes it to be and as the published encoders were trained.
+            takes it to be and as the published encoders were trained. Where a folder names a class
+            of its own (CXR-BERT), its `tokenizer.json` or `vocab.txt` is read all the same.
 
     Raises:
         UserError: naming the folder when there is no tokenizer in it.
@@ -103,37 +105,64 @@ def load(folder: Path | str) -> Tokenizer:
         raise UserError(
             f"tokenizer: {folder}: no such folder: give a Hugging Face tokenizer folder"
         )
-    # Imported here: it takes seconds, more where torch is installed, and workers do without.
-    from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
-
-    names = {file.name for file in folder.iterdir()}
-    plain = "vocab.txt" in names and not names & {"tokenizer.json", "tokenizer_config.json"}
     try:
-        if plain and not _model_type(folder):
-            opened: PreTrainedTokenizerBase = BertTokenizer(vocab=str(folder / "vocab.txt"))
-        else:
-            opened = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        backend, pad_token = _open(folder)
+        ids = backend.get_vocab(with_added_tokens=True).values()
+        backend.encode("\N{SNOWMAN}")  # fails where there is no piece for unknown words
+        if max(ids) > 2 * len(ids) + 1000:
+            raise ValueError(f"ids up to {max(ids)} for {len(ids)} pieces")
+    except Exception as error:  # of damaged files the parsers raise this or that, also plain ones
         reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"tokenizer: {folder}: holds no tokenizer that transformers can open ({reason}): it "
+            f"tokenizer: {folder}: holds no tokenizer that can be opened ({reason}): it "
             "needs tokenizer.json, or vocab.txt"
         ) from error
-    backend = getattr(opened, "backend_tokenizer", None)
-    pad_id, pad_token = opened.pad_token_id, opened.pad_token
-    if backend is None or not isinstance(pad_id, int):
+    pad_id = None if pad_token is None else backend.token_to_id(str(pad_token))
+    if pad_id is None:
         raise UserError(
-            f"tokenizer: {folder}: has no {'pad token' if backend else 'tokenizers backend'}: "
-            "use another one, or save it with tokenizer.json"
+            f"tokenizer: {folder}: has no pad token: use another one, or name its pad_token in "
+            "tokenizer_config.json"
         )
     return Tokenizer(backend, pad_id, str(pad_token), folder)
 
 
-def _model_type(folder: Path) -> str:
-    try:
-        return json.loads((folder / "config.json").read_text()).get("model_type", "")
-    except (OSError, ValueError):
-        return ""
+def _open(folder: Path) -> tuple[tokenizers.Tokenizer, Any]:
+    """The tokenizer of a folder, and its token for padding or None."""
+    # Imported here: it takes seconds, more where torch is installed, and workers do without.
+    import transformers
+
+    special, settings, model = (
+        _read_object(folder / f"{name}.json")
+        for name in ("special_tokens_map", "tokenizer_config", "config")
+    )
+    kind, cls = model.get("model_type", ""), settings.get("tokenizer_class")
+    known = hasattr(transformers, str(cls)) if cls else kind in transformers.CONFIG_MAPPING
+    if known and "auto_map" not in settings and "auto_map" not in model:
+        opened = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        return opened.backend_tokenizer, opened.pad_token
+    named = {
+        key: value.get("content") if isinstance(value, dict) else value
+        for key, value in (special | settings).items()
+    }
+    if (file := folder / "tokenizer.json").is_file():
+        backend = tokenizers.Tokenizer.from_file(str(file))
+        return backend, named.get("pad_token") or (backend.padding or {}).get("pad_token", "[PAD]")
+    options = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+    options += tuple(f"{name}_token" for name in ("unk", "sep", "pad", "cls", "mask"))
+    given: dict[str, Any] = {key: named[key] for key in options if named.get(key) is not None}
+    opened = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), **given)
+    return opened.backend_tokenizer, opened.pad_token
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    found = json.loads(file.read_bytes())
+    if not isinstance(found, dict):
+        raise ValueError(f"{file.name} must hold one JSON object")
+    return found
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path | str) -> Tokenizer:

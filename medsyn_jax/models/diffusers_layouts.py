@@ -127,8 +127,8 @@ CLIP_TEXT = Layout(
         *dense(f"{_N}/down", "encoder.layers.{n}.mlp.fc2"),
         *norm("norm", "final_layer_norm"),
     ),
-    prefixes=("text_model.", ""),  # transformers wrote the former up to version 4
+    prefix="text_model.",  # as transformers wrote up to version 4; later ones read both
     # Of a whole CLIPModel, what is beside its text encoder.
-    left_out=r"(text_model\.)?embeddings\.position_ids|(text|visual)_projection\.weight|logit_scale"
+    left_out=r"embeddings\.position_ids|(text|visual)_projection\.weight|logit_scale"
     r"|vision_model\..*",
 )

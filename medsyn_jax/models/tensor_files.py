@@ -1,7 +1,9 @@
 """Reading safetensors files: a single one, one in shards, or a folder that holds either."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -9,6 +11,21 @@ from safetensors import SafetensorError, safe_open
 from medsyn_jax.core.errors import UserError
 
 Tensors = dict[str, np.ndarray]
+_DTYPES = {
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "I64",
+    "I32",
+    "I16",
+    "I8",
+    "U64",
+    "U32",
+    "U16",
+    "U8",
+    "BOOL",
+}
 
 
 def read(path: Path) -> Tensors:
@@ -22,23 +39,40 @@ def read(path: Path) -> Tensors:
         raise UserError(f"weights: {path}: no such file or folder")
     if path.suffix != ".json":
         return _read_file(path)
-    try:
-        parts: dict[str, str] = json.loads(path.read_text())["weight_map"]
-        names = sorted(set(parts.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"weights: {path}: not an index of safetensors shards") from error
+    parts = read_object(path).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(x, str) for x in parts.values()):
+        raise UserError(f"weights: {path}: not an index of safetensors shards")
     tensors: Tensors = {}
-    for name in names:
+    for name in sorted(set(parts.values())):
         shard = path.parent / name
-        if not shard.is_file():
-            raise UserError(f"weights: {shard}: named in {path.name} but not there")
+        if not os.path.isfile(shard):  # Path.is_file raises for names that no file can have
+            where = path.parent / shorter(name)
+            raise UserError(f"weights: {where}: named in {path.name} but not there")
         found = _read_file(shard)
         listed = {key for key, value in parts.items() if value == name}
         if listed ^ found.keys():
-            odd = ", ".join(sorted(listed ^ found.keys())[:4])
+            odd = ", ".join(map(shorter, sorted(listed ^ found.keys())[:4]))
             raise UserError(f"weights: {shard}: {path.name} says otherwise about: {odd}")
         tensors |= found
     return tensors
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError for anything else."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else shorter(str(error))
+        raise UserError(f"weights: {path}: cannot be read as JSON: {reason}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"weights: {path}: must hold one JSON object")
+    return found
+
+
+def shorter(name: str) -> str:
+    """A name from a file for a message of one line: at most 100 printable characters."""
+    name = name if name.isprintable() else repr(name)
+    return name if len(name) <= 100 else f"{name[:97]}..."
 
 
 def _in_folder(folder: Path) -> Path:
@@ -69,7 +103,13 @@ def _is_pickle(path: Path) -> str:
 def _read_file(path: Path) -> Tensors:
     try:
         with safe_open(path, "np") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+            if odd := next((key for key in dtypes if dtypes[key] not in _DTYPES), None):
+                raise UserError(
+                    f"weights: {path}: {shorter(odd)} is of type {dtypes[odd]}, which is not read: "
+                    "use a file in float32, float16 or bfloat16"
+                )
+            return {key: file.get_tensor(key) for key in dtypes}
     except SafetensorError as error:
         with path.open("rb") as file:
             head = file.read(2)
@@ -77,6 +117,8 @@ def _read_file(path: Path) -> Tensors:
         pickled = head == b"PK" or (head[:1] == b"\x80" and 2 <= head[-1] <= 5)
         if pickled or path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"):
             raise UserError(_is_pickle(path)) from error
-        raise UserError(f"weights: {path}: not a whole safetensors file: {error}") from error
+        raise UserError(
+            f"weights: {path}: not a whole safetensors file: {shorter(str(error))}"
+        ) from error
     except OSError as error:
         raise UserError(f"weights: {path}: cannot be read: {error}") from error

@@ -1,13 +1,15 @@
 """Weights in and out: `safetensors` files in the layouts of torchvision, timm and Hugging Face.
 
 An import is a bijection: every key of the file goes to exactly one place, every parameter and
-statistic is filled, every shape is equal. What a layout may hold beyond the encoder (a classifier,
-the heads of BERT's pre-training) is named in its table, left out, and reported to the log.
+statistic is filled, every shape is equal. One prefix ("bert.", "module.base_encoder.") may stand
+before all keys of an encoder. What else a file may hold (classifiers, heads of pre-training, the
+decoder of a masked autoencoder) is named in the layout's table, left out, and told to the log.
 """
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,17 +23,14 @@ from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
 from medsyn_jax.models import tensor_files
-from medsyn_jax.models.tensor_files import Tensors
+from medsyn_jax.models.tensor_files import Tensors, shorter
 
 Tree = dict[str, Any]
 
 
 class Transform(NamedTuple):
-    """A change of axes, from the file's to ours and back.
-
-    It is one of the `parts` equal parts of the file's tensor, cut along its first axis, that is
-    ours: the one of number `part`.
-    """
+    """A change of axes, from the file's to ours and back, of part number `part` of the `parts`
+    equal ones that the file's tensor is cut into along its first axis."""
 
     read: Callable[[np.ndarray], np.ndarray]
     write: Callable[[np.ndarray], np.ndarray]
@@ -54,8 +53,6 @@ class Place(NamedTuple):
 
 
 Plan = dict[str, Place]  # by our name
-
-
 Rules = tuple[tuple[str, str, Transform], ...]
 
 
@@ -64,14 +61,14 @@ class Layout(NamedTuple):
 
     rules: (regex of our name, template of the file's key, transform). A named group `s` of the
         regex is `{s}` in the template, and `{s1}` is the same number counted from one.
-    prefixes: what may stand before every key, first what `save` writes. left_out: regex of keys
-        that may be there besides.
+    prefix: what `save` writes before every key; a file to read may have any other.
+    left_out: regex of keys that may be there besides, after the prefix or a part of it.
     aliases: other spellings of what is in keys (ours, other), all or none of which a file uses.
-    layer: regex of what is in the keys of a layer, whose group is the layer's number.
+    layer: regex of what is in the keys of a layer; its group is the layer's number.
     """
 
     rules: Rules
-    prefixes: tuple[str, ...] = ("",)
+    prefix: str = ""
     left_out: str = "(?!)"
     aliases: tuple[tuple[str, str], ...] = ()
     layer: str = "(?!)"
@@ -100,6 +97,11 @@ def fused(ours: Sequence[str], theirs: str) -> Rules:
     )
 
 
+# Task heads, projections, and the second encoder of momentum contrast.
+_HEADS = (
+    r"(cls|(\w+_)?(classifier|head|heads|projection|projector|predictor)|fc|pre_logits|qa_outputs"
+    r"|momentum_encoder|encoder_k)\..*|(text|visual)_projection|logit_scale|queue|queue_ptr"
+)
 _BLOCK = r"stages/(?P<s>\d+)/(?P<b>\d+)"
 _CONV = _BLOCK + r"/convs/(?P<c>\d+)"
 _LAYER = r"layers/(?P<n>\d+)"
@@ -114,7 +116,7 @@ TORCHVISION = Layout(
         (f"{_BLOCK}/shortcut/conv/kernel", "layer{s1}.{b}.downsample.0.weight", CONV),
         *norm(f"{_BLOCK}/shortcut/norm", "layer{s1}.{b}.downsample.1"),
     ),
-    left_out=r"fc\.(weight|bias)",
+    left_out=_HEADS,
 )
 _STAGE = "encoder.stages.{s}.layers.{b}"
 HF_RESNET = Layout(
@@ -126,8 +128,7 @@ HF_RESNET = Layout(
         (f"{_BLOCK}/shortcut/conv/kernel", f"{_STAGE}.shortcut.convolution.weight", CONV),
         *norm(f"{_BLOCK}/shortcut/norm", f"{_STAGE}.shortcut.normalization"),
     ),
-    prefixes=("", "resnet."),
-    left_out=r"classifier\.1\.(weight|bias)",
+    left_out=_HEADS,
 )
 HF_BERT = Layout(
     rules=(
@@ -143,8 +144,7 @@ HF_BERT = Layout(
         *norm(f"{_LAYER}/mlp_norm", "encoder.layer.{n}.output.LayerNorm"),
         *dense("pooler", "pooler.dense"),
     ),
-    prefixes=("", "bert."),
-    left_out=r"(bert\.)?embeddings\.position_ids|(bert\.)?pooler\.dense\.(weight|bias)|cls\..*",
+    left_out=rf"{_HEADS}|(bert\.)?(embeddings\.position_ids|pooler\.dense\.(weight|bias))",
     aliases=(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")),
     layer=r"encoder\.layer\.(\d+)\.",
 )
@@ -161,9 +161,7 @@ HF_VIT = Layout(
         *dense(f"{_LAYER}/down", "encoder.layer.{n}.output.dense"),
         *norm("norm", "layernorm"),
     ),
-    prefixes=("", "vit."),
-    left_out=r"((vit\.)?(pooler\.dense|classifier)|decoder\.0)\.(weight|bias)"
-    r"|(vit\.)?embeddings\.mask_token",
+    left_out=rf"{_HEADS}|(vit\.)?pooler\.dense\.(weight|bias)|embeddings\.mask_token|decoder\..*",
     aliases=(  # of the modules of transformers 5, which still writes the others into files
         ("encoder.layer.", "layers."),
         *((f"attention.attention.{a}", f"attention.{a[0]}_proj") for a in _QKV),
@@ -186,7 +184,7 @@ TIMM_VIT = Layout(
         *dense(f"{_LAYER}/down", "blocks.{n}.mlp.fc2"),
         *norm("norm", "norm"),
     ),
-    left_out=r"(head|pre_logits\.fc)\.(weight|bias)",
+    left_out=rf"{_HEADS}|mask_token|decoder_.*",
     layer=r"blocks\.(\d+)\.",
 )
 LAYOUTS = {
@@ -222,19 +220,20 @@ def load(
     tensors = tensor_files.read(path)
     ours = tree.named(params) | tree.named(stats)
     report = report or logging.getLogger(__name__).info
-    plan, chosen = _plan(tensors, layout, ours, path)
+    plan, chosen, prefix = _plan(tensors, layout, ours, path)
     if layers is not None and (beyond := _beyond(tensors, chosen, layers)):
         tensors = {key: value for key, value in tensors.items() if key not in beyond}
         report(f"{path}: left out layers {layers} to {max(beyond.values())}, counted from 0")
     keys = {place.key for place in plan.values()}
-    drop = {key for key in tensors.keys() - keys if re.fullmatch(chosen.left_out, key)}
+    beside = {key: _left_out(key, chosen, prefix) for key in sorted(tensors.keys() - keys)}
+    drop = {key: family for key, family in beside.items() if family}
     counters = {_counter(key) for key in keys if key.endswith(".running_var")}
-    _refuse_misfits(path, tensors, ours, plan, drop | counters)
+    _refuse_misfits(path, tensors, ours, plan, drop.keys() | counters)
     if drop:
-        report(f"{path}: left out by name: {', '.join(sorted(drop))}")
-    flat = {
-        name: np.ascontiguousarray(_taken(tensors, place), dtype) for name, place in plan.items()
-    }
+        families = [f"{family}* ({count})" for family, count in Counter(drop.values()).items()]
+        names = map(shorter, drop if len(drop) <= 16 else families)
+        report(f"{path}: left out by name: {', '.join(names)}")
+    flat = {k: np.ascontiguousarray(_taken(tensors, place), dtype) for k, place in plan.items()}
     return (
         tree.unnamed({name: flat[name] for name in tree.named(params)}, params),
         tree.unnamed({name: flat[name] for name in tree.named(stats)}, stats),
@@ -252,7 +251,7 @@ def save(path: str | Path, layout: str | Layout, params: Tree, stats: Tree) -> N
     if path.suffix != ".safetensors":
         raise UserError(f"weights: {path}: the name of the file to write must end in .safetensors")
     layout = _layout(layout)
-    plan = _expected(layout, ours, layout.prefixes[0])
+    plan = _expected(layout, ours, layout.prefix)
     if plan is None:
         raise UserError(f"weights: {path}: this layout has no names for this model's leaves")
     found: dict[str, dict[int, np.ndarray]] = {}
@@ -305,23 +304,48 @@ def _expected(layout: Layout, names: Tree, prefix: str = "", aliased: bool = Fal
     return plan
 
 
-def _plan(tensors: Tensors, layout: str | Layout, ours: Tree, path: Path) -> tuple[Plan, Layout]:
+def _cuts(key: str) -> Iterator[tuple[str, str]]:
+    """The key cut in two before each of its names: ("", "a.b"), ("a.", "b")."""
+    yield "", key
+    for dot in re.finditer(r"\.", key):
+        yield key[: dot.end()], key[dot.end() :]
+
+
+def _plan(
+    tensors: Tensors, layout: str | Layout, ours: Tree, path: Path
+) -> tuple[Plan, Layout, str]:
     """The naming that shares most keys with the file, of `layout` or, if that is "", of all.
 
-    Beside it, its layout.
+    Beside it, its layout, and the prefix of the file's keys.
     """
     best, best_count = None, -1
     for candidate in [_layout(layout)] if layout else LAYOUTS.values():
-        for prefix in candidate.prefixes:
-            for aliased in (False, True) if candidate.aliases else (False,):
-                if (plan := _expected(candidate, ours, prefix, aliased)) is None:
-                    continue
-                count = len(tensors.keys() & {place.key for place in plan.values()})
-                if count > best_count:
-                    best, best_count = (plan, candidate), count
+        for aliased in (False, True) if candidate.aliases else (False,):
+            if (plan := _expected(candidate, ours, "", aliased)) is None:
+                continue
+            keys = {place.key for place in plan.values()}
+            counts = Counter(a for key in tensors for a, b in _cuts(key) if b in keys)
+            known = [start for start in counts if not _left_out(start, candidate, start)]
+            prefix = max(known, key=lambda x: (counts[x], -len(x)), default="")
+            if counts[prefix] > best_count:
+                best, best_count = (plan, candidate, prefix), counts[prefix]
     if best is None:
         raise UserError(f"weights: {path}: layout {layout or 'any'} does not fit this model")
-    return best
+    plan, candidate, prefix = best
+    if "roberta" in prefix:
+        raise UserError(
+            f"weights: {path}: {prefix}*: a RoBERTa counts positions otherwise: no BERT"
+        )
+    plan = {name: place._replace(key=prefix + place.key) for name, place in plan.items()}
+    return plan, candidate, prefix
+
+
+def _left_out(key: str, layout: Layout, prefix: str) -> str:
+    """The start of a key that may be there besides, after the prefix or a part of it; else ""."""
+    for start, rest in _cuts(key):
+        if prefix.startswith(start) and re.fullmatch(layout.left_out, rest):
+            return start + re.split(r"(?<=[._])", rest, maxsplit=1)[0]
+    return ""
 
 
 def _beyond(tensors: Tensors, layout: Layout, layers: int) -> dict[str, int]:
@@ -367,7 +391,7 @@ def _refuse_misfits(
         "neither float32, float16 nor bfloat16": mistyped,
     }
     parts = [
-        f"{len(odd)} {what}: {', '.join(odd[:4])}{' ...' if len(odd) > 4 else ''}"
+        f"{len(odd)} {what}: {', '.join(map(shorter, odd[:4]))}{' ...' if len(odd) > 4 else ''}"
         for what, odd in found.items()
         if odd
     ]

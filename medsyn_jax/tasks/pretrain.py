@@ -16,7 +16,7 @@ from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.config import check_choice, check_files, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import loader, tokenizers, transforms
-from medsyn_jax.models import towers, weights
+from medsyn_jax.models import encoder_configs, towers, weights
 from medsyn_jax.models.layers import statistics
 from medsyn_jax.models.towers import Embeddings
 from medsyn_jax.objectives import gloria, mgca
@@ -118,6 +118,7 @@ class Data:
 def run(config: Any, workdir: Path) -> None:
     """Train, keep the checkpoint with the lowest validation loss, and write retrieval figures."""
     _check(config)
+    _obey_folders(config)
     log.check_config(workdir, config, FREE)
     mesh = meshes.make_mesh(**config.mesh)
     local = meshes.per_process(config.data.batch_size, mesh, config.optim.accumulate)
@@ -213,6 +214,15 @@ def _check(config: Any) -> None:
     if jax.process_index() == 0:  # the only one that reads them
         named |= {f"data.sources[{i}]": s for i, s in enumerate(sources) if s != "phantom"}
     check_files(named)
+
+
+def _obey_folders(config: Any) -> None:
+    """UserError where a folder of weights says otherwise than the config; takes its epsilon."""
+    for part in ("image", "text"):
+        if path := config[part].weights:
+            settings, where = config[part].to_dict(), f"config.{part}"
+            settings = encoder_configs.agreed(path, settings, part=where, report=log.say)
+            config[part].update({k: v for k, v in settings.items() if k == "eps"})
 
 
 def _data(config: Any, workdir: Path) -> Data:

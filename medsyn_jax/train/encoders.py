@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, UInt8
 
 from medsyn_jax.core import log, tree
 from medsyn_jax.data import transforms
-from medsyn_jax.models import towers, weights
+from medsyn_jax.models import encoder_configs, towers, weights
 from medsyn_jax.models.layers import split
 from medsyn_jax.train import checkpoint
 from medsyn_jax.train import state as states
@@ -81,12 +81,14 @@ def imported(workdir: Path, path: str, layout: str, mean: float, std: float) -> 
     """The same architecture with the weights of a file, say of ImageNet.
 
     mean, std: of the grey value in [0, 1], as that file's network expects. Raises UserError if the
-    file does not fit the architecture.
+    file does not fit the architecture, or its folder says otherwise (`encoder_configs.agreed`).
     """
-    config = checkpoint.read_config(workdir)
+    config, pixels = dict(checkpoint.read_config(workdir)), {"mean": mean, "std": std}
+    flags = {"part": "config.image", "pixels": "config.encoder"}
+    settings = config["image"] | pixels
+    config["image"] = encoder_configs.agreed(path, settings, **flags, report=log.say)
     structure, params, stats = states.shapes(_maker(config))
     params, stats = weights.load(path, layout, params, stats, report=log.say)
-    pixels = {"mean": mean, "std": std}
     return _encoder("imagenet", config, structure, params, stats, **pixels)
 
 

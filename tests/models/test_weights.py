@@ -139,8 +139,20 @@ def test_sharded_folder(case, tmp_path):
     with pytest.raises(UserError, match=r"b\.safetensors: .* stray"):
         weights.load(tmp_path, "", *trees)
     index.write_text("{")
-    with pytest.raises(UserError, match=r"index\.json: not an index"):
-        weights.load(tmp_path, "", *trees)
+    for text, says in (
+        ("{", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON: nested too deep"),
+        ("[1]", "must hold one JSON object"),
+        ('{"weight_map": ["a"]}', "not an index"),
+        ('{"weight_map": {"a": 5}}', "not an index"),
+        ('{"weight_map": {"a": "b\\u0000\\n"}}', r"b\\x00\\n': named in .* but not there"),
+        (json.dumps({"weight_map": {"a": "b" * 5000}}), r"b\.\.\.: named in .* but not there"),
+    ):
+        index.write_text(text)
+        with pytest.raises(UserError, match=says) as e:
+            weights.load(tmp_path, "", *trees)
+        assert "\n" not in str(e.value)
+        assert len(str(e.value)) < 500
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
