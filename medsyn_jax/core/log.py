@@ -4,11 +4,12 @@ events and results.json. Only the first process writes; every file is replaced w
 
 import errno
 import json
+import math
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -18,12 +19,13 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.errors import UserError, shortened
 from medsyn_jax.core.files import replaced
 
 _STARTED = time.monotonic()
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
-console = Console(stderr=True, highlight=False)
+# Paths and names are shown as they are: no [markup], no :emoji: in them.
+console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
@@ -52,7 +54,7 @@ class ImagesBar:
         self.every_s, self.began = every_s, time.monotonic()
         self.last = self.began
         self.bar = Progress(
-            TextColumn(what),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]:.1f} images/s"),
@@ -98,27 +100,62 @@ def full_disk_is_user_error(where: Path | str) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` so that readers see the old file or the new one, never a part."""
+    """Write `value` so that readers see the old file or the new one, never a part. What no number
+    is (NaN, infinity) becomes null: JSON has neither."""
     with full_disk_is_user_error(path), replaced(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(_strict(value), indent=2, allow_nan=False) + "\n")
 
 
-def write_results(workdir: Path, task: str, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+UNDEFINED = "undefined"
+
+
+def number(value: float | None, form: str = ".4g") -> str:
+    """A figure as people read it; `UNDEFINED` for None, NaN and infinity."""
+    return format(value, form) if value is not None and math.isfinite(value) else UNDEFINED
+
+
+def write_results(
+    workdir: Path,
+    task: str,
+    metrics: Mapping[str, Mapping[str, Any]],
+    shown: Collection[str] | None = None,
+) -> None:
     """results.json, and the same figures as lines on the terminal.
 
     metrics: name -> {"value": v} plus "n" and "ci95" [low, high] where it is an estimate, and what
-    to compare it with: "chance", "prior", "ceiling".
+    to compare it with: "chance", "prior", "ceiling"; None where one is undefined. shown: the names
+    of those that get a line (default all).
     """
     if jax.process_index():
         return
     write_json(workdir / "results.json", {"task": task, "metrics": dict(metrics)})
-    width = max((len(name) for name in metrics), default=0)
-    for name, m in metrics.items():
-        interval = "  [{:.4g}, {:.4g}]".format(*m["ci95"]) if m.get("ci95") else ""
-        count = f"  n={m['n']}" if "n" in m else ""
-        beside = "".join(f"  {k} {m[k]:.4g}" for k in ("chance", "prior", "ceiling") if k in m)
-        print(f"{name:<{width}}  {m['value']:.4g}{interval}{count}{beside}")
-    print(f"results: {workdir / 'results.json'}", flush=True)
+    lines = {name: m for name, m in metrics.items() if shown is None or name in shown}
+    width = max((len(name) for name in lines), default=0)
+    for name, m in lines.items():
+        interval = f"  [{', '.join(map(number, m['ci95']))}]" if m.get("ci95") else ""
+        count = "".join(f"  {k}={m[k]}" for k in ("n", "positives", "labels") if k in m)
+        beside = "".join(f"  {k} {number(m[k])}" for k in ("chance", "prior", "ceiling") if k in m)
+        print(f"{name:<{width}}  {number(m.get('value'))}{interval}{count}{beside}")
+    print(shortened(f"results: {workdir / 'results.json'}", 1000), flush=True)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows of text below `head`, on the terminal, from the first process only; the first column to
+    the left, the others to the right."""
+    if jax.process_index():
+        return
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for first, *others in (head, *rows):
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print("  ".join((first.ljust(widths[0]), *cells)))
 
 
 def _git_commit() -> str:
@@ -152,8 +189,8 @@ def check_config(workdir: Path, config: Any, free: tuple[str, ...] = ()) -> None
     new = json.loads(config.to_json())
     if path.exists():
         try:
-            old = json.loads(path.read_text())["config"]
-        except (ValueError, KeyError):
+            old = dict(json.loads(path.read_text())["config"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path}: not a config written by medsyn_jax: move it away") from None
         a, b = _flat(old), _flat(new)
         changed = sorted(
@@ -220,7 +257,7 @@ class MetricsLog:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 continue  # the line that a kill cut short
         with full_disk_is_user_error(self._path), replaced(self._path) as temporary:
             temporary.write_text("".join(kept))
@@ -230,9 +267,10 @@ class MetricsLog:
         if not self.main:
             return
         with full_disk_is_user_error(self._path), self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(json.dumps(_strict({"step": step, **metrics}), allow_nan=False) + "\n")
         for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+            if math.isfinite(value):
+                self._board.add_scalar(name, value, step)
 
     def progress(self, step: int, loss: float) -> float | None:
         """Show where the run is, when it is time for that; returns the latest reading of

@@ -24,6 +24,8 @@ class Estimate(TypedDict):
     chance: NotRequired[float]
     seeds: NotRequired[list[float | None]]
     seed_std: NotRequired[float | None]
+    positives: NotRequired[int]  # of the n records, for the AUROC of a label
+    labels: NotRequired[int]  # over which it is the mean
 
 
 # ------------------------------------------------------------ classification

@@ -88,7 +88,7 @@ def _check_rules(field: str, rules: tuple[str, ...], names: Any) -> None:
     for pattern in rules:
         try:
             compiled = re.compile(pattern)
-        except re.error as e:
+        except (re.error, TypeError, OverflowError, RecursionError) as e:  # no text, a huge count
             raise UserError(f"config.optim.{field}: {pattern!r} is no regex: {e}") from None
         if not any(compiled.fullmatch(name) for name in names):
             raise UserError(f"config.optim.{field}: {pattern!r} matches no parameter")

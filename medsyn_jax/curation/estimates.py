@@ -1,7 +1,7 @@
 """Entries of results.json with intervals: means and AUROCs by subject, rates of rare events."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import beta
@@ -42,13 +42,20 @@ class Figure:
     values: np.ndarray  # [s]
     draws: np.ndarray  # [r, s]
     n: int
+    positives: int | None = None  # of the n records, where it is a label's
+    labels: int | None = None  # over which it is the mean
 
     def __sub__(self, other: "Figure") -> "Figure":
-        return Figure(self.values - other.values, self.draws - other.draws, self.n)
+        return replace(self, values=self.values - other.values, draws=self.draws - other.draws)
 
     def estimate(self) -> Estimate:
         """Mean over the classifiers, with its interval over records and classifiers together."""
-        return metrics.estimate_over_seeds(self.values, self.draws, self.n)
+        entry = metrics.estimate_over_seeds(self.values, self.draws, self.n)
+        if self.positives is not None:
+            entry["positives"] = self.positives
+        if self.labels is not None:
+            entry["labels"] = self.labels
+        return entry
 
 
 def figure(
@@ -86,12 +93,13 @@ def auroc_figures(
         return np.array(found).transpose(2, 0, 1)  # [r, s, c]
 
     whole = figure(statistic, np.ones(len(labels), bool), subjects)
-    counts = (labels >= 0).sum(axis=0).tolist()
+    counts, positives = ((x.sum(axis=0).tolist()) for x in (labels >= 0, labels == 1))
     found = {
-        name: Figure(whole.values[:, i], whole.draws[..., i], counts[i])
+        name: Figure(whole.values[:, i], whole.draws[..., i], counts[i], positives[i])
         for i, name in enumerate(names)
     }
     known = np.isfinite(whole.draws)
     count, total = known.sum(axis=-1), np.where(known, whole.draws, 0).sum(axis=-1)
     means = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-    return found | {"mean": Figure(whole.values.mean(axis=-1), means, whole.n)}
+    mean = Figure(whole.values.mean(axis=-1), means, whole.n, labels=len(names))
+    return found | {"mean": mean}

@@ -1,6 +1,6 @@
 """Linear classification: what a linear layer reads off a frozen encoder, by label fraction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ import numpy as np
 
 from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.core.config import check_files, check_numbers
+from medsyn_jax.core.config import check_files, check_numbers, check_texts
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.curation import estimates
 from medsyn_jax.curation.estimates import Figure
 from medsyn_jax.data import shards, splits
 from medsyn_jax.objectives import classify
-from medsyn_jax.train import corpus, encoders, features, probe
+from medsyn_jax.train import checkpoint, corpus, encoders, features, probe
 
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 
@@ -47,25 +47,39 @@ class Task:
         one = (known == 1).sum(axis=1) == 1
         return np.where(one, (known == 1).argmax(axis=1), classify.UNMENTIONED).astype(np.int32)
 
+    def columns_of(self, targets: np.ndarray) -> np.ndarray:
+        """Targets as labels [n, c]: of a class 1, of the others 0."""
+        if targets.ndim == 2:
+            return targets
+        columns = (targets[:, None] == np.arange(len(self.names))).astype(np.int8)
+        return np.where(targets[:, None] >= 0, columns, np.int8(classify.UNMENTIONED))
+
+    def without(self, targets: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Targets in which `labels`, bool [c], are left out: their entries, or their records."""
+        gone = labels[None] if targets.ndim == 2 else labels[np.maximum(targets, 0)]
+        return np.where(gone, targets.dtype.type(classify.UNMENTIONED), targets)
+
 
 def run(config: Any, workdir: Path) -> None:
     """Probe the pre-trained, the untrained and, if given, the ImageNet encoder alike.
 
     Writes results.json with `<encoder>/test/<fraction>/auroc/<label>`, `.../auroc/mean` and, for
-    classes, `.../accuracy`; and `pretrained-random/...`, the difference of the last two.
+    classes, `.../accuracy`; and `pretrained-random/...`, the differences of the last two encoders.
     Raises UserError for an encoder, a data set or labels that do not fit the config.
     """
     _check(config)
-    found = _encoders(config)
     log.check_config(workdir, config, FREE)
     corpus.check_labels(config.data.source, config.ingest)
+    checkpoint.opened(Path(config.encoder.workdir))[0].close()  # restored when the data are known
     mesh = meshes.make_mesh(**config.mesh)
     directory = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
     parts = {split: shards.open_split(directory, split) for split in splits.SPLITS}
     task = make_task(config.labels, parts["train"].label_names)
+    targets = {s: task.targets(features.labels(part), s == "test") for s, part in parts.items()}
+    check_labels(task, targets)
+    fractions = make_fractions(config, workdir, task, targets, parts["train"].keys)
+    found = _encoders(config)
     log.write_config(workdir, config, FREE)
-    if task.kind == "multilabel" and min(config.fractions) < 1 and not config.fractions_from:
-        log.say("label fractions are drawn without regard to labels: records may have several")
     figures: dict[str, dict[str, Figure]] = {}
     for encoder in found:
         tables = {
@@ -80,33 +94,33 @@ def run(config: Any, workdir: Path) -> None:
             for split, records in parts.items()
         }
         figures[encoder.name] = probe_features(
-            config, workdir, encoder.name, task, tables, parts["train"].keys
+            config, encoder.name, task, fractions, targets, tables
         )
+    pretrained, random = figures["pretrained"], figures["random"]
+    figures["pretrained-random"] = {key: pretrained[key] - random[key] for key in pretrained}
     results = {
-        f"{name}/test/{key}": figure.estimate()
+        f"{name}/test/{key}": dict(figure.estimate())
         for name, by_key in figures.items()
         for key, figure in by_key.items()
     }
-    for key, figure in figures["pretrained"].items():
-        if not key.endswith(("mean", "accuracy")):
-            continue  # label by label they can be had from the two
-        gain = figure - figures["random"][key]
-        results[f"pretrained-random/test/{key}"] = gain.estimate()
-    log.write_results(workdir, "classify", {k: dict(v) for k, v in results.items()})
+    _print_labels(task, figures, [fraction.name for fraction in fractions], targets["test"])
+    whole = [name for name in results if name.endswith(("/mean", "/accuracy"))]
+    log.write_results(workdir, "classify", results, shown=whole)
 
 
 def _check(config: Any) -> None:
     """All that the config alone tells to be wrong, and the files that it names but nobody has."""
     above_0 = ("data.batch_size", "seeds", "probe.learning_rate", "probe.batch_size")
-    above_0 += ("probe.epochs", "probe.patience", "encoder.std")
-    check_numbers(config, above_0, from_0=("data.threads", "probe.weight_decay"))
+    above_0 += ("probe.epochs", "probe.patience")
+    from_0 = ("seed", "data.threads", "probe.weight_decay")
+    parts = ("fractions", "encoder.std")
+    check_numbers(config, above_0, from_0, parts=parts, shares=("encoder.mean",))
+    check_texts(config, [f"labels.{k}" for k in ("names", "uncertain_ones", "uncertain_zeros")])
     if not config.data.source:
         raise UserError(
             "config.data.source: is empty: give the folder of class folders, a CSV of pairs or an "
             "ingested data set, by --config.data.source=PATH"
         )
-    if not config.fractions or not all(0 < share <= 1 for share in config.fractions):
-        raise UserError(f"config.fractions: {config.fractions}: give shares above 0 and at most 1")
     raw = config.data.source != "phantom" and jax.process_index() == 0  # the only one to read it
     source = config.data.source if raw else ""
     named = {"data.source": source, "encoder.weights": config.encoder.weights}
@@ -152,32 +166,93 @@ def make_task(settings: Any, available: Sequence[str]) -> Task:
     )
 
 
+@dataclass(frozen=True)
+class Fraction:
+    """The training records of each seed at one label fraction, and what they can teach."""
+
+    name: str  # "1%"
+    subsets: np.ndarray  # int32 [s, k]: rows of the train split, padded with -1
+    trained: np.ndarray  # bool [c]: labels of which every seed has a positive and a negative
+
+
+def make_fractions(
+    config: Any, workdir: Path, task: Task, targets: Mapping[str, np.ndarray], keys: list[str]
+) -> list[Fraction]:
+    """The fractions at which there is a figure; the others, and labels that a fraction leaves out,
+    are named on the terminal.
+
+    A label counts at a fraction if each seed's records have a positive and a negative of it, so
+    that all seeds and encoders are judged on the same labels. Raises UserError if none is left.
+    """
+    if task.kind == "multilabel" and min(config.fractions) < 1 and not config.fractions_from:
+        log.say("label fractions are drawn without regard to labels: records may have several")
+    train, fractions = targets["train"], []
+    for share in config.fractions:
+        name = f"{100 * share:g}%"
+        subsets = _subsets(config, workdir, share, keys, train if train.ndim == 1 else None)
+        columns = task.columns_of(train)
+        seeds = {config.seed + i: columns[rows[rows >= 0]] for i, rows in enumerate(subsets)}
+        trained = np.logical_and.reduce([has_both(y) for y in seeds.values()])
+        names = [f"{n} ({_lack(seeds, i)})" for i, n in enumerate(task.names) if not trained[i]]
+        if names:
+            log.say(
+                f"{name} of the labels: left out, not taught by its records: {', '.join(names)}"
+            )
+        left = {split: task.columns_of(task.without(y, ~trained)) for split, y in targets.items()}
+        blind = [split for split in ("valid", "test") if not has_both(left[split]).any()]
+        if not blind:
+            fractions.append(Fraction(name, subsets, trained))
+            continue
+        log.say(
+            f"{name} of the labels: no figure at all: none of the labels that are left has both a "
+            f"positive and a negative record in the {blind[0]} split"
+        )
+    if not fractions:
+        raise UserError(
+            f"config.fractions: {config.fractions}: at none of them does a label of "
+            f"{', '.join(task.names)} have both a positive and a negative record for every seed, "
+            "in valid and in test: use larger fractions, fewer seeds, or more data"
+        )
+    return fractions
+
+
+def has_both(y: np.ndarray) -> np.ndarray:
+    """bool [c]: which labels have a positive and a negative in y [n, c]."""
+    return (y == 1).any(axis=0) & (y == 0).any(axis=0)
+
+
+def _lack(seeds: Mapping[int, np.ndarray], label: int) -> str:
+    """What the training records of some seeds, seed -> [n, c], lack of a label."""
+    lack = []
+    for noun, value in (("positive", 1), ("negative", 0)):
+        which = [str(seed) for seed, y in seeds.items() if not (y[:, label] == value).any()]
+        of = f" for seed {', '.join(which)}" if len(which) < len(seeds) else ""
+        lack += [f"no {noun}{of}"] if which else []
+    return ", ".join(lack)
+
+
 def probe_features(
     config: Any,
-    workdir: Path,
     name: str,
     task: Task,
-    tables: dict[str, features.Table],
-    keys: list[str],
+    fractions: Sequence[Fraction],
+    targets: Mapping[str, np.ndarray],
+    tables: Mapping[str, features.Table],
 ) -> dict[str, Figure]:
     """Figures on the test split, `<fraction>/<figure>` -> Figure, of one encoder's features."""
-    train, valid = (task.targets(tables[split].labels) for split in ("train", "valid"))
-    test = task.targets(tables["test"].labels, test=True)
-    _check_labels(task, {"train": train, "valid": valid, "test": test})
     settings = probe.ProbeSettings(kind=task.kind, **config.probe)
     seeds = [jax.random.fold_in(jax.random.key(config.seed), i) for i in range(config.seeds)]
-    arrays = [tables["train"].features, train, tables["valid"].features, valid]
-    train_x, train_y, valid_x, valid_y = map(jnp.asarray, arrays)
+    train_x, valid_x, test_x = (jnp.asarray(tables[s].features) for s in splits.SPLITS)
     figures = {}
-    for share in config.fractions:
-        fraction = f"{100 * share:g}%"
-        subsets = _subsets(config, workdir, share, keys, train if train.ndim == 1 else None)
+    for fraction in fractions:
+        # What was not taught has no say in when to stop.
+        valid = task.without(targets["valid"], ~fraction.trained)
         fitted = probe.fit(
             train_x,
-            train_y,
-            jnp.asarray(subsets),
+            jnp.asarray(targets["train"]),
+            jnp.asarray(fraction.subsets),
             valid_x,
-            valid_y,
+            jnp.asarray(valid),
             jnp.stack(seeds),
             classes=len(task.names),
             settings=settings,
@@ -185,32 +260,36 @@ def probe_features(
         scores = np.asarray(fitted.score)
         if not np.isfinite(scores).all():
             raise UserError(
-                f"config.probe.learning_rate: {settings.learning_rate}: the fit at {fraction} of "
-                f"the labels diverged on {name} features: use a smaller one"
+                f"config.probe.learning_rate: {settings.learning_rate}: the fit at {fraction.name} "
+                f"of the labels diverged on {name} features: use a smaller one"
             )
         log.say(
-            f"{name}, {fraction} of the labels ({subsets.shape[1]} records): best validation "
-            f"{', '.join(f'{x:.3f}' for x in scores)} at epoch "
+            f"{name}, {fraction.name} of the labels ({fraction.subsets.shape[1]} records): best "
+            f"validation {', '.join(f'{x:.3f}' for x in scores)} at epoch "
             f"{', '.join(map(str, fitted.best_epoch.tolist()))} of {config.probe.epochs}"
         )
-        outputs = np.asarray(probe.logits(fitted, jnp.asarray(tables["test"].features)))
-        judged = judge(task, outputs, test, tables["test"].subjects)
-        figures |= {f"{fraction}/{key}": figure for key, figure in judged.items()}
+        outputs = np.asarray(probe.logits(fitted, test_x))
+        judged = judge(task, outputs, targets["test"], tables["test"].subjects, fraction.trained)
+        figures |= {f"{fraction.name}/{key}": figure for key, figure in judged.items()}
     return figures
 
 
-def _check_labels(task: Task, targets_of: dict[str, np.ndarray]) -> None:
-    """Refuse labels from which nothing can be learnt, no epoch chosen, or no figure computed."""
+def check_labels(task: Task, targets_of: Mapping[str, np.ndarray]) -> None:
+    """Refuse labels from which nothing can be learnt, no epoch chosen, or no figure computed; say
+    which of them are such in valid and test."""
     for split, targets in targets_of.items():
-        if targets.ndim == 1:
-            usable = len(np.unique(targets[targets >= 0])) > 1
-        else:
-            usable = bool(((targets == 1).any(axis=0) & (targets == 0).any(axis=0)).any())
-        if not usable:
+        usable = has_both(task.columns_of(targets))
+        if not usable.any():
             raise UserError(
                 f"config.labels: no label of {', '.join(task.names)} has both a positive and a "
                 f"negative record in the {split} split: name others, or use more data"
             )
+        lacking = ", ".join(n for n, both in zip(task.names, usable, strict=True) if not both)
+        if lacking and split == "test" and task.kind == "multilabel":
+            log.say(f"no AUROC of {lacking}: one class only in the test split")
+        elif lacking and split in ("valid", "test"):
+            blind = "; early stopping cannot see that" if split == "valid" else ""
+            log.say(f"one class only of {lacking} in the {split} split{blind}")
 
 
 def _subsets(
@@ -242,16 +321,23 @@ def _subsets(
 
 
 def judge(
-    task: Task, outputs: np.ndarray, test: np.ndarray, subjects: np.ndarray
+    task: Task,
+    outputs: np.ndarray,
+    test: np.ndarray,
+    subjects: np.ndarray,
+    trained: np.ndarray | None = None,
 ) -> dict[str, Figure]:
     """AUROC of each label and their mean (two classes: of the second), accuracy of classes.
 
-    outputs: logits [s, n, c]; test: targets [n, c] or classes [n]. A label that has one class only
-    in the test split has no AUROC and is left out, with a line that says so.
+    outputs: logits [s, n, c]; test: targets [n, c] or classes [n]; trained: bool [c], what the
+    probe was taught (default all). A label that has one class only in the test split, or was not
+    taught, has no AUROC and is left out; so are the records of a class that was not.
     """
     figures = {}
+    trained = np.ones(len(task.names), bool) if trained is None else trained
+    test = task.without(test, ~trained)
     if test.ndim == 1:
-        predicted = outputs.argmax(axis=-1)
+        predicted = np.where(trained, outputs, -np.inf).argmax(axis=-1)
 
         def accuracies(w: np.ndarray) -> np.ndarray:
             return np.stack([metrics.accuracy(p, test, w) for p in predicted], axis=1)
@@ -263,10 +349,25 @@ def judge(
         outputs = outputs[..., 1:] - outputs[..., :1]
     else:
         names = task.names
-    defined = [i for i in range(len(names)) if {0, 1} <= set(test[:, i].tolist())]
-    left_out = [name for i, name in enumerate(names) if i not in defined]
-    if left_out:
-        log.say(f"no AUROC of {', '.join(left_out)}: one class only in the test split")
+    defined = np.flatnonzero(has_both(test))
     names = [names[i] for i in defined]
     found = estimates.auroc_figures(outputs[..., defined], test[:, defined], names, subjects)
     return figures | {f"auroc/{name}": figure for name, figure in found.items()}
+
+
+def _print_labels(
+    task: Task,
+    figures: Mapping[str, Mapping[str, Figure]],
+    fractions: Sequence[str],
+    test: np.ndarray,
+) -> None:
+    """A row for each of several labels: its records in the test split, its AUROC by encoder and
+    fraction, and the differences; "-" where it has none."""
+    rows = []
+    for label, y in zip(task.names, test.T, strict=True) if test.ndim == 2 else ():
+        cells = [by.get(f"{f}/auroc/{label}") for by in figures.values() for f in fractions]
+        values = [f"{x.values.mean():.3f}" if x is not None else "-" for x in cells]
+        rows.append([label, str((y >= 0).sum()), str((y == 1).sum()), *values])
+    if rows:
+        heads = [f"{name} {f}" if f == fractions[0] else f for name in figures for f in fractions]
+        log.table(["AUROC, test split", "n", "positive", *heads], rows)

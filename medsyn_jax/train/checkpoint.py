@@ -142,6 +142,7 @@ _LATER: dict[str, dict[str, Any]] = {
     "text": {"summed": 1},
     "heads": {"text": True, "local": False, "prototypes": 0},
 }
+_SECTIONS = ("image", "data", "augment")  # that every user of an encoder reads
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -152,13 +153,32 @@ def read_config(workdir: Path) -> dict[str, Any]:
         for section, fields in _LATER.items():
             if section in config:
                 config[section] = fields | config[section]
-        return config
-    except (OSError, ValueError, KeyError) as e:
+        task = config.get("task", "pretrain")
+        lacking = [name for name in _SECTIONS if not isinstance(config.get(name), dict)]
+        reason = f"its config has no section {lacking[0]}" if lacking else ""
+        reason = reason if task == "pretrain" else f"its task is {task!r}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        reason = f"{type(e).__name__} reading config.json"
+    if reason:
         raise UserError(
-            f"{workdir}: not the workdir of a pre-training run "
-            f"({type(e).__name__} reading config.json): run "
+            f"{workdir}: not the workdir of a pre-training run ({reason}): run "
             "`python -m medsyn_jax.main --config configs/convirt.py` first, or name another"
-        ) from None
+        )
+    return config
+
+
+def opened(workdir: Path) -> tuple[Checkpoints, int]:
+    """The checkpoints of a pre-training run, to be read and closed, and the best of them.
+
+    Raises UserError if the folder is no such run, or holds none yet; restores nothing.
+    """
+    read_config(workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    step = checkpoints.best()
+    if step is None:
+        checkpoints.close()
+        raise UserError(f"{checkpoints.directory}: holds no complete checkpoint: train first")
+    return checkpoints, step
 
 
 def restore_part(
@@ -170,11 +190,8 @@ def restore_part(
     below `prefix` ("image") in the checkpoint. Raises UserError if the two do not fit.
     """
     structure, *wanted = states.shapes(make_model)
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    checkpoints, step = opened(workdir)
     try:
-        step = checkpoints.best()
-        if step is None:
-            raise UserError(f"{checkpoints.directory}: holds no complete checkpoint: train first")
         saved = checkpoints.restore_all(step, ("params", "stats"))
     finally:
         checkpoints.close()

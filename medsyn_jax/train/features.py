@@ -68,15 +68,16 @@ def table(
     if _on_every_process(found is not None) and found is not None:
         return found
     features = compute(encoder, records, mesh, batch_size, threads)
-    stored = [records.features(index) for index in range(len(records))]
-    made = Table(
-        features,
-        np.stack([shards.value(record, "labels") for record in stored]),
-        np.array([shards.value(record, "subject") for record in stored]),
-    )
+    made = Table(features, labels(records), np.array(records.subjects()))
     if jax.process_index() == 0:
         _write(path, made)
     return made
+
+
+def labels(records: shards.Records) -> np.ndarray:
+    """int8 [n, l] of all records, in order, as `Table.labels`; no image is decoded."""
+    rows = range(len(records))
+    return np.stack([shards.value(records.features(row), "labels") for row in rows])
 
 
 def _read(path: Path) -> Table | None:

@@ -114,10 +114,6 @@ def pretrained(workdir: Path) -> Pair:
     Raises UserError if the folder is not the workdir of a run that has saved one.
     """
     config = checkpoint.read_config(workdir)
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
-    step = checkpoints.best()
-    if step is None:
-        raise UserError(f"{workdir / 'checkpoints'}: holds no complete checkpoint: train first")
     tokenizer = tokenizers.load(config["data"]["tokenizer"] or workdir / "tokenizer")
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
@@ -126,8 +122,11 @@ def pretrained(workdir: Path) -> Pair:
         return towers.PairEncoder(image, text, heads, vocab, dtype=dtype, rngs=rngs)
 
     structure, *like = states.shapes(make)
-    saved = checkpoints.restore_all(step, ("params", "stats"))
-    checkpoints.close()
+    checkpoints, step = checkpoint.opened(workdir)
+    try:
+        saved = checkpoints.restore_all(step, ("params", "stats"))
+    finally:
+        checkpoints.close()
     try:
         params, stats = (tree.unnamed(flat, x) for flat, x in zip(saved, like, strict=True))
     except KeyError as e:

@@ -72,6 +72,9 @@ def test_a_run_from_workdir_to_results(world, tmp_path, monkeypatch):
     ]
     gain = results["metrics"]["pretrained-random/test/50%/auroc/mean"]["value"]
     assert gain == pytest.approx(pair[0] - pair[1], abs=1e-9)
+    for label in ("bright", "left"):
+        gain = results["metrics"][f"pretrained-random/test/50%/auroc/{label}"]
+        assert gain["ci95"][0] <= gain["value"] <= gain["ci95"][1]
     _check_fractions(workdir / "fractions")
 
     monkeypatch.setattr(features, "compute", lambda *_: pytest.fail("features are on disk"))
@@ -107,6 +110,11 @@ def _check_fractions(folder: Path) -> None:
         ({"labels.names": ("rare",)}, "no label of rare has both"),
         ({"fractions": (0.0,)}, r"config.fractions: \(0.0,\): give shares above 0"),
         ({"fractions": ()}, r"config.fractions: \(\): give shares above 0"),
+        ({"fractions": ("1%",)}, r"config.fractions: \('1%',\): give shares above 0"),
+        ({"labels.names": (1,)}, r"config.labels.names: \(1,\): give texts"),
+        ({"encoder.std": 0.0}, r"config.encoder.std: 0.0: give a share above 0"),
+        ({"probe.weight_decay": float("inf")}, r"config.probe.weight_decay: inf: give a number of"),
+        ({"seed": -1}, r"config.seed: -1: give a number of 0 or more"),
         ({"fractions_from": "gone"}, r"config.fractions_from 'gone' \(looked at /"),
         ({"data.batch_size": 0}, "config.data.batch_size: 0: give a number above 0"),
         ({"data.threads": -1}, "config.data.threads: -1: give a number of 0 or more"),
@@ -159,19 +167,109 @@ def test_fractions_come_from_the_files_that_are_there(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
-def test_a_test_split_without_any_figure_is_refused_before_a_fit(kind, monkeypatch):
+def test_a_test_split_without_any_figure_is_refused_before_a_fit(kind):
     """Both classes in train and valid, but in test the second is uncertain, so it is left out."""
-    labels = {split: np.array([[1, 0], [0, 1]] * 4, np.int8) for split in ("train", "valid")}
-    labels["test"] = np.array([[1, 0], [-1, -1]] * 4, np.int8)
-    tables = {
-        split: features.Table(np.ones((8, 2), np.float32), x, np.arange(8))
-        for split, x in labels.items()
-    }
-    monkeypatch.setattr(classify.probe, "fit", lambda *_, **__: pytest.fail("fitted"))
+    task = task_of(kind, NAMES[:2])
+    both, one = (np.array([[1, 0], other] * 4, np.int8) for other in ([0, 1], [-1, -1]))
+    targets = {split: task.targets(both) for split in ("train", "valid")}
+    targets["test"] = task.targets(one, test=True)
     with pytest.raises(UserError, match=r"no label of a, b has both .* in the test split"):
-        classify.probe_features(
-            get_config("smoke"), Path(), "random", task_of(kind, NAMES[:2]), tables, []
-        )
+        classify.check_labels(task, targets)
+
+
+def fractions_of(kind, targets, folder, shares=(0.5, 1.0)):
+    """Of 8 training records k0 ... k7, the half of seed 0 being k0 to k3, of seed 1 k4 to k7."""
+    config, keys = get_config("smoke"), [f"k{i}" for i in range(8)]
+    config.fractions, config.seeds, config.fractions_from = shares, 2, str(folder)
+    for seed in range(2):
+        for share in (50, 100):
+            rows = range(8) if share == 100 else range(4 * seed, 4 * seed + 4)
+            path = folder / f"{share}%-seed{seed}.txt"
+            splits.write_fraction(path, [keys[i] for i in rows])
+    task = task_of(kind)
+    return classify.make_fractions(config, folder, task, targets, keys)
+
+
+def test_a_label_that_a_seed_cannot_learn_is_left_out_of_a_fraction(tmp_path, capsys):
+    """Its AUROC would be that of a random start, or of another set of labels for each seed."""
+    train = np.zeros((8, 3), np.int8)
+    train[::2, 0] = 1  # for both seeds; the second label for seed 0 alone, the third for none
+    train[1, 1], train[:, 2] = 1, -2
+    both = np.array([[0, 0, 0], [1, 1, 1]], np.int8)
+    targets = {"train": train, "valid": both, "test": both}
+    half, whole = fractions_of("multilabel", targets, tmp_path)
+    assert (half.name, half.trained.tolist()) == ("50%", [True, False, False])
+    assert (whole.name, whole.trained.tolist()) == ("100%", [True, True, False])
+    err = capsys.readouterr().err
+    assert (
+        "50% of the labels: left out, not taught by its records: b (no positive for seed 1), c (no"
+        in err
+    )
+    assert "100% of the labels: left out, not taught by its records: c (no positive, no neg" in err
+
+    targets["valid"] = both * np.array([0, 1, 1], np.int8)  # what is left has one class there
+    assert [f.name for f in fractions_of("multilabel", targets, tmp_path)] == ["100%"]
+    assert "50% of the labels: no figure at all: none" in capsys.readouterr().err
+    with pytest.raises(
+        UserError, match=r"config.fractions: \(0.5,\): at none of them .* of a, b, c"
+    ):
+        fractions_of("multilabel", targets, tmp_path, (0.5,))
+
+
+def test_a_class_that_a_seed_cannot_learn_is_left_out_of_a_fraction(tmp_path, capsys):
+    train = np.array([0, 1, 2, 0, 0, 1, 1, 0], np.int32)
+    targets = {"train": train, "valid": np.arange(3), "test": np.arange(3)}
+    half, whole = fractions_of("multiclass", targets, tmp_path)
+    assert (half.trained.tolist(), whole.trained.tolist()) == ([True, True, False], [True] * 3)
+    assert (
+        "50% of the labels: left out, not taught by its records: c (no" in capsys.readouterr().err
+    )
+    test = np.array([0, 1, 2, 1], np.int32)
+    outputs = np.array([[[1, 0, 9], [0, 1, 9], [0, 0, 9], [1, 0, 9]]], np.float32)
+    figure = classify.judge(task_of("multiclass"), outputs, test, np.arange(4), half.trained)
+    assert (figure["accuracy"].n, figure["accuracy"].values.tolist()) == (3, [2 / 3])
+
+
+def test_labels_without_both_classes_in_valid_or_test_are_named_once(capsys):
+    y = np.array([[0, 0, 0], [1, 1, 1]], np.int8)
+    targets = {"train": y, "valid": y * np.array([1, 0, 1], np.int8)}
+    targets["test"] = y * np.array([1, 1, 0], np.int8)
+    classify.check_labels(task_of("multilabel"), targets)
+    assert capsys.readouterr().err.splitlines() == [
+        "one class only of b in the valid split; early stopping cannot see that",
+        "no AUROC of c: one class only in the test split",
+    ]
+
+
+def test_what_is_not_taught_has_no_say_in_the_mean_nor_in_when_to_stop(world, tmp_path, capsys):
+    """`late` is labelled in valid and test alone: the figures are those of a run without it."""
+    path = world / "pairs" / "pairs.csv"
+    head, *rows = path.read_text().splitlines()
+    late = [f"{row},{'' if ',train,' in row else i % 2}" for i, row in enumerate(rows)]
+    (world / "pairs" / "late.csv").write_text("\n".join([f"{head},late", *late]) + "\n")
+    config = config_of(world)
+    config.data.source = str(world / "pairs" / "late.csv")
+    config.ingest.pairs.labels = ("bright", "left", "rare", "late")
+    found = []
+    for names in (("bright", "left", "late"), ("bright", "left")):
+        config.labels.names = names
+        classify.run(config, tmp_path / "-".join(names))
+        found.append(json.loads((tmp_path / "-".join(names) / "results.json").read_text()))
+    with_late, without = (x["metrics"] for x in found)
+    assert not [name for name in with_late if "late" in name]
+    for name in (f"{e}/test/100%/auroc" for e in ("pretrained", "random", "pretrained-random")):
+        entry = with_late[f"{name}/mean"]
+        assert entry["labels"] == 2
+        both = [with_late[f"{name}/{label}"]["value"] for label in ("bright", "left")]
+        assert entry["value"] == pytest.approx(np.mean(both))
+        # Equal but for the start of the layer, which is drawn for three outputs or for two.
+        assert entry["n"] == without[f"{name}/mean"]["n"]
+    said = capsys.readouterr()
+    assert said.err.count("100% of the labels: left out, not taught by its records: late (no") == 1
+    table = {line.split()[0]: line.split() for line in said.out.splitlines() if line}
+    assert table["late"] == ["late", "40", table["late"][2], *["-"] * 6]
+    left = with_late["random/test/100%/auroc/left"]
+    assert table["left"][1:3] == [str(left["n"]), str(left["positives"])]
 
 
 def test_uncertain_is_never_an_answer_of_the_test_split():
