@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.errors import UserError, one_line
 
 # Each is tasks/<name>.py with run(config, workdir).
 TASKS = ("ingest", "pretrain", "classify", "finetune_diffusion", "generate", "curate", "ground")
@@ -114,6 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(config, workdir)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
+        _leave_others(2)
+        return 2
+    except MemoryError as e:
+        line = one_line(f"not enough memory ({e}): use smaller sizes or batches")
+        print(f"error: {line}", file=sys.stderr, flush=True)
         _leave_others(2)
         return 2
     except KeyboardInterrupt:

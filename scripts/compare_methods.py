@@ -42,7 +42,8 @@ def figures(root: Path, method: str, seed: int) -> dict[str, float]:
         if keys[0] in pretrain:
             found[f"{kind}recall@1"] = statistics.mean(pretrain[k]["value"] for k in keys)
     for share in FRACTIONS:
-        found[f"AUROC {share}"] = classify[f"pretrained/test/{share}/auroc/mean"]["value"]
+        if entry := classify.get(f"pretrained/test/{share}/auroc/mean"):
+            found[f"AUROC {share}"] = entry["value"]
     for name in PLACES:
         entry = ground[f"test/mean/{name}"]
         found[name] = entry["value"]
@@ -64,7 +65,7 @@ def main() -> None:
     for name in dict.fromkeys(k for runs in found.values() for k in runs[0]):
         cells = []
         for runs in found.values():
-            values = [run[name] for run in runs if name in run]
+            values = [run[name] for run in runs if run.get(name) is not None]
             said = [f"{f(values):.3f}" for f in (statistics.mean, min, max) if values]
             mean, low, high = said or [""] * 3
             cells.append(mean if low == high else f"{mean} ({low} to {high})")

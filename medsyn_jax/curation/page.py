@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medsyn_jax.core.log import UNDEFINED, number
 from medsyn_jax.data.images import encode_png, square
 
 _LARGEST = 256  # pixels of a picture's side in the file
@@ -115,14 +116,16 @@ def _fidelity(m: Metrics) -> str:
     rows = []
     for key, name in (("frechet", "Fréchet"), ("kernel", "kernel")):
         both = [m[f"fidelity/{key}/{side}"] for side in ("synthetic", "real")]
-        cells = [f"{e['value']:.3g} <small>± {e['std']:.2g}</small>" for e in both]
+        cells = [
+            f"{number(e['value'], '.3g')} <small>± {number(e['std'], '.2g')}</small>" for e in both
+        ]
         rows.append([f"{name} distance", *cells, str(both[0]["n"])])
     ratio = m["fidelity/frechet/ratio"]["value"]
     note = (
         "Distance to one half of the real held-out images, on features of the encoder: of "
         "synthetic images, and of the other real half. Mean ± standard deviation over random "
         "halves by subject. The second says what two samples of one distribution give at this "
-        f"size; the Fréchet distance of the synthetic images is {ratio:.3g} times it."
+        f"size; the Fréchet distance of the synthetic images is {number(ratio, '.3g')} times it."
     )
     head = ["", "synthetic", "real half", "images a side"]
     return _section("Fidelity", note, table(head, rows))
@@ -178,7 +181,7 @@ def _alignment(m: Metrics, shown: list[Card]) -> str:
     note = (
         "Mean cosine of image and report by the pre-trained pair of encoders. The difference is "
         f"what an image says about its own report. {_percent(below)} of the synthetic images are "
-        f"below the threshold {m['alignment/threshold']['value']:.3g}, as "
+        f"below the threshold {number(m['alignment/threshold']['value'], '.3g')}, as "
         f"{_percent(below, 'chance')} of the real held-out ones are."
     )
     body = table(["image with its", "real held-out", "synthetic"], rows)
@@ -193,8 +196,8 @@ def _privacy(m: Metrics, shown: list[Card]) -> str:
         limit, highest, rate, above = (
             m[f"privacy/{key}/{what}"] for what in ("threshold", "maximum", "rate", "above_maximum")
         )
-        limits = [f"{e['value']:.4f}" for e in (limit, highest)]
-        expected = f"{100 * rate['chance']:.2g} %"
+        limits = [number(e["value"], ".4f") for e in (limit, highest)]
+        expected = _percent(rate, "chance")
         rows.append([name, *limits, _share(rate), expected, _share(above)])
     rows.append(["either", "", "", _share(m["privacy/rate"]), "", ""])
     note = (
@@ -265,8 +268,9 @@ _LEFT, _WIDE, _ROW = 170, 560, 30  # pixels of the plot
 
 def intervals(pairs: Sequence[tuple[str, Sequence[Any]]], start: float) -> str:
     """A plot of (name, (real entry or None, synthetic one)) with 95 % intervals, up to 1."""
-    lows = [e.get("ci95", [e["value"]])[0] for _, both in pairs for e in both if e]
-    start = min(start, np.floor(10 * min(lows)) / 10)
+    pairs = [(name, [_drawn(entry) for entry in both]) for name, both in pairs]
+    lows = [ends[0] for _, both in pairs for ends in both if ends]
+    start = min(start, np.floor(10 * min(lows, default=start)) / 10)
     height = _ROW * len(pairs) + 30
 
     def x(value: float) -> float:
@@ -285,14 +289,14 @@ def intervals(pairs: Sequence[tuple[str, Sequence[Any]]], start: float) -> str:
         kind = "mean" if name == "mean" else ""
         fit = "textLength='160' lengthAdjust='spacingAndGlyphs' " if len(name) > 22 else ""
         marks.append(f"<text class='{kind}' {fit}x='0' y='{middle + 4}'>{escape(name)}</text>")
-        for entry, color, shift in zip(both, ("--real", "--fake"), (-5, 5), strict=True):
-            if not entry:
+        for ends, color, shift in zip(both, ("--real", "--fake"), (-5, 5), strict=True):
+            if not ends:
                 continue
             y, style = middle + shift, f"style='stroke:var({color});fill:var({color})'"
-            low, high = entry.get("ci95", [entry["value"]] * 2)
+            low, value, high = ends
             marks.append(
                 f"<line x1='{x(low):.1f}' x2='{x(high):.1f}' y1='{y}' y2='{y}' stroke-width='2' "
-                f"{style}/><circle cx='{x(entry['value']):.1f}' cy='{y}' r='4' {style}/>"
+                f"{style}/><circle cx='{x(value):.1f}' cy='{y}' r='4' {style}/>"
             )
     legend = "".join(
         f"<circle cx='{_LEFT + _WIDE + 30}' cy='{y}' r='4' style='fill:var({color})'/>"
@@ -306,20 +310,38 @@ def intervals(pairs: Sequence[tuple[str, Sequence[Any]]], start: float) -> str:
     )
 
 
+def _ends(entry: Mapping[str, Any]) -> list[float]:
+    """The 95 % interval of an entry, [] where it has none."""
+    ends = entry.get("ci95") or []
+    return [] if UNDEFINED in map(number, ends) else list(ends)
+
+
+def _drawn(entry: Mapping[str, Any] | None) -> list[float]:
+    """Low end, value and high end of an entry; [] where its value is undefined."""
+    if not entry or number(entry["value"]) == UNDEFINED:
+        return []
+    low, high = _ends(entry) or [entry["value"]] * 2
+    return [low, entry["value"], high]
+
+
 def _cell(entry: Mapping[str, Any] | None) -> str:
     """value [interval] n."""
     if not entry:
         return ""
-    ends = entry.get("ci95")
+    ends = _ends(entry)
     between = f" <small>[{ends[0]:.3f}, {ends[1]:.3f}]</small>" if ends else ""
-    return f"{entry['value']:.3f}{between} <small>n {entry['n']}</small>"
+    return f"{number(entry['value'], '.3f')}{between} <small>n {entry['n']}</small>"
 
 
 def _share(entry: Mapping[str, Any]) -> str:
-    low, high = (f"{100 * x:.2g}" for x in entry["ci95"])
-    count = round(entry["value"] * entry["n"])
-    return f"{_percent(entry)} <small>[{low}, {high}] {count} of {entry['n']}</small>"
+    """percent [interval] k of n."""
+    ends = _ends(entry)
+    between = f"[{100 * ends[0]:.2g}, {100 * ends[1]:.2g}] " if ends else ""
+    known = number(entry["value"]) != UNDEFINED
+    count = f"{round(entry['value'] * entry['n'])} of {entry['n']}" if known else ""
+    return f"{_percent(entry)} <small>{between}{count}</small>"
 
 
 def _percent(entry: Mapping[str, Any], what: str = "value") -> str:
-    return f"{100 * entry[what]:.2g} %"
+    value = entry[what]
+    return UNDEFINED if number(value) == UNDEFINED else f"{100 * value:.2g} %"

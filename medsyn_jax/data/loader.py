@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from medsyn_jax.core.config import is_number
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.source import Batch, Mixture, Source
 
@@ -57,12 +58,8 @@ def train_loader(
     Raises:
         UserError: for weights that do not fit the sources.
     """
+    check_weights(weights, len(sources))
     weights = [float(w) for w in weights]
-    if not sources or len(weights) != len(sources) or not all(0 < w < np.inf for w in weights):
-        raise UserError(
-            f"data.weights: {tuple(weights)}: give one positive number for each of the "
-            f"{len(sources)} sources"
-        )
     mixture = Mixture(tuple(sources))
     streams = [
         grain.MapDataset.range(first, last).shuffle(seed=_shuffle_seed(seed, number)).repeat()
@@ -79,6 +76,17 @@ def train_loader(
     order = json.dumps([seed, weights, [source.fingerprint for source in sources]])
     whole = batch_size * process_count
     return TrainBatches(batches[process_index::process_count], whole, order, threads)
+
+
+def check_weights(weights: Sequence[float], sources: int) -> None:
+    """UserError unless there is one positive number for each of so many sources, 1 or more."""
+    fits = len(weights) == sources
+    if not fits or not sources or not all(is_number(w) and w > 0 for w in weights):
+        what = tuple(weights) if fits else f"{len(weights)} weights for {sources} sources"
+        raise UserError(
+            f"config.data.weights: {what}: give one positive number for each of the {sources} "
+            "sources of config.data.sources"
+        )
 
 
 class TrainBatches(Iterator[Batch]):

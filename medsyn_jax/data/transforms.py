@@ -33,7 +33,7 @@ def normalize(
 def _finished(x: Array, mean: float, std: float, channels: int, upsample: int) -> Array:
     x = (x - mean) / std
     if upsample:
-        scale = jnp.array([(upsample - 1) / (n - 1) for n in x.shape[1:]], jnp.float32)
+        scale = jnp.array([(upsample - 1) / max(n - 1, 1) for n in x.shape[1:]], jnp.float32)
         to = (upsample, upsample)
         move = 0.5 - 0.5 * scale
         enlarge = lambda image: jax.image.scale_and_translate(  # noqa: E731

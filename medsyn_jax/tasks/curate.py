@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 
 from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.core.config import check_files, check_numbers
+from medsyn_jax.core.config import check_choice, check_files, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
 from medsyn_jax.curation import estimates, fidelity, gallery, page, privacy, quality
 from medsyn_jax.curation.collection import Collection, joined
 from medsyn_jax.data import loader, shards, splits
 from medsyn_jax.objectives import classify
-from medsyn_jax.train import corpus, encoders, features, pairs, probe
+from medsyn_jax.train import checkpoint, corpus, encoders, features, pairs, probe
 
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 A_PROMPT, PAIRS = 4, 500  # images of a prompt, and prompts or pairs, whose similarity is averaged
@@ -34,13 +34,14 @@ def run(config: Any, workdir: Path) -> None:
     for an encoder or sets that do not fit the config or each other.
     """
     _check(config)
-    trained = Path(config.encoder.workdir)
-    encoder, pair = encoders.pretrained(trained), pairs.pretrained(trained)
     log.check_config(workdir, config, FREE)
+    trained = Path(config.encoder.workdir)
+    checkpoint.opened(trained)[0].close()  # restored when the data are known
     mesh = meshes.make_mesh(**config.mesh)
     found = shards.describe(config.synthetic)
     directory = corpus.prepare(config.real, config.ingest, workdir.parent / "data")
     _check_labels(found["label_names"], shards.describe(directory)["label_names"])
+    encoder, pair = encoders.pretrained(trained), pairs.pretrained(trained)
     judged = [s for s in splits.SPLITS if found["splits"].get(s, {}).get("records")]
 
     def collection(folder: Path, names: Sequence[str]) -> Collection:
@@ -84,13 +85,11 @@ def _check(config: Any) -> None:
     """All that the config alone tells to be wrong, and the files that it names but nobody has."""
     above_0 = ("data.batch_size", "seeds", "probe.learning_rate", "probe.batch_size")
     above_0 += ("probe.epochs", "probe.patience", "fidelity.draws", "fidelity.subsets")
-    from_0 = ("data.threads", "probe.weight_decay")
-    check_numbers(config, (*above_0, "fidelity.subset_size"), from_0)
-    for part in ("alignment", "privacy"):
-        if not 0 <= config[part].quantile <= 1:
-            raise UserError(
-                f"config.{part}.quantile: {config[part].quantile}: give a share from 0 to 1"
-            )
+    from_0 = ("seed", "data.threads", "probe.weight_decay")
+    shares = ("alignment.quantile", "privacy.quantile")
+    check_numbers(config, (*above_0, "fidelity.subset_size"), from_0, shares=shares)
+    for split in config.splits:
+        check_choice("splits", split, splits.SPLITS)
     if not config.synthetic or not config.real:
         raise UserError(
             "config.synthetic and config.real: one is empty: give the folder of a generated set "

@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from medsyn_jax.core import config as checks
 from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import loader, tokenizers, transforms
 from medsyn_jax.diffusion import generator, schedule
 from medsyn_jax.models import pipeline as pipelines
@@ -29,7 +28,7 @@ from medsyn_jax.models.layers import split, statistics
 from medsyn_jax.models.pipeline import Part, Pipeline, module_of
 from medsyn_jax.objectives import diffusion
 from medsyn_jax.objectives.contrastive import contrastive_loss
-from medsyn_jax.train import corpus, latents
+from medsyn_jax.train import corpus, latents, recipe
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
 from medsyn_jax.train.stage import Stage
@@ -96,17 +95,13 @@ def _check(config: Any) -> None:
         checks.check_choice("scheduler.prediction_type", prediction, PREDICTIONS)
     above_0 = ["data.size", "data.tokens"]
     above_0 += [] if config.pipeline else ["contrastive.temperature"]
-    from_0 = ["data.threads", "min_snr", "ema", "caption_dropout"]
+    from_0 = ["seed", "data.threads", "min_snr"]
     for stage in ("", "autoencoder.", "contrastive.") if not config.pipeline else ("",):
-        above_0 += [f"{stage}{name}" for name in ("optim.accumulate", "train.epochs")]
-        above_0 += [f"{stage}train.{name}_per_epoch" for name in ("evals", "checkpoints")]
-        above_0 += [f"{stage}train.log_every", f"{stage or 'data.'}batch_size"]
-    checks.check_numbers(config, above_0, from_0)
-    for name in ("ema", "caption_dropout"):
-        if config[name] >= 1:
-            raise UserError(f"config.{name}: {config[name]}: give a number below 1")
-    if len(config.data.sources) != len(config.data.weights):
-        raise UserError("config.data.weights: give one for each of config.data.sources")
+        above_0.append(f"{stage or 'data.'}batch_size")
+        recipe.check(config, stage)
+    checks.check_numbers(config, above_0, from_0, below_1=["ema", "caption_dropout"])
+    checks.check_texts(config, ["data.sources", "data.sections"])
+    loader.check_weights(config.data.weights, len(config.data.sources))
     named = {"pipeline": config.pipeline}
     if jax.process_index() == 0:
         sources = enumerate(config.data.sources)

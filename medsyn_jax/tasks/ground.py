@@ -14,7 +14,7 @@ from medsyn_jax.core.config import check_files, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
 from medsyn_jax.data import card, images, shards
-from medsyn_jax.train import corpus, pairs
+from medsyn_jax.train import checkpoint, corpus, pairs
 
 FREE = ("ingest.workers",)
 MASKS = {"Pleural Effusion": "mask_effusion", "Pneumothorax": "mask_pneumothorax"}
@@ -37,12 +37,16 @@ def run(config: Any, workdir: Path) -> None:
     log.check_config(workdir, config, FREE)
     if not config.phrases:
         raise UserError("config.phrases: none: give the phrase of a label")
-    pair = pairs.pretrained(Path(config.encoder.workdir))
+    for label, phrase in config.phrases.items():
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise UserError(f"config.phrases: {label}: {phrase!r}: give the words of the phrase")
+    checkpoint.opened(Path(config.encoder.workdir))[0].close()  # restored when the data are known
     folder = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
     names = shards.describe(folder)["label_names"]
     if not set(config.phrases) <= set(names):
         odd = ", ".join(sorted(set(config.phrases) - set(names)))
         raise UserError(f"config.phrases: {odd}: the data set has the labels {', '.join(names)}")
+    pair = pairs.pretrained(Path(config.encoder.workdir))
     log.write_config(workdir, config, FREE)
     results, rows = {}, {}
     for label, phrase in config.phrases.items():
@@ -60,7 +64,9 @@ def run(config: Any, workdir: Path) -> None:
         rows[phrase] = [overlay(*one) for one in shown]
     for figure in ("pointing", "contrast_to_noise", "dice"):
         entries = [results[f"test/{label}/{figure}"] for label in config.phrases]
-        means = {k: float(np.mean([e[k] for e in entries])) for k in entries[0] if k != "ci95"}
+        beside = [k for k in ("value", "chance", "prior", "ceiling") if k in entries[0]]
+        known = np.array([[e[k] for k in beside] for e in entries], float)  # None is NaN
+        means = dict(zip(beside, known.mean(axis=0).tolist(), strict=True))
         results[f"test/mean/{figure}"] = means | {"n": len(entries)}
     path = workdir / "heat_maps.png"
     with log.full_disk_is_user_error(path), replaced(path) as temporary:

@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from medsyn_jax.core import config as checks
 from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.core.config import check_choice, check_files, check_numbers
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import loader, tokenizers, transforms
+from medsyn_jax.data import loader, reports, tokenizers, transforms
 from medsyn_jax.models import encoder_configs, towers, weights
 from medsyn_jax.models.layers import statistics
 from medsyn_jax.models.towers import Embeddings
@@ -172,14 +172,33 @@ def run(config: Any, workdir: Path) -> None:
 
 def _check(config: Any) -> None:
     """All that the config alone tells to be wrong, and the files that it names but nobody has."""
-    check_choice("method", config.method, METHODS)
-    check_choice("dtype", config.dtype, DTYPES)
-    above_0 = ("data.batch_size", "data.size", "data.tokens", "augment.size")
-    above_0 += tuple(f"loss.{k}" for k in config.loss if k in TEMPERATURES)
-    above_0 += ("optim.accumulate", "train.epochs", "train.evals_per_epoch")
-    above_0 += ("train.checkpoints_per_epoch", "train.log_every")
-    from_0 = ("data.threads", "train.patience", "optim.warmup", "image.upsample")
-    check_numbers(config, above_0, from_0)
+    checks.check_choice("method", config.method, METHODS)
+    checks.check_choice("dtype", config.dtype, DTYPES)
+    loss = {
+        f"loss.{k}": k in TEMPERATURES for k, x in config.loss.items() if not isinstance(x, bool)
+    }
+    above_0 = [f"data.{k}" for k in ("batch_size", "size", "tokens", "vocab_size")]
+    above_0 += ["augment.size", "augment.aspect", "augment.zoom", "image.channels"]
+    above_0 += ["text.mlp_width", "text.types", "text.eps"]
+    above_0 += ["image.mlp_width", "image.size", "image.eps"] if config.image.kind == "vit" else []
+    from_0 = ["seed", "data.threads", "image.upsample"]
+    from_0 += [f"augment.{k}" for k in ("rotate", "shift", "jitter", "blur")]
+    checks.check_numbers(
+        config,
+        above_0=[*above_0, *(k for k, temperature in loss.items() if temperature)],
+        from_0=[*from_0, *(k for k, temperature in loss.items() if not temperature)],
+        below_1=["text.dropout"],
+        shares=["augment.flip", "image.mean"],
+        parts=["augment.area", "image.std"],
+        counts=["image.depths"] if config.image.kind == "resnet" else [],
+    )
+    checks.check_ranges(
+        config, [f"augment.{k}" for k in ("area", "aspect", "zoom", "jitter", "blur")]
+    )
+    checks.check_texts(config, ["data.sources", "data.sections"])
+    for section in config.data.sections:
+        checks.check_choice("data.sections", section, (*reports.SECTION_NAMES, "report"))
+    recipe.check(config)
     if config.loss.get("tau1", 0) > gloria.TAU1_MOST:
         raise UserError(
             f"config.loss.tau1: {config.loss.tau1}: give a number up to {gloria.TAU1_MOST}"
@@ -199,11 +218,7 @@ def _check(config: Any) -> None:
             "(config.augment.size, or config.image.upsample): make both the same"
         )
     sources, weights = config.data.sources, config.data.weights
-    if len(sources) != len(weights):
-        raise UserError(
-            f"config.data.weights: {len(weights)} weights for {len(sources)} sources: "
-            "give one for each"
-        )
+    loader.check_weights(weights, len(sources))
     if config.data.tokens > config.text.max_length:
         raise UserError(
             f"config.data.tokens: {config.data.tokens} is more than the text encoder's "
@@ -213,7 +228,7 @@ def _check(config: Any) -> None:
     named |= {f"{part}.weights": config[part].weights for part in ("image", "text")}
     if jax.process_index() == 0:  # the only one that reads them
         named |= {f"data.sources[{i}]": s for i, s in enumerate(sources) if s != "phantom"}
-    check_files(named)
+    checks.check_files(named)
 
 
 def _obey_folders(config: Any) -> None:
@@ -252,6 +267,9 @@ def _data(config: Any, workdir: Path) -> Data:
     train = [source(folder, "train") for folder in folders]
     data = Data(train, source(folders[0], "valid"), source(folders[0], "test"), tokenizer)
     _check_leaks(data, settings.sources)
+    if len(settings.sources) > 1:
+        said = "early stopping and figures rest on the valid and test splits of the first source"
+        log.say(f"{said} alone: {settings.sources[0]}")
     return data
 
 

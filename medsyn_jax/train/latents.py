@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from rich.markup import escape
 from rich.progress import track
 
 from medsyn_jax.core import log
@@ -51,7 +52,7 @@ def precompute(
             parts = [(name, *part) for name, part in _parts(info).items()]
             own = parts[jax.process_index() :: jax.process_count()]
             own = [part for part in own if shards.finished(to / part[0]) is None]
-            title = f"latents of {folder.name}, shards"
+            title = f"latents of {escape(folder.name)}, shards"
             quiet = not first or not log.console.is_terminal
             for name, split, rows in track(own, title, console=log.console, disable=quiet):
                 source = shards.open_split(folder, split)

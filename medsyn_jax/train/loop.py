@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.log import MetricsLog, say, say_cost
+from medsyn_jax.core.log import MetricsLog, number, say, say_cost
 from medsyn_jax.train.checkpoint import Checkpoints
 from medsyn_jax.train.state import State
 
@@ -58,8 +58,18 @@ class Progress:
     best: float = math.inf
     stale: int = 0
     done: bool = False
+    first: float | None = field(default=None, compare=False)  # of the scores, to be told
+    last: float | None = field(default=None, compare=False)
+
+    def summary(self, kept: int, plan: Plan) -> str:
+        """Which step is kept, and why, in one line."""
+        scores = [number(x) for x in (self.best, self.first, self.last)]
+        values = "{} {}; {} at the first evaluation, {} at the last".format(plan.score, *scores)
+        early = f"; stopped early, {self.stale} evaluations without a lower one"
+        return f"kept step {kept} of {plan.steps}: {values}{early if self.done else ''}"
 
     def update(self, score: float, patience: int) -> None:
+        self.first, self.last = score if self.first is None else self.first, score
         better = score < self.best
         self.best = min(self.best, score)
         self.stale = 0 if better else self.stale + 1
