@@ -9,7 +9,7 @@ tests/models/test_kernels.py the comparisons.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ import numpy as np
 from jax import lax
 from jax.experimental.pallas.ops.tpu import flash_attention
 from jaxtyping import Array, Float, Int8
+
+from medsyn_jax.core import pallas
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _FEW = 4  # times the pixels of a batch that the kernel has outputs, for a product of patches
@@ -192,25 +194,40 @@ def attention(
 ) -> Float[Array, "b t n d"]:
     """Scaled dot-product attention of n heads; if `causal`, to positions s <= t only.
 
-    The softmax is taken in float32. On GPU it is cuDNN's flash attention where that exists (16-bit
-    floats, at most 128 dimensions a head, a multiple of 8). Of 1,024 positions and more, in
-    multiples of 512, it is Pallas' flash attention on TPU, and on CPU goes through the heads and
-    through 512 queries at a time, so that the weights stay in the cache. Else it is XLA's; so is a
-    TPU program that XLA shards by itself, because it cannot cut a Pallas kernel in parts: map the
-    program over the devices (`jax.shard_map`), as generation does.
+    The softmax is taken in float32. On NVIDIA's GPUs it is cuDNN's flash attention where that exists
+    (16-bit floats, at most 128 dimensions a head, a multiple of 8). Of 1,024 positions and more, in
+    multiples of 512, it is Pallas' flash attention on TPU, if that computes the same there as XLA's
+    (`core.pallas`), and on CPU goes through the heads and through 512 queries at a time, so that
+    the weights stay in the cache. Else it is XLA's; so is a TPU program that XLA shards by itself,
+    because it cannot cut a Pallas kernel in parts: map the program over the devices
+    (`jax.shard_map`), as generation does.
     """
-    dims = query.shape[-1]
-    cudnn = jax.default_backend() == "gpu" and query.dtype.itemsize == 2
-    cudnn = cudnn and dims <= 128 and dims % 8 == 0
-    plain = functools.partial(_attention, causal=causal, implementation="cudnn" if cudnn else "xla")
-    t, s = query.shape[1], key.shape[1]
-    if causal or min(t, s) < 2 * _QUERIES or t % _QUERIES or s % _QUERIES:
+    t, s, dims = query.shape[1], key.shape[1], query.shape[-1]
+    plain = functools.partial(_attention, causal=causal, implementation="xla")
+    forms: dict[str, Callable[..., Array]] = {}
+    if query.dtype.itemsize == 2 and dims <= 128 and dims % 8 == 0 and _cudnn_loads():
+        forms["cuda"] = functools.partial(_attention, causal=causal, implementation="cudnn")
+    if not causal and min(t, s) >= 2 * _QUERIES and t % _QUERIES == s % _QUERIES == 0:
+        forms["cpu"] = _attention_by_heads
+        shapes = ((1, t, 1, dims), (1, s, 1, dims), (1, s, 1, dims))
+        mapped = bool(jax.sharding.get_abstract_mesh().manual_axes)
+        if mapped and pallas.trusted("attention", _flash_attention, plain, shapes, query.dtype):
+            forms["tpu"] = _flash_attention
+    if not forms:
         return plain(query, key, value)
-    mapped = bool(jax.sharding.get_abstract_mesh().manual_axes)
-    tpu = _flash_attention if mapped else plain
-    return lax.platform_dependent(
-        query, key, value, cpu=_attention_by_heads, tpu=tpu, default=plain
-    )
+    return lax.platform_dependent(query, key, value, **forms, default=plain)
+
+
+@functools.cache
+def _cudnn_loads() -> bool:
+    """Whether JAX has a cuDNN to call, as it may also where a GPU's program is only planned."""
+    x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
+    cudnn = functools.partial(_attention, causal=False, implementation="cudnn")
+    try:
+        jax.eval_shape(cudnn, x, x, x)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _attention(query: Array, key: Array, value: Array, causal: bool, implementation: Any) -> Array:

@@ -13,17 +13,20 @@ and |c_w|^2 = b_w' G b_w with G = V V' of the image, which is fewer FLOPs where 
 regions than a region has dimensions.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
+from medsyn_jax.core import pallas
 from medsyn_jax.objectives import gloria_tpu
 from medsyn_jax.objectives.contrastive import contrastive_loss
 
@@ -47,7 +50,8 @@ def local_similarity(
     word_mask: True on real words. A report without any has S = 0 and no gradient.
     mesh: over all of whose devices images and reports are sharded. Each keeps its own images and
     visits all reports: their words are gathered once, the words' gradient is scattered once. On
-    TPUs the pairs then go through the kernels of `gloria_tpu`.
+    TPUs the pairs then go through the kernels of `gloria_tpu`, if those compute the same there as
+    XLA's own operations (`core.pallas`).
     memory_mib: elsewhere, how much a block of pairs may take, which has one report at least; no
     more of the i x r x j x w numbers exist at a time, in the forward pass or in the backward pass,
     which computes them anew. On CPU a block is one image and as many reports as fit: products of
@@ -68,8 +72,10 @@ def local_similarity(
 
     settings = {"tau1": float(tau1), "tau2": float(tau2), "memory_mib": memory_mib}
     by_image, by_report = (partial(_in_blocks, by_image=x, **settings) for x in (True, False))
+    tpu, kernels = by_report, partial(_in_kernels, tau1=float(tau1), tau2=float(tau2))
     # XLA can cut blocks of a sharded array by itself, but no kernel.
-    tpu = by_report if mesh is None else partial(_in_kernels, **settings)
+    if mesh is not None and _kernels_trusted(kernels, by_report, regions, words, mesh):
+        tpu = kernels
     here = partial(lax.platform_dependent, cpu=by_image, tpu=tpu, default=by_report)
     if mesh is None or mesh.size == 1:
         return here(regions, words, word_mask)
@@ -101,13 +107,22 @@ def _in_blocks(
     return jnp.asarray(_similarity(regions, *_padded(size, words, mask), cut))[:, :reports]
 
 
-def _in_kernels(
-    regions: Array, words: Array, mask: Array, *, tau1: float, tau2: float, memory_mib: int
-) -> Array:
-    (_, r, d), (reports, w, _) = regions.shape, words.shape
-    if not gloria_tpu.fits(r, w, d, regions.dtype.itemsize):
-        blocks = partial(_in_blocks, by_image=False, memory_mib=memory_mib)
-        return blocks(regions, words, mask, tau1=tau1, tau2=tau2)
+def _kernels_trusted(
+    kernels: Callable[..., Array], blocks: Callable[..., Array], v: Array, t: Array, mesh: Mesh
+) -> bool:
+    """Whether a TPU has room for the kernels at the sizes of regions v and words t, and computes
+    there what XLA's blocks do, for reports of no word to all."""
+    (_, r, d), w, count = v.shape, t.shape[1], gloria_tpu.REPORTS
+    if not gloria_tpu.fits(r, w, d, v.dtype.itemsize):
+        return False
+    mask = np.arange(w)[None] < np.linspace(0, w, count, dtype=int)[:, None]
+    forms = (lambda *pair, f=f: f(*pair, jnp.asarray(mask)) for f in (kernels, blocks))
+    shapes, more = ((2, r, d), (count, w, d)), {"together": mesh.is_multi_process}
+    return pallas.trusted("local loss", *forms, shapes, v.dtype, scale=d**-0.25, **more)
+
+
+def _in_kernels(regions: Array, words: Array, mask: Array, *, tau1: float, tau2: float) -> Array:
+    reports = len(words)
     words, mask = _padded(gloria_tpu.REPORTS, words, mask)
     found = gloria_tpu.products(regions, words, mask.astype(jnp.float32), tau1)
     dot, quad = cast("tuple[Array, Array]", found)

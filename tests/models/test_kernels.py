@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from medsyn_jax.core.mesh import make_mesh
 from medsyn_jax.models import kernels
 from medsyn_jax.models.layers import BatchNorm, dropout
 
@@ -162,6 +163,49 @@ def test_attention_of_many_positions():
     with pltpu.force_tpu_interpret_mode():
         found = jax.jit(kernels._flash_attention)(20 * q, k, v)
     np.testing.assert_allclose(found, plain(20 * q, k, v), atol=2e-5)
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_tpu_gets_the_flash_kernel_only_where_it_computes_the_same(sound, monkeypatch):
+    """A program mapped over devices, as generation's; the kernel runs in interpreter mode."""
+    lines, flash = [], kernels._flash_attention
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(kernels.pallas, "_verdicts", {})
+    monkeypatch.setattr(kernels.pallas, "_reported", set())
+    monkeypatch.setattr(kernels.pallas.log, "say", lines.append)
+    if not sound:
+        monkeypatch.setattr(kernels, "_flash_attention", lambda q, k, v: flash(1.5 * q, k, v))
+    q = jax.ShapeDtypeStruct((8, 1024, 2, 8), jnp.float32)
+    spec = jax.sharding.PartitionSpec(("data", "fsdp"))
+    step = jax.shard_map(
+        kernels.attention, mesh=make_mesh(), in_specs=spec, out_specs=spec, check_vma=False
+    )
+    pltpu.set_tpu_interpret_mode()
+    try:
+        traced = jax.jit(step).trace(q, q, q)
+    finally:
+        pltpu.set_tpu_interpret_mode(None)
+    assert ("flash_attention" in str(traced.jaxpr)) == sound
+    assert len(lines) == (not sound)
+
+
+@pytest.mark.parametrize("dims", [40, 160])
+def test_a_gpu_gets_cudnn_attention_wherever_its_program_is_made(dims, monkeypatch):
+    """Also on a machine without one, if cuDNN can be called there; never a CPU."""
+    called = jax.nn.dot_product_attention
+
+    def stand_in(*args, implementation, **options):
+        y = called(*args, implementation="xla", **options)
+        return jax.lax.optimization_barrier(y) if implementation == "cudnn" else y
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    kernels._cudnn_loads.cache_clear()
+    x = jax.ShapeDtypeStruct((1, 64, 2, dims), jnp.bfloat16)
+    traced = jax.jit(lambda q: kernels.attention(q, q, q)).trace(x)
+    for platform in ("cuda", "cpu", "tpu"):
+        found = "optimization_barrier" in traced.lower(lowering_platforms=(platform,)).as_text()
+        assert found == (platform == "cuda" and dims == 40)
+    kernels._cudnn_loads.cache_clear()
 
 
 def test_convolve_few_pixels_of_many_channels():

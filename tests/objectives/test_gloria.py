@@ -228,3 +228,29 @@ def test_eight_devices_equal_one_and_words_travel_once():
     collectives = re.findall(r" (all-gather|reduce-scatter)(?:-start)?\(", compiled.as_text())
     assert collectives.count("reduce-scatter") == 1
     assert collectives.count("all-gather") <= 3  # words, mask, scores
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_tpu_gets_the_kernels_only_where_they_compute_the_same(dtype, sound, monkeypatch):
+    """The comparison is that of a TPU, with the kernels in interpreter mode."""
+    lines, products = [], gloria.gloria_tpu.products
+
+    def interpreted(*args):
+        dot, quad = products(*args[:4], True)
+        return dot, quad if sound else 1.3 * quad
+
+    monkeypatch.setattr(gloria.gloria_tpu, "products", interpreted)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(gloria.pallas, "_verdicts", {})
+    monkeypatch.setattr(gloria.pallas, "_reported", set())
+    monkeypatch.setattr(gloria.pallas.log, "say", lines.append)
+    v, t, m = single(*draw(3, 16, 5, 24, (5, 3, 1)))
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    find = functools.partial(gloria.local_similarity, mesh=mesh)
+    traced = jax.jit(find).trace(v.astype(dtype), t.astype(dtype), m)
+    lowered = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert len(lines) == (not sound)
+    # XLA's path goes through blocks of reports in a loop of its own; the kernels over a grid.
+    assert "local loss" in "".join(lines) or sound
+    assert ("pallas" in str(traced.jaxpr)) == sound, lowered
