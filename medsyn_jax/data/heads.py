@@ -146,7 +146,7 @@ _LINE_PATTERNS = (
 _SENTENCE_HEAD = re.compile(r"[.?!]  ?(?P<head>[A-Z][^:.\n]{1,70}+):(?!(?<=\d:)\d)")
 _MAIN_HEAD = re.compile(r"[ \t](?P<head>Findings|Impressions?|Conclusions?)[ \t]*+:")
 _NO_LABEL = re.compile(r"[^\w -]")
-_TITLE_CASE = re.compile(r"(?!None\b|Nan\b)[A-Z][a-z]")
+_TITLE_CASE = re.compile(r"(?!None\b|Na[nN]\b)[A-Z][a-z]")
 _RULE = re.compile("_{10,}+")  # ends a wet read or an addendum
 
 
@@ -160,7 +160,7 @@ _SIGNED = "signed|dictated|transcribed|typed|authenticated|approved|finali[sz]ed
 _READ = f"{_SIGNED}|{'|'.join(sorted(_BY))}|verified|electronically|digitally"
 _REPORT = "report|dictation|document|transcription|transcript|note"
 _STUDY = f"{_REPORT}|study|exam|examination|images?|films?|radiographs?|case"
-_NAME = r"(?-i:[A-Z])[\w'-]{0,20}+\.?|_{2,9}+|[\[<]\w{2,12}+[\]>]"
+_NAME = r"(?-i:[A-Z])(?:\w{0,2}\.|[\w'-]{0,20}+)|_{2,9}+|[\[<]\w{2,12}+[\]>]"
 _DEGREE = r"m\.?d|d\.?o|m\.?b\.?b\.?s|m\.?b|ch\.?b|ph\.?d|frcr|franzcr|frcpc?|facr|r\.?t|pa-c"
 _ATTESTATION = re.compile(
     r"(?i)[^\w-](?:"
@@ -203,8 +203,8 @@ _AT_A_START = _phrases(
     f"(?:portions?|parts?|some) (?:of )?(?:this|the) (?:{_REPORT})",
     r"(?:es?|s)/",
     r"[dtr][dt]?(?:/[dt])?: ?\d{1,2}[/-]",
-    rf"(?:dr\.? )?(?:{_NAME})(?:,? (?:{_NAME})){{0,3}},? (?:(?:{_DEGREE})\b|(?:consultant |staff "
-    r"|attending )?radiologist)"
+    rf"(?:dr\.?\x20)?(?:{_NAME})(?:,?\x20(?:{_NAME})){{0,3}},?\x20"
+    rf"(?:(?:{_DEGREE})\b|(?:consultant |staff |attending )?radiologist)"
     rf"\.?(?:,? (?:{_DEGREE}|consultant|radiologist|gmc|no|\d{{1,9}})\b\.?)*+"
     r" ?(?:$|(?=\d))",
 )
@@ -216,15 +216,15 @@ _ENDINGS = (
 )
 _MONTH = "(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]*+"
 _DATE = (
-    r"\d{1,4}([/.-])\d{1,2}\1\d{1,4}|\d{1,2}/\d{4}|\d{1,2}:\d\d(?::\d\d)?+(?:[ ]?[ap]\.?m\b\.?)?"
+    r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}|\d{1,2}/\d{4}|\d{1,2}:\d\d(?::\d\d)?+(?:[ ]?[ap]\.?m\b\.?)?"
     rf"|{_MONTH}\.?[ ]\d{{1,2}}(?:,?[ ]?\d{{4}})?|\d{{1,2}}[ -]{_MONTH}[ -]\d{{2,4}}"
-    r"|\d{4}[ ]?h(?:ou)?rs?|_{2,}+(?=[ \t]*+(?:\n|\Z))"
+    r"|\d{4}[ ]?h(?:ou)?rs?|(?<!_)_{2,}+(?=[ \t]*+(?:\n|\Z))"
 )
 _DATES = re.compile(
     r"(?i)(?:\s|[,;-]|(?:(?:at|on|date|time|dated|performed|obtained):?[ \t]++)?+"
     rf"(?:{_DATE})(?!\w))*+\.?+"
 )
-_TITLE = re.compile(r"\s*+(?P<head>[A-Z][^:\n]{1,70}+):")
+_TITLE = re.compile(r"(?<!\s)\s*+(?P<head>[A-Z][^:\n]{1,70}+):")
 _SENTENCE_END = re.compile(r"(?<=\w{4})[.:](?=\s)|\n[ \t]*+\n")
 
 
@@ -346,7 +346,8 @@ def untitled(text: str) -> str:
     position = 0
     while (title := _TITLE.match(text, position)) and _section_of(title["head"]) == "view":
         position = title.end()
-    return text[_DATES.match(text, position).end() :]
+    dates = _DATES.match(text, position)
+    return text[dates.end() if dates else position :]
 
 
 def _mid_sentence(text: str, start: int) -> bool:

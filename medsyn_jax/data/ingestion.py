@@ -32,8 +32,9 @@ def ingest(config: Any, directory: Path | str, plan: Plan | None = None) -> Path
         `directory`, holding a whole data set.
 
     Raises:
-        UserError: for a source that cannot be used, more than `max_reject_share` rejects, a full
-            disk, or a directory that holds something else. What was complete is kept.
+        UserError: for a source that cannot be used, more than `max_reject_share` rejects, one text
+            that too many records share, a full disk, or a directory that holds something else.
+            What was complete is kept.
     """
     directory = Path(directory)
     plan = plan or make_plan(config)
@@ -46,13 +47,25 @@ def ingest(config: Any, directory: Path | str, plan: Plan | None = None) -> Path
             (directory / shards.INFO).unlink(missing_ok=True)
             for note in plan.notes:
                 folders.say(f"ingest: {note}")
-            _finish(directory, plan, _write_parts(plan, config, directory))
+            texts = workers.Texts()
+            _finish(directory, plan, _write_parts(plan, config, directory, texts), texts)
     return directory
 
 
-def _write_parts(plan: Plan, config: Any, directory: Path) -> list[shards.Shard]:
-    """Writes the parts that are not there yet; returns all shards in the order of the plan."""
-    written = {part.name: part.finished(directory) for part in plan.parts}
+def _write_parts(
+    plan: Plan, config: Any, directory: Path, texts: workers.Texts
+) -> list[shards.Shard]:
+    """Writes the parts that are not there yet, and counts the texts of all.
+
+    Returns:
+        All shards in the order of the plan.
+    """
+    written: dict[str, shards.Shard | None] = {}
+    for part in plan.parts:
+        known = workers.read_texts(directory / part.name)
+        written[part.name] = part.finished(directory) if known else None
+        if known and written[part.name]:
+            texts.add(known)
     todo = [part for part in plan.parts if written[part.name] is None]
     known = [reject for shard in written.values() if shard for reject in shard.rejects]
     rejects = plan.rejects + known
@@ -69,20 +82,30 @@ def _write_parts(plan: Plan, config: Any, directory: Path) -> list[shards.Shard]
     limit = config.max_reject_share
     if _too_many(len(rejects), plan.total, plan.total, limit):
         _refuse(directory, rejects, plan.total, limit)
-    results, stopped = [], False
+    results, stopped, common = [], False, ""
     with ImagesBar("ingest", plan.total, worker.seen.value) as progress:
         for result in _results(worker, todo, processes, context):
             if result is not None:
                 results.append(result)
+                if result[0] and (known := workers.read_texts(directory / result[0].name)):
+                    texts.add(known)
             progress.show(worker.seen.value)
             if _too_many(worker.rejected.value, worker.seen.value, plan.total, limit):
                 worker.stop.value, stopped = 1, True
+            elif common := common or texts.too_common(sure=False):
+                worker.stop.value = 1
     for shard, found in results:
         rejects += found
         if shard is not None:
             written[shard.name] = shard
     if stopped or _too_many(len(rejects), plan.total, plan.total, limit):
         _refuse(directory, rejects, worker.seen.value, limit)
+    if common := common or texts.too_common(sure=True):
+        what = " and ".join(config.sections)
+        raise UserError(
+            f"ingest: {common}, more than one in five: probably a closing line taken for {what}: "
+            "mend the reports or choose other ingest.sections, and ingest into another directory"
+        )
     return [shard for part in plan.parts if (shard := written[part.name]) is not None]
 
 
@@ -137,7 +160,7 @@ def _refuse(
     )
 
 
-def _finish(directory: Path, plan: Plan, written: list[shards.Shard]) -> None:
+def _finish(directory: Path, plan: Plan, written: list[shards.Shard], texts: workers.Texts) -> None:
     """Writes all that describes the set."""
     rejects = plan.rejects + [reject for shard in written for reject in shard.rejects]
     left_out = [record for shard in written for record in shard.left_out]
@@ -153,3 +176,7 @@ def _finish(directory: Path, plan: Plan, written: list[shards.Shard]) -> None:
     others = "".join(f", {count} left out ({reason})" for reason, count in dropped.items())
     counts = ", ".join(f"{split} {d['records']}" for split, d in whole["splits"].items())
     folders.say(f"ingest: {directory}: {counts}, {len(rejects)} rejected{others}")
+    if texts.counts:
+        marks = f", marks of de-identification taken out of {texts.marked}" if texts.marked else ""
+        reports = f"{len(texts.counts)} distinct texts in {texts.counts.total()} reports"
+        folders.say(f"ingest: {directory}: {reports}{marks}")

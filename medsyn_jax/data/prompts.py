@@ -44,6 +44,7 @@ class Prompts:
     rejects: list[tuple[str, str]]  # (key, reason)
     truncated: int = 0  # prompts that were too long for the text encoder
     control_characters: int = 0  # prompts that had some
+    marked: int = 0  # prompts whose report held marks of de-identification, taken out
 
 
 def from_shards(
@@ -148,8 +149,8 @@ def _from_row(key: str, fields: dict[str, str], columns: Any) -> Prompt:
 def fit(prompts: Prompts, tokenizer: Tokenizer, length: int) -> Prompts:
     """Prompts that a text encoder can read as they are.
 
-    Control characters and what stands for removed text (`___`) are taken out, white space becomes
-    single spaces, and what is too long is cut off behind a word.
+    Control characters and marks of de-identification (`___`, `XXXX`, ...) are taken out, white
+    space becomes single spaces, and what is too long is cut off behind a word.
 
     Args:
         prompts: of any source.
@@ -169,13 +170,14 @@ def fit(prompts: Prompts, tokenizer: Tokenizer, length: int) -> Prompts:
     def count(text: str) -> int:
         return len(backend.encode(text))
 
-    items, rejects, controls, truncated = [], list(prompts.rejects), 0, 0
+    items, rejects, controls, truncated, marked = [], list(prompts.rejects), 0, 0, 0
     for item in prompts.items:
         text = reports.clean(item.text)
         if not text:
             rejects.append((item.key, "the prompt is empty"))
             continue
         controls += bool(_CONTROL.search(item.text))
+        marked += reports.has_marks(item.text) or reports.has_marks(item.report)
         if count(text) > length:
             text = _shortened(text, count, length)
             truncated += 1
@@ -183,7 +185,7 @@ def fit(prompts: Prompts, tokenizer: Tokenizer, length: int) -> Prompts:
     if not items:
         first = f", first: {rejects[0][0]} ({rejects[0][1]})" if rejects else ""
         raise UserError(f"prompts: none can be used, {len(rejects)} were rejected{first}")
-    return Prompts(items, prompts.label_names, rejects, truncated, controls)
+    return Prompts(items, prompts.label_names, rejects, truncated, controls, marked)
 
 
 def _shortened(text: str, count: Callable[[str], int], length: int) -> str:

@@ -221,7 +221,8 @@ def _tidy(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """One line of text: no `___`, no list numbers or bullets, white space and punctuation tidy.
+    """One line of text: no marks of de-identification (`___`, `XXXX`, `[DATE]`, ...), list numbers
+    or bullets, white space and punctuation tidy.
 
     Case stays, as it is the tokenizer's business. An entry of a list and a paragraph that lack
     their full stop get one, so that `sentences` still finds their ends.
@@ -266,6 +267,11 @@ def _ends(before: str, stop: str, after: str) -> bool:
     if last in _OPEN_ENDED:
         return after.isupper()
     return not (last.isdigit() and (after.isdigit() or after.islower()))
+
+
+def has_marks(text: str) -> bool:
+    """Whether a raw text holds marks of de-identification, which `clean` takes out."""
+    return _REMOVED.search(text) is not None
 
 
 def token_count(text: str) -> int:

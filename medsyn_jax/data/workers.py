@@ -3,17 +3,87 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 from medsyn_jax.core.errors import LeftOutRecord, RejectedRecord
-from medsyn_jax.data import records, shards
+from medsyn_jax.data import records, reports, shards
 from medsyn_jax.data.plan import Part
+
+_FEW_WORDS = 5  # a text of so many may well be that of many reports
+_COMMON = 0.2  # share of the records that no longer text may have
+_ENOUGH = 50  # records to tell by
+
+
+@dataclasses.dataclass
+class Texts:
+    """What the records of one part, or of several, read like in the configured sections."""
+
+    counts: Counter[str] = dataclasses.field(default_factory=Counter)  # by hash; short ones as is
+    starts: dict[str, str] = dataclasses.field(default_factory=dict)  # of the common ones, by hash
+    marked: int = 0  # reports with marks of de-identification
+
+    def count(self, example: dict, sections: Sequence[str]) -> None:
+        """Counts one record."""
+        findings, impression, report = (example[n] for n in ("findings", "impression", "report"))
+        text = reports.select_text(findings, impression, report, tuple(sections))
+        self.marked += reports.has_marks(report)
+        if not text:
+            return
+        long = reports.token_count(text) > _FEW_WORDS
+        name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest() if long else text
+        self.counts[name] += 1
+        if long:
+            self.starts.setdefault(name, text[:80])
+
+    def add(self, other: Texts) -> None:
+        """Adds the counts of another part."""
+        self.counts.update(other.counts)
+        self.starts |= other.starts
+        self.marked += other.marked
+
+    def too_common(self, sure: bool) -> str:
+        """The start of a text that too many records share, with their number; '' if none is.
+
+        sure: all records have been counted; else the share has to lie 4 standard deviations above
+        the limit, as records come in the order of a hash.
+        """
+        total = self.counts.total()
+        limit = _COMMON * total
+        if not sure:
+            limit += 4 * (limit * (1 - _COMMON)) ** 0.5
+        for name, start in self.starts.items():
+            if total >= _ENOUGH and self.counts[name] > limit:
+                return f"{self.counts[name]} of {total} records read {start!r}"
+        return ""
+
+    def write(self, shard: Path) -> None:
+        """Writes the counts of a part beside the note of its shard."""
+        least = _COMMON * self.counts.total()  # what is common in all is so in one of the parts
+        starts = {name: start for name, start in self.starts.items() if self.counts[name] > least}
+        values = {"counts": self.counts, "starts": starts, "marked": self.marked}
+        shards.write_text(_note(shard), json.dumps(values))
+
+
+def read_texts(shard: Path) -> Texts | None:
+    """What `Texts.write` wrote for the shard at this path; None when it is missing or not whole."""
+    try:
+        values = json.loads(_note(shard).read_text())
+        return Texts(Counter(values["counts"]), dict(values["starts"]), int(values["marked"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _note(shard: Path) -> Path:
+    return shard.parent / "parts" / f"{shard.name}.texts.json"
 
 
 class Stopped(Exception):
@@ -39,8 +109,8 @@ class Worker:
         """
         rejects: list[tuple[str, str]] = []
         left_out: list[tuple[str, str]] = []
-        examples = self._examples(part.items, rejects, left_out)
         path = self.directory / part.name
+        examples = self._examples(path, part.items, rejects, left_out)
         try:
             shard = shards.write_shard(
                 path, part.split, examples, self.label_names, rejects, left_out
@@ -50,13 +120,16 @@ class Worker:
         return shard, rejects
 
     def _examples(
-        self, items: Sequence[records.Item], rejects: list, left_out: list
+        self, path: Path, items: Sequence[records.Item], rejects: list, left_out: list
     ) -> Iterator[dict]:
+        texts = Texts()
         for item in items:
             if self.stop.value:
                 raise Stopped
             try:
-                yield records.example(item, self.config)
+                example = records.example(item, self.config)
+                texts.count(example, self.config.sections)
+                yield example
             except LeftOutRecord as reason:
                 left_out.append((item.key, str(reason)))
             except RejectedRecord as reason:
@@ -65,6 +138,7 @@ class Worker:
                     self.rejected.value += 1
             with self.seen.get_lock():
                 self.seen.value += 1
+        texts.write(path)  # before the shard is complete: a complete one has it
 
 
 _worker: Worker | None = None

@@ -124,9 +124,9 @@ def run(config: Any, workdir: Path) -> None:
     plan = make_plan(config, found, pipeline, judge.threshold if judge else None)
     log.write_config(workdir, config, FREE)
     total = sum(len(part.pictures) for part in plan.parts)
-    log.say(
-        f"generate: {total} images of {len(found.items)} prompts, {len(found.rejects)} rejected"
-    )
+    marks = f", marks of de-identification taken out of {found.marked}" if found.marked else ""
+    rejected = f"{len(found.rejects)} rejected"
+    log.say(f"generate: {total} images of {len(found.items)} prompts, {rejected}{marks}")
     to, first = workdir / "shards", jax.process_index() == 0
     with log.full_disk_is_user_error(to), directory.only_writer(to) if first else nullcontext():
         if first:

@@ -240,6 +240,67 @@ def test_a_short_report_is_left_out_without_counting_as_a_fault(make_pairs, tmp_
     assert len(all_keys(directory)) == 19
 
 
+def share_a_text(config, text, numbers):
+    """Gives the records of these numbers one report."""
+    table = Path(config.path)
+    with table.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    for i in numbers:
+        rows[i][1] = text
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def test_distinct_texts_and_marks_are_told(make_pairs, tmp_path, capsys):
+    config = make_pairs(count=30, workers=2)
+    share_a_text(config, "FINDINGS: The lungs of XXXX are clear since [DATE].", range(4))
+    directory = ingest(config, tmp_path / "out")
+    told = "27 distinct texts in 30 reports, marks of de-identification taken out of 4\n"
+    assert told in capsys.readouterr().err
+    victim = sorted(snapshot(directory))[1]
+    (directory / victim).unlink()
+    ingest(config, directory)  # what complete shards hold is counted, too
+    assert told in capsys.readouterr().err
+    ingest(config, directory)
+    assert "distinct texts" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_text_for_too_many_records_stops_the_run(make_pairs, tmp_path, workers):
+    config = make_pairs(count=60, workers=workers, records_per_shard=20)
+    boilerplate = "Every image was looked at by somebody. " * 4
+    share_a_text(config, f"IMPRESSION: {boilerplate}", range(13))  # 12 are a fifth
+    for _ in range(2):  # and again from the shards that are complete
+        with pytest.raises(UserError, match=r"13 of 60 records read 'Every image .* in five") as e:
+            ingest(config, tmp_path / "out")
+        assert "\n" not in str(e.value)
+        assert len(str(e.value)) < 400
+    assert not (tmp_path / "out" / "medsyn.json").exists()
+    share_a_text(config, "IMPRESSION: Another one for the twelfth record.", [12])
+    assert len(all_keys(ingest(config, tmp_path / "enough"))) == 60
+
+
+def test_one_text_for_nearly_all_records_stops_the_run_early(make_pairs, tmp_path, monkeypatch):
+    config, tried, example = make_pairs(count=200), [], records.example
+
+    def counted(item, config):
+        tried.append(item.key)
+        return example(item, config)
+
+    monkeypatch.setattr(records, "example", counted)
+    share_a_text(config, "IMPRESSION: I wrote the same of every single record.", range(150))
+    with pytest.raises(UserError, match="records read 'I wrote the same"):
+        ingest(config, tmp_path / "out")
+    assert 50 <= len(tried) < 70
+
+
+@pytest.mark.parametrize(("count", "text"), [(49, "A text of more than five words."), (60, "No.")])
+def test_few_records_and_short_texts_may_be_alike(make_pairs, tmp_path, count, text):
+    config = make_pairs(count=count, min_tokens=1)
+    share_a_text(config, f"IMPRESSION: {text}", range(count))
+    assert len(all_keys(ingest(config, tmp_path / "out"))) == count
+
+
 def test_a_run_that_wrote_nothing_does_not_hold_its_directory(make_pairs, tmp_path):
     config = make_pairs()
     directory = tmp_path / "out"

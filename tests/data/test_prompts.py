@@ -49,6 +49,16 @@ def test_rows_become_prompts_with_all_that_their_columns_say(tmp_path, tokenizer
     assert (second.key, second.split, second.view, second.labels) == ("b%202", "valid", "", (0, -1))
 
 
+def test_marks_of_de_identification_are_taken_out_and_counted(tmp_path, tokenizer):
+    lines = ["prompt", "No XXXX effusion.", "Heart of <HCW> [DATE] normal.", "Small heart."]
+    lines.append('"INDICATION: Fever.\n\nNOTE: Supine [**Name**].\n\nNo effusion."')
+    found = prompts.from_csv(table(tmp_path / "p.csv", *lines), columns(), ALL, SHARES, 0)
+    fitted = prompts.fit(found, tokenizer, 32)
+    assert fitted.marked == 3
+    texts = ["No effusion.", "Heart of normal.", "Small heart."]
+    assert [p.text for p in fitted.items][:3] == texts
+
+
 def test_splits_are_drawn_by_subject(tmp_path):
     lines = [f"No disease {i}.,p{i // 4}" for i in range(80)]
     path = table(tmp_path / "p.csv", "prompt,subject", *lines)

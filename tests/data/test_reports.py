@@ -205,6 +205,190 @@ def test_head_lines(head, section):
         assert "Some words here." in found(text)[section]
 
 
+UNKNOWN = "NOTE, COMMENT, HOSPITAL COURSE, MEDICATIONS, ALLERGIES, FOLLOW UP, QUALITY, LIMITATIONS"
+
+
+@pytest.mark.parametrize("head", UNKNOWN.split(", "))
+def test_an_unknown_head_without_findings_and_impression(head):
+    text = f"INDICATION: Fever.\n\n{head}: Supine film.\n\nThe lungs are clear."
+    assert found(text) == {
+        "indication": "Fever.",
+        "other": "Supine film.",
+        "last_paragraph": "The lungs are clear.",
+    }
+    assert read(text) == "The lungs are clear."
+    assert read(f"{head}: Supine film. The lungs are clear.").endswith("The lungs are clear.")
+    assert read(" ".join(text.split())).endswith("The lungs are clear.")
+    dated = f"CHEST, TWO VIEWS: 3/4/2006\n\n{head}: Supine film.\n\nThe lungs are clear."
+    assert read(dated).endswith("The lungs are clear.")
+
+
+def read(text: str, wanted: tuple[str, ...] = ("findings", "impression")) -> str:
+    got = found(text)
+    return reports.select_text(got.get("findings", ""), got.get("impression", ""), text, wanted)
+
+
+CLOSINGS = """\
+END OF IMPRESSION:
+*** END OF REPORT ***
+End of report.
+SUMMARY: 2-ABNORMAL, PREVIOUSLY REPORTED
+SUMMARY 2: ABNORMAL, PREVIOUSLY REPORTED
+SUMMARY: 4-POSSIBLE SIGNIFICANT FINDINGS, MAY NEED ACTION
+DIAGNOSIS: J90
+Diagnosis code: R91.8
+ICD-10 CODE: J90
+CPT CODE: 71045
+Primary Diagnostic Code: NORMAL
+Secondary Diagnostic Codes: ABNORMALITY, ATTN. NEEDED
+Primary Interpreting Staff: A READER, MD, Radiologist
+Staff Radiologist: A. Reader
+READ BY: A READER, M.D.
+INTERPRETED BY: A READER
+Dictated and electronically signed by A Reader
+Transcribed by: CR
+SIGNED BY A READER
+Electronically signed by: A Reader MD 3/4/2006 10:11 AM
+(Electronically signed by A Reader)
+Final report electronically signed by A Reader
+/es/ A READER, MD
+Electronic Signature: A Reader
+Verifier E-Sig:/ES/A READER
+Reviewed and approved by A Reader
+Reported by Dr A Reader
+Final interpretation by: A Reader
+Dr A Reader MBBS FRCR, Consultant Radiologist, GMC 1234567
+A. Reader, MD
+XXXX XXXX, M.D.
+ATTENDING PHYSICIAN: A READER
+Resident: B Reader
+Radiographer: C Reader
+Ordering Provider: D Reader
+Workstation ID: XR12
+ACCESSION NUMBER: 1234567
+Accession #: 123
+MRN: 123
+CC: Dr. D Reader
+COMMUNICATION OF CRITICAL FINDINGS: Dr. D was called.
+Communication of critical results: Dr. D was called.
+NOTIFICATION OF FINDINGS: Dr. D was called.
+I have personally reviewed the images and agree with the report transcribed above.
+I, A Reader, have reviewed the images and concur with these findings interpreted by B Reader.
+I, A. Reader, M.D., have personally reviewed the images and agree.
+I agree with the resident's interpretation.
+As the attending radiologist, I have reviewed the images.
+The attending radiologist has reviewed the images and agrees.
+Attestation: seen.
+Images reviewed and interpreted by A Reader.
+This study was interpreted by A Reader.
+This report has been anonymized. All dates are offset from the actual dates.
+Portions of this report were dictated using voice recognition software.
+Thank you for referring this patient.
+If you have any questions, call 123.
+DISCLAIMER: Words may be wrong.
+D: 3/4/2006 T: 3/5/2006
+Date dictated: 3/4/2006
+Report status: Final"""
+
+
+@pytest.mark.parametrize("closing", CLOSINGS.splitlines())
+def test_what_closes_a_report_adds_nothing(closing):
+    lines = f"FINDINGS: Big heart.\n\nIMPRESSION: Effusion.\n\n{closing}\n"
+    others = (
+        lines.replace("\n", "\r\n"),
+        " ".join(lines.split()),
+        f"FINDINGS:\nBig heart.\n\nIMPRESSION:\nEffusion.\n{closing}\nA Reader\n",
+        lines.replace(closing, closing.upper()),
+        f"{lines}\nACCESSION NUMBER:\n1234567\nThis report has been anonymized.",
+    )
+    for text in (lines, *others):
+        assert read(text) == "Big heart. Effusion."
+        kept = {name: body for name, body in found(text).items() if name != "notification"}
+        assert kept.keys() == {"findings", "impression"}
+    bare = f"The heart is big. There is an effusion.\n\n{closing}\n"
+    assert read(bare) == "The heart is big. There is an effusion."
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The tip of the tube is at the end of the trachea.",
+        "Findings were confirmed by CT.",
+        "Position verified by auscultation.",
+        "I see no pneumothorax.",
+        "Note: apices are cut off.",
+        "This study was compared with the prior one.",
+        "This examination was performed portably.",
+        "The attending physician was paged.",
+        "Primary diagnostic consideration is pneumonia.",
+        "Line placed by radiology is unchanged.",
+        "The radiograph was read as normal.",
+        "Opacity in the RT lower zone, MD read pending.",
+        "Please correlate clinically.",
+        "End-stage emphysema.",
+    ],
+)
+def test_what_only_looks_like_a_closing_stays(sentence):
+    for gap in (" ", "\n"):
+        text = f"IMPRESSION: Effusion.{gap}{sentence}{gap}No fracture."
+        assert found(text) == {"impression": f"Effusion. {sentence} No fracture."}
+
+
+def test_a_summary_is_an_impression_where_there_is_no_other():
+    assert read("SUMMARY: small effusion, no pneumothorax") == "small effusion, no pneumothorax"
+    assert read("FINDINGS: Fluid.\nDIAGNOSIS: Pneumonia.") == "Fluid. Pneumonia."
+    assert read("IMPRESSION: Normal.\nSUMMARY: 2-ABNORMAL, PREVIOUSLY REPORTED") == "Normal."
+    assert read("IMPRESSION: None.\nSUMMARY: Small effusion.") == "Small effusion."
+    assert found("FINDINGS: Fluid.\nSUMMARY: 2-ABNORMAL") == {"findings": "Fluid."}
+
+
+def test_a_fuller_section_is_kept_unless_the_other_is_final():
+    long, short = "A nodule in the right upper lobe.", "As above."
+    assert found(f"IMPRESSION: {long}\nIMPRESSION: {short}") == {"impression": long}
+    assert found(f"IMPRESSION: {short}\nIMPRESSION: {long}") == {"impression": long}
+    rule = "_" * 40
+    for between in ("FINAL REPORT", f"{rule}\nFINAL REPORT", rule):
+        wet = f"WET READ: Dr. A\nIMPRESSION: {long}\n{between}\nIMPRESSION: {short}"
+        assert found(wet)["impression"] == short
+    assert found(f"IMPRESSION: {long}\n{rule}\nIMPRESSION: {short}")["impression"] == long
+
+
+def test_an_attestation_before_the_text_is_left_out_alone():
+    text = "IMPRESSION:\nI, A. Reader, have reviewed the images.\n\n1. Effusion.\n2. Edema."
+    assert found(text) == {"impression": "Effusion. Edema."}
+    assert read("ACCESSION NUMBER: 12\n\nThe lungs are clear. No effusion.").startswith("The lungs")
+
+
+@pytest.mark.parametrize("empty", ["None.", "nan", "N/A", "NaN", "none", "Not available."])
+def test_a_section_of_nothing_is_empty(empty):
+    text = f"Findings: {empty} Impression: Small effusion, unchanged."
+    assert found(text) == {"impression": "Small effusion, unchanged."}
+    assert read(f"FINDINGS: {empty}\nIMPRESSION: {empty}") == ""
+    assert found("COMPARISON: None.") == {"comparison": "None."}
+
+
+def test_titles_with_a_date_open_no_findings():
+    for day in ("3/4/2006", "03/04/2006 10:11 AM", "March 4, 2006", "4-MAR-2006 1422 hours", "___"):
+        for title in ("RADIOGRAPHIC EXAMINATION OF THE CHEST", "CHEST 1 VIEW", "NARRATIVE"):
+            text = f"{title}: {day}\n\nHISTORY: Cough.\n\nIMPRESSION: Normal."
+            assert found(text) == {"history": "Cough.", "impression": "Normal."}
+            assert found(f"NARRATIVE: {text}") == {"history": "Cough.", "impression": "Normal."}
+        assert found(f"CHEST 1 VIEW: {day}\n\nThe lungs are clear.") == {
+            "findings": "The lungs are clear."
+        }
+
+
+def test_heads_of_the_uk_and_of_chexpert_plus():
+    uk = "Clinical notes: Cough.\nReport: The heart is small.\nConclusion: Pneumonia."
+    parts = {"history": "Cough.", "findings": "The heart is small.", "impression": "Pneumonia."}
+    assert found(uk) == found(uk.replace("\n", " ")) == parts
+    assert found("NARRATIVE:\nClear lungs.\n\nIMPRESSION:\nNormal.") == {
+        "findings": "Clear lungs.",
+        "impression": "Normal.",
+    }
+    assert "impression" not in found("FINDINGS: Clear. Clinical Impression: cough.")
+
+
 def test_heads_in_flattened_text():
     flat = " ".join(CLASSIC.split())
     assert found(flat) == found(CLASSIC)
@@ -273,6 +457,17 @@ def test_repeated_and_empty_sections():
         ("ﬁbrosis, 5 cm³", "fibrosis, 5 cm3"),
         ("Bad \udce9 byte", "Bad byte"),
         ("... // --", ""),
+        ("No XXXX effusion.", "No effusion."),
+        ("XXXX-year-old male, XX/XX/XXXX.", "year-old male."),
+        ("XXXX XXXX and XXXX's heart, xxxx.", "and heart."),
+        ("Seen [DATE] by <HCW> at [TIME].", "Seen by at."),
+        ("[Last Name], [NAME 3], [PERSON_1] [DATE_TIME] left.", "left."),
+        ('<PHI TYPE="DATE">12/03</PHI> <unk> <PERSON> {{NAME}} stable', "stable"),
+        ("**NAME[AAA BBB] on **DATE[Mar 4] stable", "on stable"),
+        ("##/##/#### ##### *** @@@ _ _ _ ■■■ [REDACTED] ok", "ok"),
+        ("[DATE]-[DATE] (XXXX) Dr. XXXX.", "Dr."),
+        ("[1] <5 mm, > 3 mm [left] T-12", "[1] <5 mm, > 3 mm [left] T-12"),
+        ("CHEST X-RAY, XX-RAY, segment XXI -> ok", "CHEST X-RAY, XX-RAY, segment XXI -> ok"),
     ],
 )
 def test_clean(raw, cleaned):
@@ -282,7 +477,13 @@ def test_clean(raw, cleaned):
 def test_clean_twice_is_clean_once():
     draw = random.Random(0)
     starts = ["", "1. ", "2) ", "- ", "___ ", "\n", "\n\n", " \n 3.  ", "\n(4) "]
-    bodies = ["No effusion", "A 2.5 cm mass // on ___", "Dr. ___, at 5 p.m", "tubes - ( ) , fine"]
+    bodies = [
+        "No effusion",
+        "A 2.5 cm mass // on ___",
+        "Dr. ___, at 5 p.m",
+        "tubes - ( ) , fine",
+        "XXXX on [DATE]-<HCW>",
+    ]
     ends = ["", ".", " .", "..", ":", "?", ". ."]
     for _ in range(1000):
         raw = "".join(
