@@ -111,7 +111,7 @@ def decode(content: bytes, display: str) -> Grey:
 def _decoded(data: pydicom.Dataset, kind: str, decoder: Decoder, display: str) -> Grey:
     raw = _pixels(data, decoder)
     low = int(raw.min())
-    index = raw.astype(np.int32) - low
+    index = np.subtract(raw, low, dtype=np.intp)
     counts = np.bincount(index.ravel())
     # The display pipeline acts on values alone, so do it once for each value.
     stored = np.arange(low, low + len(counts))
@@ -127,7 +127,7 @@ def _decoded(data: pydicom.Dataset, kind: str, decoder: Decoder, display: str) -
     if kind == "MONOCHROME1":
         shown = 255 - shown
     shown[padding] = 0
-    return shown[index]
+    return shown.take(index)  # faster than shown[index]
 
 
 def _check(data: pydicom.Dataset) -> str:

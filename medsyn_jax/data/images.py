@@ -139,7 +139,7 @@ def _plain(image: Image.Image) -> Grey:
         return np.asarray(ImageChops.multiply(colour.convert("L"), colour.getchannel("A")))
     if image.mode in ("P", "CMYK"):
         image = image.convert("RGB")
-    return np.asarray(image.convert("L"))
+    return np.asarray(image if image.mode == "L" else image.convert("L"))
 
 
 def _deep(pixels: np.ndarray, bits: int) -> Grey:
@@ -150,7 +150,7 @@ def _deep(pixels: np.ndarray, bits: int) -> Grey:
     depth = bits or next(depth for depth in _DEPTHS if high < 1 << depth)
     if high >= 1 << depth:
         raise RejectedRecord(f"a pixel of {high}, more than ingest.bits={depth} can hold")
-    return dicom.to_bytes(np.arange(1 << depth), 0, (1 << depth) - 1)[pixels]
+    return dicom.to_bytes(np.arange(1 << depth), 0, (1 << depth) - 1).take(pixels)
 
 
 def square(image: Grey, size: int, how: str = "pad") -> Grey:
