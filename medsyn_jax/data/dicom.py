@@ -232,7 +232,7 @@ def _pixels(data: pydicom.Dataset, decoder: Decoder) -> np.ndarray:
 
 
 def _stored(raw: np.ndarray, data: pydicom.Dataset, syntax: uid.UID) -> np.ndarray:
-    """The stored bits of each word. pydicom does not do it for JPEG 2000, nor for all JPEG-LS."""
+    """The stored bits of each word. pydicom does not do it for JPEG 2000 and JPEG-LS."""
     allocated, stored = int(data.BitsAllocated), int(data.BitsStored)
     low, high = int(raw.min()), int(raw.max())
     if max(high, -low - 1) >= 1 << allocated:
