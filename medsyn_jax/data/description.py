@@ -31,9 +31,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check(
-    directory: Path, info: dict[str, Any], expected: Callable[[list[str]], dict[str, Any]]
+    directory: Path,
+    info: dict[str, Any],
+    expected: Callable[[list[str], list[str]], dict[str, Any]],
 ) -> None:
-    """Whether `info`, what `medsyn.json` holds, is sound, and TFDS's files say the same.
+    """Whether `info`, what `medsyn.json` holds, is sound, TFDS's files say the same, and the files
+    it lists are whole, by name and size.
 
     TFDS itself tells of a file that is not as it should be in exceptions of every kind, or not at
     all, so it is not asked.
@@ -41,8 +44,8 @@ def check(
     Args:
         directory: of the set.
         info: a JSON object.
-        expected: the names of all fields of a record -> what `features.json` holds; KeyError for
-            one that no record can have.
+        expected: (label names, names of all fields of a record) -> what `features.json` holds;
+            KeyError for a field that no record can have.
 
     Raises:
         UserError: naming the file and what of it is wrong.
@@ -52,12 +55,21 @@ def check(
     path = directory / "features.json"
     stored = read_object(path)
     try:
-        same = expected(list(stored["featuresDict"]["features"])) == stored
+        same = expected(info["label_names"], list(stored["featuresDict"]["features"])) == stored
     except (KeyError, TypeError):
         same = False
     if not same:
         raise _refusal(path, "has other fields or label names than medsyn.json says")
     _check_dataset_info(directory / "dataset_info.json", info["files"])
+    for name, file in info["files"].items():
+        path = directory / name
+        if not path.exists():
+            raise UserError(f"data: {path}: is missing: restore it, or ingest again")
+        if path.stat().st_size != file["bytes"]:
+            raise UserError(
+                f"data: {path}: has {path.stat().st_size} bytes instead of {file['bytes']}, "
+                "it was cut short or changed: restore it, or delete it and ingest again"
+            )
 
 
 def _check_dataset_info(path: Path, files: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from medsyn_jax.data import description, shards, splits
 
 PLAN_FILE = "plan.json"
 REJECTS = "rejects.csv"
+HEAD = ["key", "reason"]
 
 
 @contextmanager
@@ -85,9 +86,10 @@ def _read_plan(directory: Path) -> dict[str, Any] | None:
 def _count_rejects(directory: Path) -> int:
     try:
         with (directory / REJECTS).open(newline="", encoding="utf-8") as file:
-            return sum(len(row) == 2 for row in csv.reader(file)) - 1
-    except csv.Error:
+            head, *rows = csv.reader(file)
+    except (csv.Error, ValueError):
         return -1
+    return len(rows) if head == HEAD and all(len(row) == 2 for row in rows) else -1
 
 
 def accept(directory: Path, fingerprint: str, settings: Mapping[str, Any], others: str) -> None:
@@ -192,7 +194,7 @@ def finish(
 def write_rejects(directory: Path, rejects: Sequence[tuple[str, str]]) -> None:
     """Writes (key, reason) of records that are not in the set."""
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([("key", "reason"), *rejects])
+    csv.writer(stream, lineterminator="\n").writerows([HEAD, *rejects])
     text = stream.getvalue().encode("utf-8", "backslashreplace").decode()  # of file names
     shards.write_text(directory / REJECTS, text)
 

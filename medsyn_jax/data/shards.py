@@ -2,8 +2,7 @@
 
 `tfds.builder_from_directory(directory).as_data_source(split)` reads what is written here without
 this package. `medsyn.json`, written last, tells what TFDS does not keep: label names, the sizes
-that prove the files whole, hashes of the split files, and what the set was made from. Where these
-files say different things of a set, it is refused.
+that prove the files whole, hashes of the split files, and what the set was made from.
 """
 
 from __future__ import annotations
@@ -141,12 +140,17 @@ def finished(path: Path) -> Shard | None:
         lists = {n: [(k, why) for k, why in getattr(shard, n)] for n in ("rejects", "left_out")}
         texts = [text for pairs in lists.values() for pair in pairs for text in pair]
         sound = all(isinstance(text, str) for text in (*texts, *shard.keys))
-        sound &= all(is_mask(name) or name in OPTIONAL for name in shard.optional or ())
         sound &= isinstance(shard.keys, list) and description.is_count(shard.payload)
         sound &= shard.name == path.name and f"-{shard.split}.array_record-" in path.name
-        if not sound or (shard.size, len(shard.keys)) != (path.stat().st_size, _count(path)):
+        if not sound or shard.size != path.stat().st_size:
             return None
-    except (OSError, ValueError, TypeError, RuntimeError):  # of array_record, and of deep nesting
+        count, first = _look(path)
+        begun = [value(first, "key")] if first else []
+        if (len(shard.keys), shard.keys[:1]) != (count, begun) or _optional(
+            first
+        ) != shard.optional:
+            return None
+    except (OSError, ValueError, TypeError, RuntimeError, LookupError, DecodeError):
         return None
     return dataclasses.replace(shard, **lists)
 
@@ -192,9 +196,8 @@ def describe(directory: Path | str) -> dict[str, Any]:
     directory = Path(directory)
     if not (directory / INFO).is_file():
         if (inner := directory / "shards" / INFO).exists():
-            raise UserError(
-                f"data: {directory}: holds no data set, but {inner.parent} does: name that"
-            )
+            what = f"holds no data set, but {inner.parent} does: name that"
+            raise UserError(f"data: {directory}: {what}")
         what = (
             "holds no data set"
             if not (directory / "dataset_info.json").exists()
@@ -207,23 +210,14 @@ def describe(directory: Path | str) -> dict[str, Any]:
             f"data: {directory}: has format {str(info.get('format'))[:40]}, this version reads "
             f"{FORMAT}: ingest again into another directory"
         )
-    description.check(directory, info, functools.partial(_stored_features, info))
-    for name, file in info["files"].items():
-        path = directory / name
-        if not path.exists():
-            raise UserError(f"data: {path}: is missing: restore it, or ingest again")
-        if path.stat().st_size != file["bytes"]:
-            raise UserError(
-                f"data: {path}: has {path.stat().st_size} bytes instead of {file['bytes']}, "
-                "it was cut short or changed: restore it, or delete it and ingest again"
-            )
+    description.check(directory, info, _stored_features)
     return info
 
 
-def _stored_features(info: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+def _stored_features(label_names: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
     """What `features.json` holds for records of these fields."""
     optional = set(fields) - {*TEXTS, "image", "labels"}
-    return MessageToDict(features(info["label_names"], sorted(optional)).to_proto())
+    return MessageToDict(features(label_names, sorted(optional)).to_proto())
 
 
 class Records:
@@ -266,10 +260,12 @@ class Records:
         """The stored fields of a record, to be decoded by `value` one by one."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
         try:
-            return example.FromString(self.source[index]).features.feature
-        except (RuntimeError, ValueError, IndexError, DecodeError) as error:
+            stored = _parsed(self.source[index])
+            if value(stored, "key") != self.keys[index]:
+                raise ValueError(f"its key is not that of splits/{self.split}.txt")
+            return stored
+        except (RuntimeError, ValueError, LookupError, DecodeError) as error:
             raise UserError(
                 f"data: record {index} of {self.split} cannot be read, {self._file_of(index)} is "
                 f"damaged ({str(error)[:80]}): restore it, or delete it and ingest again"
@@ -376,16 +372,31 @@ def _check_written(path: Path, count: int) -> None:
     """A shard that cannot be read back is found now, not in the middle of a training."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    if (found := _count(path)) != count:
+    if (found := _look(path)[0]) != count:
         raise OSError(errno.EIO, f"only {found} of {count} records can be read back", str(path))
 
 
-def _count(path: Path) -> int:
+def _look(path: Path) -> tuple[int, Mapping[str, Any] | None]:
+    """The number of records in a shard file, and the stored fields of the first."""
     reader = array_record_module.ArrayRecordReader(str(path))
     try:
-        return reader.num_records()
+        count = reader.num_records()
+        return count, _parsed(reader.read([0])[0]) if count else None
     finally:
         reader.close()
+
+
+def _parsed(data: bytes) -> Mapping[str, Any]:
+    example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
+    return example.FromString(data).features.feature
+
+
+def _optional(stored: Mapping[str, Any] | None) -> list[str] | None:
+    """The optional fields of a stored record; None without one."""
+    if stored is None:
+        return None
+    names = (*filter(is_mask, stored), *OPTIONAL)
+    return sorted(name for name in names if _present(stored, name))
 
 
 def _close_quietly(writer: array_record_module.ArrayRecordWriter) -> None:
