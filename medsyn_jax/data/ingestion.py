@@ -90,7 +90,8 @@ def _write_parts(
                 if result[0] and (known := workers.read_texts(directory / result[0].name)):
                     texts.add(known)
             progress.show(worker.seen.value)
-            if _too_many(worker.rejected.value, worker.seen.value, plan.total, limit):
+            seen, listed = (worker.rejected.value, worker.seen.value), len(plan.rejects)
+            if _too_many(*seen, plan.total, limit, listed):
                 worker.stop.value, stopped = 1, True
             elif common := common or texts.too_common(sure=False):
                 worker.stop.value = 1
@@ -138,14 +139,16 @@ def _results(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _too_many(rejected: int, seen: int, total: int, limit: float) -> bool:
+def _too_many(rejected: int, seen: int, total: int, limit: float, listed: int = 0) -> bool:
     """Whether the run will, or with near certainty would, end above the limit.
 
-    Records come in the order of a hash, so what has been seen is a fair sample of the rest; the
-    sure sign waits for the limit to be reached, the likely one for 4 standard deviations.
+    Records come in the order of a hash, so what has been seen is a fair sample of the rest, but for
+    the `listed` ones, which the listing rejected before; the sure sign waits for the limit to be
+    reached, the likely one for 4 standard deviations.
     """
-    spread = 4 * (seen * limit * (1 - limit)) ** 0.5
-    return rejected > limit * total or rejected > limit * seen + spread + 1
+    sample = seen - listed
+    spread = 4 * (sample * limit * (1 - limit)) ** 0.5
+    return rejected > limit * total or rejected - listed > limit * sample + spread + 1
 
 
 def _refuse(

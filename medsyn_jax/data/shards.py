@@ -146,9 +146,8 @@ def finished(path: Path) -> Shard | None:
             return None
         count, first = _look(path)
         begun = [value(first, "key")] if first else []
-        if (len(shard.keys), shard.keys[:1]) != (count, begun) or _optional(
-            first
-        ) != shard.optional:
+        sound = (len(shard.keys), shard.keys[:1]) == (count, begun)
+        if not sound or _optional(first) != shard.optional:
             return None
     except (OSError, ValueError, TypeError, RuntimeError, LookupError, DecodeError):
         return None
@@ -196,13 +195,10 @@ def describe(directory: Path | str) -> dict[str, Any]:
     directory = Path(directory)
     if not (directory / INFO).is_file():
         if (inner := directory / "shards" / INFO).exists():
-            what = f"holds no data set, but {inner.parent} does: name that"
-            raise UserError(f"data: {directory}: {what}")
-        what = (
-            "holds no data set"
-            if not (directory / "dataset_info.json").exists()
-            else (f"has no {INFO}: its ingestion did not end, or another program wrote it")
-        )
+            raise UserError(f"data: {directory}: no data set, but {inner.parent} is: name that")
+        what = f"has no {INFO}: its ingestion did not end, or another program wrote it"
+        if not (directory / "dataset_info.json").exists():
+            what = "holds no data set"
         raise UserError(f"data: {directory}: {what}: run the ingest command into it")
     info = description.read_object(directory / INFO)
     if info.get("format") != FORMAT:
@@ -216,8 +212,8 @@ def describe(directory: Path | str) -> dict[str, Any]:
 
 def _stored_features(label_names: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
     """What `features.json` holds for records of these fields."""
-    optional = set(fields) - {*TEXTS, "image", "labels"}
-    return MessageToDict(features(label_names, sorted(optional)).to_proto())
+    optional = sorted({*fields} - {*TEXTS, "image", "labels"})
+    return MessageToDict(features(label_names, optional).to_proto())
 
 
 class Records:

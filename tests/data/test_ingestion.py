@@ -354,6 +354,16 @@ def test_too_many_rejects_stop_the_run_early_and_keep_what_is_written(
     assert len(all_keys(directory)) == 160
 
 
+def test_rows_that_the_listing_rejects_are_no_sample_of_the_rest(make_pairs, tmp_path):
+    config = make_pairs(count=200)
+    table = Path(config.path)
+    lines = table.read_text().splitlines()
+    lines[1:37:4] = [line.rpartition(",")[0] + ",odd" for line in lines[1:37:4]]
+    table.write_text("\n".join(lines))
+    directory = ingest(config, tmp_path / "out")
+    assert shards.describe(directory)["rejects"] == 9  # of 200, below max_reject_share
+
+
 def test_a_rejected_share_that_is_allowed_does_not_stop_early():
     assert not ingestion._too_many(rejected=5, seen=100, total=100, limit=0.05)
     assert ingestion._too_many(rejected=6, seen=100, total=100, limit=0.05)

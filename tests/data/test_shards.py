@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -125,3 +126,116 @@ def test_a_changed_split_file_is_refused(make_pairs, tmp_path):
     path.write_text(path.read_text().replace("img/00", "img/90"))
     with pytest.raises(UserError, match=r"train\.txt: was changed"):
         _ = shards.open_split(directory, "train").keys
+
+
+def _edit(directory: Path, name: str, edit) -> None:
+    path = directory / name
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+
+
+def _set(*path, to):
+    """An edit that replaces one value of a JSON tree."""
+
+    def edit(tree):
+        inside = tree
+        for key in path[:-1]:
+            inside = inside[key]
+        inside[path[-1]] = to
+        return tree
+
+    return edit
+
+
+FEATURES = ("featuresDict", "features")
+DAMAGE = [
+    ("features.json", _set(*FEATURES, "labels", to=None), "features.json: has other fields"),
+    ("features.json", _set(*FEATURES, "mask_x", to={}), "features.json: has other fields"),
+    ("features.json", _set(*FEATURES, "other", to={}), "features.json: has other fields"),
+    ("features.json", lambda tree: [], "features.json: holds no JSON object"),
+    ("dataset_info.json", _set("splits", 0, "shardLengths", 0, to="4"), "has other splits"),
+    ("dataset_info.json", _set("splits", 0, to=3), "has other splits"),
+    ("dataset_info.json", _set("fileFormat", to="tfrecord"), "fileFormat"),
+    ("dataset_info.json", _set("version", to=[]), "version"),
+    ("medsyn.json", _set("label_names", to=["even"]), "features.json: has other .*label names"),
+    ("medsyn.json", _set("label_names", to=[7]), "medsyn.json: label_names: is not as"),
+    ("medsyn.json", _set("files", to=[]), "medsyn.json: files: is not as"),
+    ("medsyn.json", _set("splits", "train", "records", to=1), "medsyn.json: splits, files"),
+    ("medsyn.json", _set("splits", "train", to="x"), "medsyn.json: splits: is not as"),
+    ("medsyn.json", _set("left_out", to={"x": "y"}), "medsyn.json: left_out: is not as"),
+    ("medsyn.json", lambda tree: {**tree, "fingerprint": None}, "fingerprint: is not as"),
+    ("medsyn.json", lambda tree: "x", "medsyn.json: holds no JSON object"),
+]
+
+
+@pytest.mark.parametrize(("name", "edit", "told"), DAMAGE)
+def test_files_that_describe_a_set_otherwise_are_told_and_mended(
+    make_pairs, tmp_path, name, edit, told
+):
+    config = make_pairs()
+    directory = ingest(config, tmp_path / "out")
+    sound = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    _edit(directory, name, edit)
+    with pytest.raises(UserError, match=told) as raised:
+        shards.open_split(directory, "train")
+    assert "\n" not in str(raised.value)
+    ingest(config, directory)
+    assert {path: path.read_bytes() for path in sound} == sound
+
+
+@pytest.mark.parametrize("deep", ["[" * 100_000, "{", "\udcff"])
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json", "medsyn.json", "plan.json"])
+def test_a_file_that_is_no_json_is_mended(make_pairs, tmp_path, name, deep):
+    config = make_pairs()
+    directory = ingest(config, tmp_path / "out")
+    sound = (directory / name).read_bytes()
+    (directory / name).write_bytes(deep.encode("utf-8", "surrogateescape"))
+    if name != "plan.json":
+        with pytest.raises(UserError, match=f"{name}: is not valid JSON"):
+            shards.describe(directory)
+    ingest(config, directory)
+    assert (directory / name).read_bytes() == sound
+
+
+def test_ingestion_mends_lists_of_keys_rejects_and_notes(make_pairs, tmp_path):
+    config = make_pairs()
+    directory = ingest(config, tmp_path / "out")
+    sound = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    note = next((directory / "parts").glob("*train*"))
+    other = json.loads(note.read_text())
+    for path, text in (
+        (directory / "splits" / "train.txt", "img/000.png\nextra\n"),
+        (directory / "rejects.csv", ""),
+        (note, "[]"),
+        (note, json.dumps(other | {"keys": other["keys"][1:]})),
+        (note, json.dumps(other | {"keys": [*other["keys"][:-1], "img/999.png"]})),
+        (note, json.dumps(other | {"optional": ["boxes"]})),
+        (note, json.dumps(other | {"payload": "many"})),
+    ):
+        path.write_text(text)
+        ingest(config, directory)
+        assert {p: p.read_bytes() for p in sound} == sound
+
+
+def test_a_set_whose_plan_and_description_are_both_damaged_is_refused(make_pairs, tmp_path):
+    config = make_pairs()
+    directory = ingest(config, tmp_path / "out")
+    (directory / "plan.json").write_text('{"fingerprint": 3}')
+    (directory / "medsyn.json").write_text("")
+    with pytest.raises(UserError, match=r"plan\.json: is damaged, so that nobody can tell"):
+        ingest(config, directory)
+
+
+def test_a_shard_of_another_split_is_told_when_it_is_read(make_pairs, tmp_path):
+    directory = ingest(make_pairs(records_per_shard=100), tmp_path / "out")
+    train, test = (next(directory.glob(f"*{split}.array*")) for split in ("train", "test"))
+    assert train.stat().st_size == test.stat().st_size, "ArrayRecord pads its files"
+    train.write_bytes(test.read_bytes())
+    with pytest.raises(UserError, match="record 0 of train cannot be read"):
+        shards.open_split(directory, "train")[0]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), float("inf")])
+def test_a_share_of_rejects_that_is_none_is_told_before_any_work(make_pairs, tmp_path, share):
+    with pytest.raises(UserError, match=r"max_reject_share: .*give a share from 0 to 1"):
+        ingest(make_pairs(max_reject_share=share), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
