@@ -194,8 +194,8 @@ def describe(directory: Path | str) -> dict[str, Any]:
     """
     directory = Path(directory)
     if not (directory / INFO).is_file():
-        if (inner := directory / "shards" / INFO).exists():
-            raise UserError(f"data: {directory}: no data set, but {inner.parent} is: name that")
+        if ((home := directory / "shards") / INFO).exists():
+            raise UserError(f"data: {directory}: holds no data set, but {home} does: name that")
         what = f"has no {INFO}: its ingestion did not end, or another program wrote it"
         if not (directory / "dataset_info.json").exists():
             what = "holds no data set"
