@@ -5,6 +5,7 @@ demo: an autoencoder, a text encoder (first against images, as CLIP's) and a lat
 smoke: the same in seconds.
 paper: RoentGen's recipe (arXiv 2211.12737; settings of RoentGen-v2): Stable Diffusion 2.1-base at
   512 pixels on MIMIC-CXR impressions. --config.train_text=False trains the U-Net alone.
+  docs/generation.md says where to get the folder.
 The result is <workdir>/pipeline, a folder for --config configs/generate.py --config.pipeline=...
 """
 

@@ -173,7 +173,7 @@ def _folder(named: str) -> Path:
     for path in tried:
         if path.is_dir():
             return path
-    how = "name a Stable Diffusion folder by --config.pipeline=DIR"
+    how = "name a Stable Diffusion folder by --config.pipeline=DIR (docs/generation.md: where from)"
     if named == DEFAULT:
         how = f"make it by `--config configs/finetune_diffusion.py`, or {how}"
     raise UserError(

@@ -1,6 +1,7 @@
 """A latent diffusion model from nothing, and one that goes on from its pipeline folder."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +61,14 @@ def test_the_same_command_again_changes_nothing(made):
 
 def test_it_goes_on_from_a_pipeline_and_trains_what_it_is_told(made, tmp_path):
     config = smoke()
-    config.pipeline = str(made / "pipeline")
+    start = shutil.copytree(made / "pipeline", tmp_path / "start")
+    for path in (start / "model_index.json", start / "scheduler" / "scheduler_config.json"):
+        path.write_text(path.read_text().replace("PNDMScheduler", "HeunDiscreteScheduler"))
+    config.pipeline = str(start)
     config.train_text = False
     finetune_diffusion.run(config, tmp_path)
+    index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", "HeunDiscreteScheduler"]
     old, new = (pipeline.read(folder / "pipeline") for folder in (made, tmp_path))
     assert not (tmp_path / "autoencoder").exists()
     assert not (tmp_path / "text_encoder").exists()
