@@ -134,6 +134,29 @@ def test_one_of_several_processes_never_waits_for_the_others(
     assert all(err.count(text) == 1 for text in says), err
 
 
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (UserError("a:\nmistake " + "x" * 5000), "error: a: mistake xxx"),
+        (
+            MemoryError("Unable to allocate 8. TiB"),
+            "error: not enough memory (Unable to allocate 8.",
+        ),
+    ],
+)
+def test_what_a_run_raises_is_one_short_line(monkeypatch, tmp_path, capsys, what, says):
+    def run(config, workdir):
+        raise what
+
+    monkeypatch.setattr(command_line, "parse", lambda argv: (None, tmp_path))
+    monkeypatch.setattr(command_line, "run", run)
+    assert command_line.main(["main"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(says)
+    assert err.count("\n") == 1
+    assert len(err) < 1100
+
+
 def test_ctrl_c_is_one_line_and_status_130(monkeypatch, tmp_path, capsys):
     def run(config, workdir):
         os.kill(os.getpid(), signal.SIGINT)

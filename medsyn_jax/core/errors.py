@@ -7,11 +7,12 @@ _LINE = 1000  # characters of a message at the most
 
 def shortened(text: str, most: int = 80) -> str:
     """One line of at most `most` characters that any terminal can print: the middle of a longer
-    text is left out, control characters are spaces, and bytes that were no UTF-8 are escaped."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
-    text = text.encode("utf-8", "backslashreplace").decode()
+    text is left out, line breaks are spaces, and what no terminal shows as it is (other control
+    characters, bytes that were no UTF-8) is escaped."""
+    line = re.sub(r"\s*[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     half = (most - 5) // 2
-    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
+    return line if len(line) <= most else f"{line[:half]} ... {line[-half:]}"
 
 
 class _OneLine(Exception):

@@ -70,7 +70,7 @@ def run(config: Any, workdir: Path) -> None:
     _check(config)
     log.check_config(workdir, config, FREE)
     corpus.check_labels(config.data.source, config.ingest)
-    checkpoint.opened(Path(config.encoder.workdir))[0].close()  # restored when the data are known
+    checkpoint.check_run(Path(config.encoder.workdir))  # restored when the data are known
     mesh = meshes.make_mesh(**config.mesh)
     directory = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
     parts = {split: shards.open_split(directory, split) for split in splits.SPLITS}

@@ -36,7 +36,7 @@ def run(config: Any, workdir: Path) -> None:
     _check(config)
     log.check_config(workdir, config, FREE)
     trained = Path(config.encoder.workdir)
-    checkpoint.opened(trained)[0].close()  # restored when the data are known
+    checkpoint.check_run(trained)  # restored when the data are known
     mesh = meshes.make_mesh(**config.mesh)
     found = shards.describe(config.synthetic)
     directory = corpus.prepare(config.real, config.ingest, workdir.parent / "data")

@@ -89,13 +89,14 @@ def run(config: Any, workdir: Path) -> None:
 
 
 def _check(config: Any) -> None:
+    checks.check_numbers(config, from_0=["min_snr"])  # a config of another task has none
     checks.check_choice("dtype", config.dtype, DTYPES)
     if not config.pipeline:
         prediction = config.scheduler.prediction_type
         checks.check_choice("scheduler.prediction_type", prediction, PREDICTIONS)
     above_0 = ["data.size", "data.tokens"]
     above_0 += [] if config.pipeline else ["contrastive.temperature"]
-    from_0 = ["seed", "data.threads", "min_snr"]
+    from_0 = ["seed", "data.threads"]
     for stage in ("", "autoencoder.", "contrastive.") if not config.pipeline else ("",):
         above_0.append(f"{stage or 'data.'}batch_size")
         recipe.check(config, stage)

@@ -40,7 +40,7 @@ def run(config: Any, workdir: Path) -> None:
     for label, phrase in config.phrases.items():
         if not isinstance(phrase, str) or not phrase.strip():
             raise UserError(f"config.phrases: {label}: {phrase!r}: give the words of the phrase")
-    checkpoint.opened(Path(config.encoder.workdir))[0].close()  # restored when the data are known
+    checkpoint.check_run(Path(config.encoder.workdir))  # restored when the data are known
     folder = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
     names = shards.describe(folder)["label_names"]
     if not set(config.phrases) <= set(names):

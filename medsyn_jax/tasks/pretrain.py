@@ -172,13 +172,14 @@ def run(config: Any, workdir: Path) -> None:
 
 def _check(config: Any) -> None:
     """All that the config alone tells to be wrong, and the files that it names but nobody has."""
+    checks.check_numbers(config, above_0=["augment.size"])  # a config of another task has none
     checks.check_choice("method", config.method, METHODS)
     checks.check_choice("dtype", config.dtype, DTYPES)
     loss = {
         f"loss.{k}": k in TEMPERATURES for k, x in config.loss.items() if not isinstance(x, bool)
     }
     above_0 = [f"data.{k}" for k in ("batch_size", "size", "tokens", "vocab_size")]
-    above_0 += ["augment.size", "augment.aspect", "augment.zoom", "image.channels"]
+    above_0 += ["augment.aspect", "augment.zoom", "image.channels"]
     above_0 += ["text.mlp_width", "text.types", "text.eps"]
     above_0 += ["image.mlp_width", "image.size", "image.eps"] if config.image.kind == "vit" else []
     from_0 = ["seed", "data.threads", "image.upsample"]

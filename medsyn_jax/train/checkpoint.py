@@ -168,17 +168,20 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def opened(workdir: Path) -> tuple[Checkpoints, int]:
-    """The checkpoints of a pre-training run, to be read and closed, and the best of them.
-
-    Raises UserError if the folder is no such run, or holds none yet; restores nothing.
-    """
-    read_config(workdir)
+    """The checkpoints of a run, to be read and closed, and the best of them. Raises UserError if
+    there is none yet."""
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     step = checkpoints.best()
     if step is None:
         checkpoints.close()
         raise UserError(f"{checkpoints.directory}: holds no complete checkpoint: train first")
     return checkpoints, step
+
+
+def check_run(workdir: Path) -> None:
+    """UserError if the folder is not that of a pre-training run with a checkpoint; quick."""
+    read_config(workdir)
+    opened(workdir)[0].close()
 
 
 def restore_part(

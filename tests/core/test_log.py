@@ -60,6 +60,54 @@ def test_a_foreign_config_json_is_not_overwritten(tmp_path):
     assert (tmp_path / "config.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize("text", ["[]", '{"config": []}', '{"config": 3}', "\xff", "[" * 99999])
+def test_a_config_json_that_is_no_object_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError):
+        log.check_config(tmp_path, ConfigDict({"a": 1}))
+
+
+def test_the_console_shows_names_as_they_are(capsys):
+    log.say("runs/run[ct]/[/bold] :pill: [link")
+    assert capsys.readouterr().err == "runs/run[ct]/[/bold] :pill: [link\n"
+    with log.ImagesBar("[/x] {y} :pill:", 2, 0, every_s=-1.0) as bar:
+        bar.show(1)
+    assert capsys.readouterr().err.startswith("[/x] {y} :pill:: 1/2 images")
+
+
+def test_what_is_undefined_is_printed_so_and_null_in_json(tmp_path, capsys):
+    entry = {"value": None, "n": 3, "ci95": [float("nan"), 1.0], "chance": float("inf")}
+    metrics = {"a": entry, "bb": {"value": float("nan"), "ci95": None, "prior": None}}
+    log.write_results(tmp_path, "any", metrics)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "a   undefined  [undefined, 1]  n=3  chance undefined",
+        "bb  undefined  prior undefined",
+    ]
+    text = (tmp_path / "results.json").read_text()
+    written = json.loads(text, parse_constant=pytest.fail)["metrics"]
+    assert written["a"] == {"value": None, "n": 3, "ci95": [None, 1.0], "chance": None}
+    assert written["bb"] == {"value": None, "ci95": None, "prior": None}
+
+
+def test_a_metric_that_is_not_finite_is_null_in_the_log(tmp_path):
+    metrics = log.MetricsLog(tmp_path, 0, 10, 4)
+    metrics.write(1, {"valid/loss": float("nan"), "valid/recall": 0.5})
+    metrics.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    want = {"step": 1, "valid/loss": None, "valid/recall": 0.5}
+    assert json.loads(line, parse_constant=pytest.fail) == want
+
+
+def test_a_table_is_aligned(capsys):
+    log.table(["label", "n", "value"], [["a", "10", "0.5"], ["longer one", "3", "-"]])
+    assert capsys.readouterr().out.splitlines() == [
+        "label        n  value",
+        "a           10    0.5",
+        "longer one   3      -",
+    ]
+
+
 def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     log.write_json(path, {"value": 1})

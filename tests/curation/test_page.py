@@ -42,3 +42,19 @@ def test_an_interval_below_the_axis_moves_its_start():
     assert plot.count("<circle") == 2 + 2  # and the legend
     places = [float(x) for x in re.findall(r"x1='([-\d.]+)'", plot)]
     assert min(places) >= page._LEFT
+
+
+UNDEFINED = {"value": None, "n": 9}
+
+
+def test_what_is_undefined_is_shown_so():
+    entry = {"value": 0.5, "n": 10, "ci95": [0.25, 0.75], "chance": None}
+    assert page._cell(UNDEFINED) == "undefined <small>n 9</small>"
+    assert page._cell({"value": 0.5, "n": 9, "ci95": None}) == "0.500 <small>n 9</small>"
+    assert page._cell({"value": 0.5, "n": 9, "ci95": [None, 1.0]}) == "0.500 <small>n 9</small>"
+    assert page._share(entry) == "50 % <small>[25, 75] 5 of 10</small>"
+    assert page._share(UNDEFINED) == "undefined <small></small>"
+    assert page._percent(entry, "chance") == "undefined"
+    plot = page.intervals([("a", [UNDEFINED, None]), ("b", [UNDEFINED, entry])], 0.5)
+    assert plot.count("<circle") == 1 + 2  # and the legend
+    assert "nan" not in page.intervals([("a", [UNDEFINED, UNDEFINED])], 0.5)

@@ -174,3 +174,20 @@ def test_no_run_there(tmp_path):
         checkpoint.restore_part(tmp_path, toy.make_model, "image")
     with pytest.raises(UserError, match="not the workdir of a pre-training run"):
         checkpoint.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"config": {"task": "ingest", "ingest": {}}}', "its task is 'ingest'"),
+        ('{"config": {"image": {}, "data": 3}}', "its config has no section data"),
+        ("[]", "TypeError reading config.json"),
+        ('{"config": []}', "AttributeError reading config.json"),
+    ],
+)
+def test_the_workdir_of_another_task_is_one_line(tmp_path, text, reason):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(
+        UserError, match=rf"not the workdir of a pre-training run \({reason}\): run"
+    ):
+        checkpoint.check_run(tmp_path)

@@ -191,6 +191,10 @@ def test_early_stopping_keeps_the_best_and_stays_stopped(make, compiled):
     again = build()
     assert int(train(again)["step"]) == len(calls) == 4
     assert again.checkpoints.best() == 2
+    assert again.progress.summary(2, again.plan) == (
+        "kept step 2 of 7: valid/loss 2; 3 at the first evaluation, 2.1 at the last; "
+        "stopped early, 2 evaluations without a lower one"
+    )
 
 
 def test_a_score_that_is_no_number_is_never_the_best(make):
