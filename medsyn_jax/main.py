@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from medsyn_jax.core.errors import UserError, one_line
+from medsyn_jax.core.errors import UserError, shortened
 
 # Each is tasks/<name>.py with run(config, workdir).
 TASKS = ("ingest", "pretrain", "classify", "finetune_diffusion", "generate", "curate", "ground")
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _leave_others(2)
         return 2
     except MemoryError as e:
-        line = one_line(f"not enough memory ({e}): use smaller sizes or batches")
+        line = shortened(f"not enough memory ({e}): use smaller sizes or batches", 1000)
         print(f"error: {line}", file=sys.stderr, flush=True)
         _leave_others(2)
         return 2

@@ -8,7 +8,7 @@ A case passes if the product returns what it should, or raises UserError, Reject
 LeftOutRecord with a message of one short line that does not speak of Python's types, within a limit
 of processor time that depends on the kind alone. Cases run in worker processes, so that a crash of
 a library is a failing case, too. Faults are told once for each cause; the exit status is 1 if there
-are any. What is made and asked of each kind: `fuzz_{sources,images,runs}.py`.
+are any. What is made and asked of each kind: `fuzz_{sources,files,runs}.py`.
 """
 
 import argparse
@@ -34,14 +34,14 @@ from pathlib import Path
 os.environ |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 from medsyn_jax.core.errors import RejectedRecord, UserError
-from scripts import fuzz_images, fuzz_runs, fuzz_sources
+from scripts import fuzz_files, fuzz_runs, fuzz_sources
 from scripts.fuzz_inputs import Fault, Kind
 
 KINDS = {
     "texts": Kind(fuzz_sources.nothing, fuzz_sources.text_case, 52, 3),
     "tables": Kind(fuzz_sources.tables_prepare, fuzz_sources.table_case, 15, 5),
-    "images": Kind(fuzz_images.images_prepare, fuzz_images.image_case, 20, 5),
-    "tensors": Kind(fuzz_runs.tensors_prepare, fuzz_runs.tensor_case, 8, 5),
+    "images": Kind(fuzz_files.images_prepare, fuzz_files.image_case, 20, 5),
+    "tensors": Kind(fuzz_files.tensors_prepare, fuzz_files.tensor_case, 8, 5),
     "pipelines": Kind(fuzz_runs.pipelines_prepare, fuzz_runs.pipeline_case, 2, 20),
     "shards": Kind(fuzz_runs.shards_prepare, fuzz_runs.shard_case, 2, 20),
     "configs": Kind(fuzz_runs.configs_prepare, fuzz_runs.config_case, 1, 40),
@@ -84,6 +84,8 @@ def run_case(kind: str, seed: int, number: int, folder: Path) -> Outcome:
             KINDS[kind].case(rng, folder)
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+            resource.setrlimit(resource.RLIMIT_CPU, (most, most))
     except (UserError, RejectedRecord) as error:
         verdict = "refused" if isinstance(error, UserError) else "rejected"
         if wrong := wrong_message(str(error)):

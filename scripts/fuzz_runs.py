@@ -1,10 +1,9 @@
-"""Tensors, pipelines, shards and configs for `scripts/fuzz.py`: what runs read and write."""
+"""Pipelines, shards and configs for `scripts/fuzz.py`: what runs read and write."""
 
 import csv
 import json
 import os
 import shutil
-import struct
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,18 +14,15 @@ from unittest import mock
 import jax
 import numpy as np
 from absl import flags
-from flax import nnx
 from ml_collections import config_flags
 
 from configs import ingest as ingest_configs
 from medsyn_jax import main
-from medsyn_jax.core import log, tree
+from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.data import ingestion, plan, shards, tokenizers
 from medsyn_jax.diffusion import generator, schedule
 from medsyn_jax.models import pipeline as pipelines
-from medsyn_jax.models import towers, weights
-from medsyn_jax.models.layers import split
 from medsyn_jax.tasks import (
     classify,
     curate,
@@ -41,100 +37,6 @@ from scripts import random_pipeline
 from scripts.fuzz_inputs import bent_bytes, bent_json, check, json_bytes
 
 _BASE: dict[str, Any] = {}
-
-# --- tensors ------------------------------------------------------------------------------------
-
-_TOWERS: dict[str, dict[str, Any]] = {
-    "torchvision": {"kind": "resnet", "depths": (1, 1, 1, 1), "width": 2, "block": "basic"}
-    | {"channels": 1, "stem": "7x7", "remat": False},
-    "hf_vit": {"kind": "vit", "size": 8, "patch": 4, "width": 4, "layers": 2, "heads": 2}
-    | {"mlp_width": 4, "channels": 1, "eps": 1e-6, "remat": False},
-    "hf_bert": {"width": 4, "layers": 2, "heads": 2, "mlp_width": 4, "max_length": 8, "types": 2}
-    | {"pooler": False, "dropout": 0.0, "eps": 1e-12, "remat": False},
-}
-_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "U64": 64, "U32": 32}
-_BITS |= {"I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "C64": 64, "F4": 4, "F6_E2M3": 6}
-_BITS |= dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "X", ""), 8)
-_EXTRA = ("head.weight", "decoder_blocks.0.norm1.weight", "cls.predictions.bias", "a\nb", "z" * 900)
-_CONFIG = {"model_type": "bert", "num_attention_heads": 2, "hidden_act": "gelu", "hidden_size": 4}
-_CONFIG |= {"layer_norm_eps": 1e-12, "num_hidden_layers": 2, "image_size": 8, "patch_size": 4}
-_CONFIG |= {"intermediate_size": 4, "architectures": ["BertModel"], "auto_map": {}}
-
-
-def tensors_prepare(folder: Path) -> None:
-    found = {}
-    for layout, settings in _TOWERS.items():
-
-        def make(layout: str = layout, settings: dict[str, Any] = settings) -> nnx.Module:
-            if layout == "hf_bert":
-                return towers.text_encoder(settings, 11, np.float32, nnx.Rngs(0))
-            return towers.image_encoder(settings, np.float32, nnx.Rngs(0))
-
-        like = split(nnx.eval_shape(make))[1:]
-        zeros = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), like)
-        path = folder / f"{layout}.safetensors"
-        weights.save(path, layout, *zeros)
-        data = path.read_bytes()
-        end = 8 + struct.unpack("<Q", data[:8])[0]
-        found[layout] = (like, json.loads(data[8:end]), data[end:])
-    _BASE["tensors"] = found
-
-
-def tensor_case(rng: Random, folder: Path) -> None:
-    layout = rng.choice(list(_TOWERS))
-    like, header, data = _BASE["tensors"][layout]
-    path = folder / rng.choice(("model.safetensors",) * 9 + ("a.bin",))
-    path.write_bytes(_bent_tensors(rng, header, data))
-    if rng.random() < 0.25:
-        names = {key: path.name for key in header if key != "__metadata__"}
-        index = bent_json(rng, {"metadata": {"total_size": 1}, "weight_map": names})
-        named = folder / f"{path.stem}.safetensors.index.json"
-        named.write_bytes(json_bytes(rng, index))
-        path = named
-    if rng.random() < 0.3:
-        for name in ("config.json", "preprocessor_config.json"):
-            (folder / name).write_bytes(json_bytes(rng, bent_json(rng, _CONFIG)))
-        path = folder
-    layers = rng.choice((None, None, 1))
-    loaded = weights.load(path, rng.choice(("", layout)), *like, layers=layers, report=str)
-    for given, wanted in zip(loaded, like, strict=True):
-        shapes = {name: leaf.shape for name, leaf in tree.named(given).items()}
-        check(shapes == {n: x.shape for n, x in tree.named(wanted).items()}, "other shapes", shapes)
-        kinds = {leaf.dtype for leaf in tree.named(given).values()}
-        check(kinds <= {np.dtype(np.float32)}, "other types", kinds)
-
-
-def _bent_tensors(rng: Random, header: dict[str, Any], data: bytes) -> bytes:
-    """A whole file with tensors of other types, shapes or names; or a bent header, or bytes."""
-    header, length = json.loads(json.dumps(header)), None
-    how = rng.randrange(8)
-    if how < 5:
-        header, data = _other_tensors(rng, header)
-    elif how == 5:
-        header = bent_json(rng, header)
-    elif how == 6:
-        length = rng.choice((0, 1, 2**20, 2**40, 2**63))
-    text = json_bytes(rng, header) if how == 5 else json.dumps(header).encode()
-    whole = struct.pack("<Q", len(text) if length is None else length) + text + data
-    return bent_bytes(rng, whole) if how == 7 else whole
-
-
-def _other_tensors(rng: Random, header: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    named = [(k, e["dtype"], e["shape"]) for k, e in header.items() if k != "__metadata__"]
-    to, share = rng.choice(list(_BITS)), rng.choice((0, 0.1, 1))
-    bent, offset = {}, 0
-    for name, dtype, shape in named:
-        dtype = to if rng.random() < share else dtype
-        if rng.random() < 0.02:
-            name, shape = rng.choice((name, name + "2")), rng.choice(([], [0], [*shape, 1], [2, 3]))
-        size = -(-int(np.prod(shape)) * _BITS[dtype] // 8)
-        bent[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    if rng.random() < 0.3:
-        entry = {"dtype": "F32", "shape": [], "data_offsets": [offset, offset + 4]}
-        bent[rng.choice(_EXTRA)], offset = entry, offset + 4
-    return bent, bytes(offset)
-
 
 # --- pipelines ----------------------------------------------------------------------------------
 
