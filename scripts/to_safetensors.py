@@ -7,7 +7,7 @@ beside the weights (its arguments, an optimizer, numbers of NumPy) is read as an
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -47,10 +47,10 @@ def read(source: Path) -> Any:
         return _read(source, lambda name: Empty)
 
 
-def _read(source: Path, stand_in: Any) -> Any:
+def _read(source: Path, stand_in: Callable[[str], Callable]) -> Any:
     names: set[str] = set()
     while True:
-        known = [(stand_in(name), name) for name in sorted(names)]
+        known: list[Any] = [(stand_in(name), name) for name in sorted(names)]
         try:
             with torch.serialization.safe_globals(known):
                 return torch.load(source, map_location="cpu", weights_only=True)
@@ -112,6 +112,5 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]))
     except Exception as error:  # of a damaged file torch raises this or that
-        said = re.split(r"WeightsUnpickler error: |\n", str(error))
-        reason = next((x.strip() for x in said[1:] + said[:1] if x.strip()), type(error).__name__)
-        sys.exit(f"error: {sys.argv[1]}: {reason[:200]}")
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
+        sys.exit(f"error: {sys.argv[1]}: {reason[:200] or type(error).__name__}")

@@ -180,7 +180,7 @@ def grey(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w"]:
 def native_size(pipeline: Pipeline) -> int:
     """The side in pixels of the images that the U-Net was trained on."""
     given = pipeline.parts["unet"].config.get("sample_size")
-    sides = given if isinstance(given, (list, tuple)) and given else [given]
+    sides: list[Any] = list(given) if isinstance(given, (list, tuple)) and given else [given]
     if not all(type(side) is int and 0 < side <= _LARGEST and side == sides[0] for side in sides):
         raise UserError(f"pipeline: unet/config.json: sample_size: {given!r}: set config.size")
     return sides[0] * factor(pipeline)
