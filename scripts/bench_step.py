@@ -5,8 +5,8 @@
     python -m scripts.bench_step --model gloria --batch 48 --repeats 3
     python -m scripts.bench_step --model mgca --batch 72 --repeats 3
 
-resnet50 and bert are encoders alone; gloria and mgca whole methods as their authors train them, of
-ResNet-50 at 299 pixels, twelve or six layers of BERT, their heads and losses (`torch_methods`).
+resnet50 and bert are encoders alone; convirt, gloria and mgca whole methods as their authors train
+them, of ResNet-50, twelve or six layers of BERT, their heads and losses (`torch_methods`).
 Both run on all cores, encoders in one process, turn about, so that whatever else the machine does
 hits both; methods one after the other, as two do not fit in the memory of a small machine.
 Prints a JSON line a side and one with the ratio of their speeds (above 1: we are faster), of the
@@ -27,60 +27,36 @@ import torch
 from flax import nnx
 from transformers import BertConfig, BertModel
 
-from configs import gloria, mgca
-from medsyn_jax.core import optim
 from medsyn_jax.models.bert import Bert
-from medsyn_jax.models.layers import split, statistics
 from medsyn_jax.models.resnet import resnet50
-from medsyn_jax.models.towers import PairEncoder
-from medsyn_jax.tasks.pretrain import METHODS
-from medsyn_jax.train.step import make_step
 from scripts import torch_methods
+from scripts.programs import (
+    METHODS,
+    filled,
+    method_batch,
+    method_config,
+    method_forward,
+    method_model,
+    training_step,
+)
 
-OPTIMIZER = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.05}
 TOKENS = 112
-
-
-def torch_step(module: torch.nn.Module, forward: Callable, inputs: tuple, bf16: bool) -> Callable:
-    """A function that makes one step and waits for it."""
-    module.train()
-    optimizer = torch.optim.AdamW(
-        module.parameters(), 1e-5, betas=(0.9, 0.999), weight_decay=0.05, fused=True
-    )
-
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = forward(module, *inputs)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
 
 
 def our_step(model: nnx.Module, forward: Callable, batch: dict) -> Callable:
     """The package's own step, jitted with donation, as a function that waits for it."""
-    structure, params, stats = split(model)
-    tx = optim.adamw(params, lambda _: 1e-5, **OPTIMIZER)
+    step, state = training_step(model, forward)
+    compiled = jax.jit(step, donate_argnums=0)
+    state = filled({k: state[k] for k in ("step", "opt")}) | {
+        k: state[k] for k in ("params", "stats")
+    }
 
-    def loss_fn(params, stats, batch, key):
-        network = nnx.merge(structure, params, stats, copy=True)
-        loss = forward(network, batch, key)
-        return loss, (statistics(network), {})
-
-    compiled = jax.jit(make_step(loss_fn, tx), donate_argnums=0)
-    state = {"step": jnp.zeros((), jnp.int32), "params": params, "stats": stats}
-    state["opt"] = tx.init(params)
-    key = jax.random.key(0)
-
-    def step() -> float:
+    def call() -> float:
         nonlocal state
-        state, metrics = compiled(state, batch, key)
-        jax.block_until_ready(state)
-        return float(metrics["loss"])
+        state, loss = jax.block_until_ready(compiled(state, batch, 0))
+        return float(loss)
 
-    return step
+    return call
 
 
 def resnet_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
@@ -89,7 +65,7 @@ def resnet_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
     probe = rng.standard_normal((args.batch, 2048), np.float32)
     nchw = torch.from_numpy(images).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
     module = torch_methods.torch_resnet.ResNet().to(memory_format=torch.channels_last)
-    theirs = torch_step(
+    theirs = torch_methods.step_of(
         module, lambda m, x, p: (m(x)[2] * p).mean(), (nchw, torch.from_numpy(probe)), args.bf16
     )
     model = resnet50(dtype=args.dtype, rngs=nnx.Rngs(0))
@@ -114,7 +90,7 @@ def bert_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
 
     inputs = (torch.from_numpy(ids), torch.from_numpy(mask).long(), torch.from_numpy(probe))
     module = BertModel(config, add_pooling_layer=False)
-    theirs = torch_step(module, forward, inputs, args.bf16)
+    theirs = torch_methods.step_of(module, forward, inputs, args.bf16)
     sizes = (config.vocab_size, 768, 12, 12, 3072, 512)
     model = Bert(*sizes, dropout=args.dropout, dtype=args.dtype, rngs=nnx.Rngs(0))
     batch = {"ids": jnp.asarray(ids, jnp.int32), "mask": jnp.asarray(mask), "probe": probe}
@@ -127,39 +103,20 @@ def bert_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
 
 
 def method_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
-    rng = np.random.default_rng(0)
-    config = {"gloria": gloria, "mgca": mgca}[args.model].get_config("paper")
-    side, tokens, vocab = config.image.upsample, config.data.tokens, 28996
-    images = rng.standard_normal((args.batch, side, side, 3), np.float32)
-    ids = rng.integers(0, vocab, (args.batch, tokens))
-    mask = np.arange(tokens)[None] < rng.integers(60, tokens + 1, args.batch)[:, None]
-    new = rng.random(ids.shape) < 0.7  # the others go on with the word before
-    words = np.where(mask, new.cumsum(1) - new[:, :1], -1)
+    config = method_config(args.model, toy=False)
+    batch = method_batch(config, args.batch)
 
     def theirs() -> Callable:
-        nchw = torch.from_numpy(images).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
-        texts = torch.from_numpy(ids), torch.from_numpy(mask).long(), torch.from_numpy(words)
-        module = {"gloria": torch_methods.Gloria, "mgca": torch_methods.Mgca}[args.model](vocab)
-        module = module.to(memory_format=torch.channels_last)
-        return torch_step(module, lambda m, *inputs: m(*inputs), (nchw, *texts), args.bf16)
+        return torch_methods.method_step(args.model, config, batch, bf16=args.bf16)
 
     def ours() -> Callable:
-        parts = (config[part].to_dict() for part in ("image", "text", "heads"))
-        model = PairEncoder(*parts, vocab, dtype=args.dtype, rngs=nnx.Rngs(0))
-        batch = {"image": images, "ids": ids.astype(np.int32), "mask": mask}
-        batch = jax.device_put(batch | {"words": words.astype(np.int32)})
-        loss, settings = METHODS[args.model].loss, config.loss.to_dict()
-
-        def forward(network, batch, key):
-            texts = batch["ids"], batch["mask"], batch["words"]
-            return loss(network(batch["image"], *texts, train=True, key=key), None, **settings)[0]
-
-        return our_step(model, forward, batch)
+        model = method_model(config, nnx.Rngs(0), args.dtype)
+        return our_step(model, method_forward(args.model, config), jax.device_put(batch))
 
     return theirs, ours
 
 
-PAIRS = {"resnet50": resnet_pair, "bert": bert_pair, "gloria": method_pair, "mgca": method_pair}
+PAIRS = {"resnet50": resnet_pair, "bert": bert_pair, **dict.fromkeys(METHODS, method_pair)}
 
 
 SIDES = ("torch", "medsyn_jax")

@@ -11,9 +11,7 @@ configs/generate.py.
 """
 
 import argparse
-import functools
 import json
-import math
 import statistics
 import time
 
@@ -24,18 +22,10 @@ import numpy as np
 import torch
 from flax import nnx
 
-from configs import generate
-from medsyn_jax.diffusion import sampler, schedule
 from medsyn_jax.models import pipeline
 from medsyn_jax.models.layers import split
+from scripts.programs import VAE, image_tflop
 from tpu.plan import MODELS, TOKENS
-
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-}
 
 
 def theirs(config: dict, x: np.ndarray, t: np.ndarray, text: np.ndarray):
@@ -71,54 +61,6 @@ def ours(config: dict, x: np.ndarray, t: np.ndarray, text: np.ndarray):
     return lambda: jax.block_until_ready(compiled(*args)), compiled.cost_analysis()["flops"]
 
 
-def tflop(f, *shapes) -> float:
-    """As lowered for a GPU: without the loops of the CPU's attention, whose turns count once."""
-    lowered = jax.jit(f).trace(*shapes).lower(lowering_platforms=("cuda",))
-    return lowered.cost_analysis()["flops"] / 1e12
-
-
-def of_an_image(model: str) -> dict[str, float]:
-    """TFLOP of an image by either setting, and of the networks that it consists of."""
-    settings = {"unet": MODELS[model], "vae": VAE}
-    modules, shapes = {}, {}
-    for name, setting in settings.items():
-        make = pipeline.part(name, setting, {}).make
-        structure, shapes[name], _ = split(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))))
-        modules[name] = functools.partial(nnx.merge, structure)
-
-    def unet(params):
-        return modules["unet"](params, {}, copy=True)
-
-    def shape(*dims):
-        return jax.ShapeDtypeStruct(dims, jnp.float32)
-
-    x, width = shape(2, 64, 64, 4), MODELS[model]["cross_attention_dim"]
-    inputs = (shapes["unet"], x, shape(2), shape(2, TOKENS, width))
-    deep = jax.eval_shape(lambda p, *a: unet(p).full(*a)[1], *inputs)
-    cost = {
-        "full": tflop(lambda p, *a: unet(p)(*a), *inputs) / 2,
-        "shallow": tflop(lambda p, *a: unet(p).shallow(*a), *inputs, deep) / 2,
-        "decode": tflop(lambda p, x: modules["vae"](p, {}, copy=True).decode(x), shapes["vae"], x)
-        / 2,
-    }
-    config = generate.get_config("paper")
-    chosen = generate.get_config().sampler
-    scheduler = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    scheduler |= {"_class_name": "PNDMScheduler", "num_train_timesteps": 1000, "steps_offset": 1}
-    scheduler |= {"skip_prk_steps": True, "set_alpha_to_one": False, "prediction_type": "epsilon"}
-    for row, sampling in (("pndm 75", config.sampler), ("default", chosen)):
-        table = schedule.make_table(sampling.name, scheduler, sampling.steps)
-        guided, full = sampler.plan(
-            table.steps.sigma,
-            guidance=sampling.guidance,
-            interval=tuple(sampling.interval) or (0.0, math.inf),
-            cache_every=sampling.cache_every,
-        )
-        each = np.where(np.asarray(full), cost["full"], cost["shallow"])
-        cost[row] = float(((1 + np.asarray(guided)) * each).sum()) + cost["decode"]
-    return cost | {"share": cost["default"] / cost["pndm 75"]}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=MODELS, default="sd15")
@@ -127,7 +69,7 @@ def main() -> None:
     parser.add_argument("--flops", action="store_true", help="of an image, and no measurement")
     args = parser.parse_args()
     if args.flops:
-        return print(json.dumps(of_an_image(args.model)))
+        return print(json.dumps(image_tflop(MODELS[args.model], VAE)))
     config, side = MODELS[args.model], args.size // 8
     rng = np.random.default_rng(1)
     x = np.repeat(rng.standard_normal((1, side, side, 4), np.float32), 2, 0)

@@ -1,11 +1,13 @@
-"""GLoRIA and MGCA in plain torch, as their authors' code computes them: what the benches race.
+"""ConVIRT, GLoRIA and MGCA in plain torch, as their authors' code computes them, for the benches.
 
-Full-size encoders, random weights. Words are sums of their pieces by `index_add_`, where the
-official code looks strings up in Python; what it masks, averages and loops over is as it has it.
+Encoders of the config's sizes, random weights. Words are sums of their pieces by `index_add_`, where
+the official code looks strings up in Python; what it masks, averages and loops over is as it has it.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +17,12 @@ from transformers import BertConfig, BertModel
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models"))
 import torch_resnet
 
+VOCABULARY = 28996  # of Bio_ClinicalBERT
 TAUS = (4.0, 5.0, 10.0)
 
 
 def cross_entropies(logits: torch.Tensor) -> torch.Tensor:
-    own = torch.arange(len(logits))
+    own = torch.arange(len(logits), device=logits.device)
     return F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)
 
 
@@ -36,24 +39,47 @@ def local_loss(v: torch.Tensor, t: torch.Tensor, counts: list[int]) -> torch.Ten
     return cross_entropies(TAUS[2] * torch.cat(columns, 1))
 
 
-def bert(vocab: int, layers: int, attention: str) -> BertModel:
-    config = BertConfig(vocab_size=vocab, num_hidden_layers=layers, attn_implementation=attention)
+def bert(vocab: int, text: Any, attention: str) -> BertModel:
+    """text: settings as in configs/common.py."""
+    sizes = {"hidden_size": text.width, "num_hidden_layers": text.layers}
+    sizes |= {"num_attention_heads": text.heads, "intermediate_size": text.mlp_width}
+    config = BertConfig(vocab_size=vocab, **sizes, attn_implementation=attention)
     return BertModel(config, add_pooling_layer=False)
+
+
+def resnet(image: Any) -> torch_resnet.ResNet:
+    return torch_resnet.ResNet(depths=tuple(image.depths), width=image.width)
 
 
 def by_word(pieces: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     """Sums [b, t, d] at the words' numbers [b, t], -1 for padding."""
     b, t, d = pieces.shape
-    places = (torch.where(words < 0, t, words) + (t + 1) * torch.arange(b)[:, None]).flatten()
+    rows = (t + 1) * torch.arange(b, device=words.device)[:, None]
+    places = (torch.where(words < 0, t, words) + rows).flatten()
     sums = pieces.new_zeros(b * (t + 1), d).index_add(0, places, pieces.flatten(0, 1))
     return sums.view(b, t + 1, d)[:, :-1]
 
 
-class Gloria(nn.Module):
-    def __init__(self, vocab: int):
+class Convirt(nn.Module):
+    def __init__(self, vocab: int, config: Any):
         super().__init__()
-        self.image, self.text = torch_resnet.ResNet(), bert(vocab, 12, "sdpa")
-        self.local, self.whole = nn.Conv2d(1024, 768, 1, bias=False), nn.Linear(2048, 768)
+        self.image, self.text = resnet(config.image), bert(vocab, config.text, "sdpa")
+        features = 32 * config.image.width
+        self.heads = nn.ModuleList(Head(n, config.heads) for n in (features, config.text.width))
+
+    def forward(self, images, ids, mask, words):
+        pooled, states = self.image(images)[2], self.text(ids, mask).last_hidden_state
+        image, report = self.heads[0](pooled), self.heads[1](states[:, 0])
+        return cross_entropies(image @ report.T / 0.07)
+
+
+class Gloria(nn.Module):
+    def __init__(self, vocab: int, config: Any):
+        super().__init__()
+        self.image, self.text = resnet(config.image), bert(vocab, config.text, "sdpa")
+        width, features = config.heads.width, 32 * config.image.width
+        self.local = nn.Conv2d(features // 2, width, 1, bias=False)
+        self.whole = nn.Linear(features, width)
 
     def forward(self, images, ids, mask, words):
         layer3, _, pooled = self.image(images)
@@ -69,22 +95,25 @@ class Gloria(nn.Module):
 
 
 class Head(nn.Sequential):
-    def __init__(self, inputs: int):
-        norm = nn.BatchNorm1d(128, affine=False)
-        first = nn.Linear(inputs, 2048), nn.BatchNorm1d(2048), nn.ReLU()
-        super().__init__(*first, nn.Linear(2048, 128), norm)
+    def __init__(self, inputs: int, heads: Any):
+        norm = nn.BatchNorm1d(heads.width, affine=False)
+        first = nn.Linear(inputs, heads.hidden), nn.BatchNorm1d(heads.hidden), nn.ReLU()
+        super().__init__(*first, nn.Linear(heads.hidden, heads.width), norm)
 
     def forward(self, x):
-        return F.normalize(super().forward(x.flatten(0, -2)), dim=-1).view(*x.shape[:-1], 128)
+        y = F.normalize(super().forward(x.flatten(0, -2)), dim=-1)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class Mgca(nn.Module):
-    def __init__(self, vocab: int):
+    def __init__(self, vocab: int, config: Any):
         super().__init__()
-        self.image, self.text = torch_resnet.ResNet(), bert(vocab, 6, "eager")
-        sizes = {"image": 2048, "report": 768, "region": 1024, "word": 768}
-        self.heads = nn.ModuleDict({name: Head(size) for name, size in sizes.items()})
-        self.prototypes = nn.Parameter(F.normalize(torch.randn(500, 128), dim=1))
+        self.image, self.text = resnet(config.image), bert(vocab, config.text, "eager")
+        features, text = 32 * config.image.width, config.text.width
+        sizes = {"image": features, "report": text, "region": features // 2, "word": text}
+        self.heads = nn.ModuleDict({k: Head(size, config.heads) for k, size in sizes.items()})
+        start = torch.randn(config.heads.prototypes, config.heads.width)
+        self.prototypes = nn.Parameter(F.normalize(start, dim=1))
 
     def forward(self, images, ids, mask, words):
         layer3, _, pooled = self.image(images)
@@ -93,9 +122,9 @@ class Mgca(nn.Module):
         image, report = self.heads["image"](pooled), self.heads["report"](pieces[:, 0])
         regions = self.heads["region"](layer3.flatten(2).transpose(1, 2))
         t = self.heads["word"](by_word(pieces, words)[:, 1:])
-        real = torch.arange(t.shape[1])[None] < words.amax(1)[:, None]
+        real = torch.arange(t.shape[1], device=t.device)[None] < words.amax(1)[:, None]
         weights = _clipped(by_word(looks[..., None], words)[:, 1:, 0].detach(), real)
-        even = torch.full(regions.shape[:2], 1 / regions.shape[1])
+        even = torch.full(regions.shape[:2], 1 / regions.shape[1], device=t.device)
         loss = cross_entropies(image @ report.T / 0.07)
         loss = loss + token_loss(t, regions, real, weights, even)
         return loss + prototype_loss(image @ self.prototypes.T, report @ self.prototypes.T)
@@ -113,7 +142,7 @@ def token_loss(t, regions, real, of_word, of_region) -> torch.Tensor:
 
 
 def _clipped(looks: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    kept = torch.where(real & (looks != 0), looks, torch.nan)
+    kept = torch.where(real & (looks != 0), looks.float(), torch.nan)
     low, high = (kept.nanquantile(q, 1, keepdim=True) for q in (0.1, 0.9))
     kept = kept.clamp(low, high).nan_to_num(0.0)
     return kept / kept.sum(1, keepdim=True)
@@ -141,3 +170,40 @@ def prototype_loss(image: torch.Tensor, report: torch.Tensor) -> torch.Tensor:
     return (
         F.cross_entropy(report / 0.2, code(image)) + F.cross_entropy(image / 0.2, code(report))
     ) / 2
+
+
+METHODS = {"convirt": Convirt, "gloria": Gloria, "mgca": Mgca}
+
+
+def step_of(module: nn.Module, forward: Callable, inputs: tuple, bf16: bool) -> Callable:
+    """A function that makes one step, where the inputs are, and waits for it."""
+    module.train()
+    optimizer = torch.optim.AdamW(
+        module.parameters(), 1e-5, betas=(0.9, 0.999), weight_decay=0.05, fused=True
+    )
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=bf16):
+            loss = forward(module, *inputs)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def method_step(
+    name: str, config: Any, batch: dict, device: str | torch.device = "cpu", *, bf16: bool
+) -> Callable:
+    """A step of a method on images, ids, mask and words in NumPy; with its encoders compiled on a
+    GPU (the losses go report by report, in as many shapes)."""
+    images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
+    texts = (torch.from_numpy(batch[k]).long().to(device) for k in ("ids", "mask", "words"))
+    inputs = images.to(device, memory_format=torch.channels_last), *texts
+    with torch.device(device):
+        module = METHODS[name](VOCABULARY, config).to(memory_format=torch.channels_last)
+    if torch.device(device).type == "cuda":
+        module.image.compile()
+        module.text.compile()
+    return step_of(module, lambda m, *inputs: m(*inputs), inputs, bf16)

@@ -194,7 +194,7 @@ def attention(
 ) -> Float[Array, "b t n d"]:
     """Scaled dot-product attention of n heads; if `causal`, to positions s <= t only.
 
-    The softmax is taken in float32. On NVIDIA's GPUs it is cuDNN's flash attention where that exists
+    The softmax is taken in float32. On NVIDIA GPUs it is cuDNN's flash attention where that exists
     (16-bit floats, at most 128 dimensions a head, a multiple of 8). Of 1,024 positions and more, in
     multiples of 512, it is Pallas' flash attention on TPU, if that computes the same there as XLA's
     (`core.pallas`), and on CPU goes through the heads and through 512 queries at a time, so that

@@ -116,9 +116,15 @@ def _kernels_trusted(
     if not gloria_tpu.fits(r, w, d, v.dtype.itemsize):
         return False
     mask = np.arange(w)[None] < np.linspace(0, w, count, dtype=int)[:, None]
-    forms = (lambda *pair, f=f: f(*pair, jnp.asarray(mask)) for f in (kernels, blocks))
-    shapes, more = ((2, r, d), (count, w, d)), {"together": mesh.is_multi_process}
-    return pallas.trusted("local loss", *forms, shapes, v.dtype, scale=d**-0.25, **more)
+    return pallas.trusted(
+        "local loss",
+        lambda v, t: kernels(v, t, jnp.asarray(mask)),
+        lambda v, t: blocks(v, t, jnp.asarray(mask)),
+        ((2, r, d), (count, w, d)),
+        v.dtype,
+        scale=d**-0.25,
+        together=mesh.is_multi_process,
+    )
 
 
 def _in_kernels(regions: Array, words: Array, mask: Array, *, tau1: float, tau2: float) -> Array:

@@ -72,7 +72,7 @@ def test_one_that_does_not_is_left_out_with_one_line(asked, kernel, fault):
 
 def test_the_comparison_runs_on_the_device_while_a_program_is_traced(asked):
     """Also inside shard_map, with arrays that are none of the program's."""
-    ask, lines = asked
+    _, lines = asked
     mesh, spec = make_mesh(), jax.sharding.PartitionSpec("data")
     kernels = {"good": plain, "bad": lambda x, y: 2 * plain(x, y)}
     found = {}
