@@ -89,12 +89,12 @@ def _write_parts(
                 results.append(result)
                 if result[0] and (known := workers.read_texts(directory / result[0].name)):
                     texts.add(known)
+                if common := common or texts.too_common(sure=False):
+                    worker.stop.value = 1
             progress.show(worker.seen.value)
             seen, listed = (worker.rejected.value, worker.seen.value), len(plan.rejects)
             if _too_many(*seen, plan.total, limit, listed):
                 worker.stop.value, stopped = 1, True
-            elif common := common or texts.too_common(sure=False):
-                worker.stop.value = 1
     for shard, found in results:
         rejects += found
         if shard is not None:
