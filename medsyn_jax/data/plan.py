@@ -189,6 +189,6 @@ def _ends(path: str) -> tuple[int, str]:
             if size > 2 * _END:
                 file.seek(-_END, os.SEEK_END)
             ends += file.read(_END)
-    except OSError:
+    except (OSError, ValueError):  # the latter of a NUL in the path
         return -1, ""
     return size, hashlib.sha256(ends).hexdigest()
