@@ -5,7 +5,7 @@
 #   keeps the dtype of a file; the first prompt then ends in a RuntimeError about two dtypes.
 #   "dtype": "float32" in text_encoder/config.json mends it without another byte of weights.
 # Why it matters: generators of radiographs are handed on in half precision, and the two lines of
-#   diffusers' README are how most people open them. transformers 4 opened the same folder in float32.
+#   diffusers' README are how most people open them.
 # Seen with diffusers 0.42.1, transformers 5.24.0, torch 2.13.0:
 #   as written: bfloat16 float32 float32, RuntimeError
 #   with dtype in the config: float32 float32 float32, image (16, 16, 3)
