@@ -1,7 +1,8 @@
 """ConVIRT, GLoRIA and MGCA in plain torch, as their authors' code computes them, for the benches.
 
-Encoders of the config's sizes, random weights. Words are sums of their pieces by `index_add_`, where
-the official code looks strings up in Python; what it masks, averages and loops over is as it has it.
+Encoders of the config's sizes, random weights. Words are sums of their pieces by `index_add_`,
+where the official code looks strings up in Python; what it masks, averages and loops over is as it
+has it.
 """
 
 import sys
