@@ -118,7 +118,7 @@ def _data(config: Any, workdir: Path, start: Pipeline | None) -> Data:
     ]
     words = (settings.sections, settings.vocab_size, settings.tokens)
     own = start.tokenizer if start else None
-    own = own or corpus.tokenizer(workdir / "tokenizer", folders[0], *words)
+    own = own or corpus.tokenizer(workdir / "tokenizer", folders, *words)
     return _opened(config, folders, tokenizers.load(own))
 
 

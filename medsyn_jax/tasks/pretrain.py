@@ -1,6 +1,6 @@
 """Pre-training of an image and a text encoder on pairs, and how well they then find each other."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,7 +250,7 @@ def _data(config: Any, workdir: Path) -> Data:
         for i, named in enumerate(settings.sources)
     ]
     words = (settings.sections, settings.vocab_size, settings.tokens)
-    named = settings.tokenizer or corpus.tokenizer(workdir / "tokenizer", folders[0], *words)
+    named = settings.tokenizer or corpus.tokenizer(workdir / "tokenizer", folders, *words)
     tokenizer = tokenizers.load(named)
 
     def source(folder: Path, split: str) -> loader.Source:
@@ -267,23 +267,13 @@ def _data(config: Any, workdir: Path) -> Data:
 
     train = [source(folder, "train") for folder in folders]
     data = Data(train, source(folders[0], "valid"), source(folders[0], "test"), tokenizer)
-    _check_leaks(data, settings.sources)
+    by_name = dict(zip(settings.sources, folders, strict=True))
+    corpus.check_leaks(list(zip(settings.sources, train, strict=True)), (data.valid, data.test))
+    corpus.say_misfits(tokenizer, by_name, settings.sections, settings.tokens)
     if len(settings.sources) > 1:
         said = "early stopping and figures rest on the valid and test splits of the first source"
         log.say(f"{said} alone: {settings.sources[0]}")
     return data
-
-
-def _check_leaks(data: Data, names: Sequence[str]) -> None:
-    """No source may train on a subject that the first one holds out, under whatever split."""
-    held = {*data.valid.subjects(), *data.test.subjects()} if len(names) > 1 else set()
-    for name, source in zip(names[1:], data.train[1:], strict=True):
-        both = sorted(held.intersection(source.subjects()))
-        if both:
-            raise UserError(
-                f"config.data.sources: {name} trains on {len(both)} subjects, such as {both[0]}, "
-                f"that {names[0]} holds out for validation or test: ingest it with the same splits"
-            )
 
 
 def _import_weights(config: Any, state: State) -> State:

@@ -2,15 +2,19 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.data import datasets, ingestion, shards, tokenizers
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data import datasets, ingestion, loader, shards, tokenizers
+
+_SAMPLE, _MISFITS = 1000, 0.05
 
 
 def prepare(source: str, ingest: Any, root: Path, name: str = "source") -> Path:
@@ -40,11 +44,14 @@ def _prepare(source: str, ingest: Any, root: Path) -> Path:
     return ingestion.ingest(settings, root / f"{path.name}-{plan.fingerprint[:8]}", plan)
 
 
-def tokenizer(own: Path, shards_of: Path, sections: Sequence[str], size: int, length: int) -> Path:
-    """The folder `own` of a WordPiece of `size` pieces, trained once on the training reports of
-    `shards_of`; other programs that open it cut texts at `length` tokens."""
+def tokenizer(
+    own: Path, folders: Sequence[Path], sections: Sequence[str], size: int, length: int
+) -> Path:
+    """The folder `own` of a WordPiece of `size` pieces, trained once on the training reports of the
+    shards in all `folders`; other programs that open it cut texts at `length` tokens."""
     if jax.process_index() == 0 and not own.exists():
-        texts = shards.open_split(shards_of, "train").texts(sections)
+        training = [shards.open_split(folder, "train") for folder in dict.fromkeys(folders)]
+        texts = [text for records in training for text in records.texts(sections)]
         part = own.with_name(f".{own.name}.{os.getpid()}.tmp")  # never a folder half written
         tokenizers.train_wordpiece(texts, size, part)
         path = part / "tokenizer_config.json"
@@ -53,3 +60,36 @@ def tokenizer(own: Path, shards_of: Path, sections: Sequence[str], size: int, le
         part.rename(own)
     meshes.wait_for_all("tokenizer")
     return own
+
+
+def say_misfits(
+    reader: tokenizers.Tokenizer, folders: Mapping[str, Path], sections: Sequence[str], length: int
+) -> None:
+    """A line for each source, by its name, of whose training reports, as the first 1,000 tell,
+    more than 5 % are longer than `length` tokens or hold words that the tokenizer does not know."""
+    if jax.process_index():
+        return
+    for name, folder in folders.items():
+        records = shards.open_split(folder, "train")
+        sample = range(min(len(records), _SAMPLE))
+        texts = [shards.text(records.features(i), sections) for i in sample]
+        cut, unknown = reader.misfits(texts, length)
+        parts = [f"{cut:.0%} are cut at {length} tokens"] if cut > _MISFITS else []
+        if unknown > _MISFITS:
+            parts.append(f"{unknown:.0%} hold words that the tokenizer does not know")
+        if parts:
+            log.say(f"{name}: of {len(texts)} training reports {' and '.join(parts)}")
+
+
+def check_leaks(named: Sequence[tuple[str, loader.Source]], held: Sequence[loader.Source]) -> None:
+    """Raises UserError for a training source, by its name, of a subject that the first source holds
+    out, under whatever split."""
+    subjects = {s for source in held for s in source.subjects()} if len(named) > 1 else set()
+    for name, source in named[1:]:
+        both = sorted(subjects.intersection(source.subjects()))
+        if both:
+            raise UserError(
+                f"config.data.sources: {name} trains on {len(both)} subjects, such as {both[0]}, "
+                f"that {named[0][0]} holds out for validation or test: ingest it with the same "
+                "splits"
+            )

@@ -252,7 +252,7 @@ def test_a_tokenizer_that_was_cut_short_is_made_anew(world, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     config, own = plain_config(), tmp_path / "tokenizer"
-    words = (folder, config.data.sections, config.data.vocab_size, config.data.tokens)
+    words = ([folder], config.data.sections, config.data.vocab_size, config.data.tokens)
     with monkeypatch.context() as patch:
         patch.setattr(corpus.tokenizers, "train_wordpiece", cut_short)
         with pytest.raises(KeyboardInterrupt):
