@@ -332,8 +332,10 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
         ),
         (lambda f: cut_short(f / "tokenizer/tokenizer.json"), "no tokenizer that transformers can"),
         (
-            lambda f: edited(f / "scheduler/scheduler_config.json", _class_name="LCMScheduler"),
-            "_class_name: 'LCMScheduler' is not supported: use DDIM",
+            lambda f: edited(
+                f / "scheduler/scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"
+            ),
+            "_class_name: 'FlowMatchEulerDiscreteScheduler' is not supported without",
         ),
         (
             lambda f: edited(f / "scheduler/scheduler_config.json", prediction_type="sample"),
