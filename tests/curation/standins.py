@@ -55,7 +55,7 @@ def changed(
 
 def report(bright: int, left: int) -> str:
     """What there is to say of an image of `tests.train.runs.write_pairs`."""
-    return f"The image is {'bright' if bright else 'dark'}. {'Left' if left else 'No'} side bright."
+    return f"{'Bright' if bright else 'Dark'} image. {'Left' if left else 'No'} side bright."
 
 
 def make(seed: int, count: int, size: int) -> list[Record]:

@@ -95,7 +95,7 @@ print(len(source), record["key"].decode())
 
 def test_a_shard_damaged_inside_is_told_when_it_is_read(make_pairs, tmp_path):
     directory = ingest(make_pairs(records_per_shard=100), tmp_path / "out")
-    victim = next(directory.glob("*train*"))
+    victim = next(directory.glob("*train*-of-?????.json"))
     size = victim.stat().st_size
     victim.write_bytes(bytes(size))
     data = shards.open_split(directory, "train")
@@ -200,7 +200,7 @@ def test_ingestion_mends_lists_of_keys_rejects_and_notes(make_pairs, tmp_path):
     config = make_pairs()
     directory = ingest(config, tmp_path / "out")
     sound = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-    note = next((directory / "parts").glob("*train*"))
+    note = next((directory / "parts").glob("*train*-of-?????.json"))
     other = json.loads(note.read_text())
     for path, text in (
         (directory / "splits" / "train.txt", "img/000.png\nextra\n"),
