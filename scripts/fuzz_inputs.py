@@ -97,7 +97,7 @@ def bent_json(rng: Random, value: Any) -> Any:
         inside, key = rng.choice(places)
         how = rng.randrange(8)
         if how < 4:
-            inside[key] = rng.choice(ODD)
+            inside[key] = json.loads(json.dumps(rng.choice(ODD)))  # a later turn may bend it
         elif how == 4 and inside is not whole:
             del inside[key]
         elif how == 5:

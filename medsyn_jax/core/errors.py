@@ -3,6 +3,7 @@
 import re
 
 _LINE = 1000  # characters of a message at the most
+_INTERNAL = re.compile(r"could not convert|invalid literal|<class |object (?:is|has|cannot)")
 
 
 def shortened(text: str, most: int = 80) -> str:
@@ -13,6 +14,15 @@ def shortened(text: str, most: int = 80) -> str:
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     half = (most - 5) // 2
     return line if len(line) <= most else f"{line[:half]} ... {line[-half:]}"
+
+
+def reason(error: Exception, most: int = 300) -> str:
+    """Why a library refused a file, in words that say nothing of Python."""
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    if isinstance(error, TypeError | AttributeError | LookupError) or _INTERNAL.search(str(error)):
+        return "a value is missing or of the wrong kind"
+    return shortened(str(error).strip() or type(error).__name__, most)
 
 
 class _OneLine(Exception):

@@ -8,7 +8,6 @@ import contextlib
 import io
 import math
 import struct
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 
-from medsyn_jax.core.errors import RejectedRecord
+from medsyn_jax.core.errors import RejectedRecord, reason
 
 Grey = NDArray[np.uint8]
 
@@ -54,8 +53,7 @@ def broken(what: str) -> Iterator[None]:
     except (RejectedRecord, MemoryError):
         raise
     except Exception as error:
-        text = textwrap.shorten(str(error), 300) or type(error).__name__
-        raise RejectedRecord(f"broken or truncated: {what}: {text}") from None
+        raise RejectedRecord(f"broken or truncated: {what}: {reason(error)}") from None
 
 
 def check_size(width: int, height: int) -> None:
@@ -110,6 +108,10 @@ def decode(content: bytes, display: str) -> Grey:
 
 def _decoded(data: pydicom.Dataset, kind: str, decoder: Decoder, display: str) -> Grey:
     raw = _pixels(data, decoder)
+    if raw.shape != (data.Rows, data.Columns):  # pydicom takes more data for more frames
+        raise RejectedRecord(
+            f"broken or truncated: more pixel data than {data.Columns} x {data.Rows} pixels need"
+        )
     low = int(raw.min())
     index = np.subtract(raw, low, dtype=np.intp)
     counts = np.bincount(index.ravel())

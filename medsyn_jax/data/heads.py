@@ -310,7 +310,7 @@ def _heads(text: str) -> Iterator[tuple[int, int, str]]:
             yield match.start() + 1, -match.end(), name
     colon = text.find(":")
     while colon >= 0:
-        start = _closing_label(text, colon)
+        start = _closing_label(text, colon) if text[colon - 1 : colon].isalpha() else 0
         if start:
             yield start, -colon - 1, "closing"
         colon = text.find(":", colon + 1)

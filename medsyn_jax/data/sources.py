@@ -4,6 +4,7 @@ No image is opened and no file asked for one by one: what is missing is found, a
 the record is made.
 """
 
+import os
 import re
 import sys
 from collections import Counter
@@ -285,7 +286,7 @@ def find_files(
     for name in names[:: max(1, len(names) // 100)]:
         for base in bases:
             for suffix in suffixes:
-                if (base / f"{name}{suffix}").is_file():
+                if os.path.isfile(base / f"{name}{suffix}"):  # also of names that are too long
                     return base, suffix
-    tried = ", ".join(str(base / f"{names[0]}{suffixes[0]}") for base in bases)
+    tried = ", ".join(str(base / f"{shortened(names[0])}{suffixes[0]}") for base in bases)
     raise UserError(f"no {what}: mimic_cxr: looked for {tried} and others: set {setting}")

@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.errors import UserError, reason
 
 # The loader's threads are parallel already; a pool of threads inside each would get in their way.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -123,10 +123,9 @@ def load(folder: Path | str) -> Tokenizer:
         if max(ids) > 2 * len(ids) + 1000:
             raise ValueError(f"ids up to {max(ids)} for {len(ids)} pieces")
     except Exception as error:  # of damaged files the parsers raise this or that, also plain ones
-        reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"tokenizer: {folder}: holds no tokenizer that can be opened ({reason}): it "
-            "needs tokenizer.json, or vocab.txt"
+            f"tokenizer: {folder}: holds no tokenizer that can be opened ({reason(error, 120)}): "
+            "it needs tokenizer.json, or vocab.txt"
         ) from error
     pad_id = None if pad_token is None else backend.token_to_id(str(pad_token))
     if pad_id is None:

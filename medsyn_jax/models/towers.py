@@ -99,11 +99,17 @@ def check(image: Mapping[str, Any], text: Mapping[str, Any], heads: Mapping[str,
 def image_encoder(settings: Mapping[str, Any], dtype: DTypeLike, rngs: nnx.Rngs) -> ResNet | ViT:
     """settings: kind; depths, width, block, channels, stem, remat of a `ResNet`, or size, patch,
     width, layers, heads, mlp_width, channels, eps, remat of a `ViT`."""
-    if settings["kind"] == "resnet":
-        known = ("depths", "width", "block", "channels", "stem", "remat")
-        return ResNet(**{k: settings[k] for k in known}, dtype=dtype, rngs=rngs)
-    known = ("patch", "width", "layers", "heads", "mlp_width", "channels", "eps", "remat")
-    options = {k: settings[k] for k in known}
+    of_both = ("width", "channels", "remat")
+    of_vit = ("patch", "layers", "heads", "mlp_width", "eps")
+    resnet = settings["kind"] == "resnet"
+    known = (*of_both, *(("depths", "block", "stem") if resnet else of_vit))
+    for name in known if resnet else (*known, "size"):
+        if name not in settings:
+            kind = settings["kind"]
+            raise UserError(f"config.image.{name}: is missing: config.image.kind={kind} needs it")
+    options = {name: settings[name] for name in known}
+    if resnet:
+        return ResNet(**options, dtype=dtype, rngs=rngs)
     return ViT(settings["size"], **options, dtype=dtype, rngs=rngs)
 
 
