@@ -96,7 +96,11 @@ def _utf8(name: str) -> str:
 def _subject(file: str, pattern: re.Pattern[str] | None) -> str:
     if pattern is None:
         return PurePath(file).stem
-    match = pattern.search(file)
+    try:
+        match = pattern.search(file)
+    except MemoryError:  # of a huge count in the expression
+        text = shortened(pattern.pattern)
+        raise UserError(f"folder.subject: {text!r}: needs too much memory: simplify it") from None
     if not match:
         return ""
     return "-".join(filter(None, match.groups())) if pattern.groups else match[0]
