@@ -6,6 +6,7 @@ beside the weights (its arguments, an optimizer, numbers of NumPy) is read as an
 
 import re
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -109,8 +110,12 @@ def main(source: Path, target: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
+    warnings.simplefilter("ignore")  # torch's advice to those who write files
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]))
     except Exception as error:  # of a damaged file torch raises this or that
-        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
-        sys.exit(f"error: {sys.argv[1]}: {reason[:200] or type(error).__name__}")
+        said = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+        if "weights_only" in said.split("\n")[0]:  # torch's advice to run the code of the file
+            said = "torch cannot read it without running its code: save the model's state_dict()"
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        sys.exit(f"error: {sys.argv[1]}: {kind}{said.split(chr(10))[0][:200]}")

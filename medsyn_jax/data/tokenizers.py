@@ -68,17 +68,6 @@ class Tokenizer:
             row[:] = np.where(ended, own.max() + 2, own + 1)
         return ids, mask, np.where(mask, words, -1)
 
-    def misfits(self, texts: Sequence[str], length: int) -> tuple[float, float]:
-        """The shares of the texts that `length` tokens cut, and that hold an unknown piece."""
-        whole = tokenizers.Tokenizer.from_str(self.backend.to_str())
-        whole.no_truncation()
-        whole.no_padding()
-        unknown = whole.token_to_id(getattr(whole.model, "unk_token", None) or "")
-        ids = [encoding.ids for encoding in whole.encode_batch_fast(list(texts))]
-        count = max(len(ids), 1)
-        cut = sum(len(row) > length for row in ids)
-        return cut / count, sum(unknown is not None and unknown in row for row in ids) / count
-
     def _fixed(self, length: int) -> tokenizers.Tokenizer:
         return _fixed(self.backend, self.pad_id, self.pad_token, length)
 

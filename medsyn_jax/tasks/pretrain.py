@@ -267,9 +267,9 @@ def _data(config: Any, workdir: Path) -> Data:
 
     train = [source(folder, "train") for folder in folders]
     data = Data(train, source(folders[0], "valid"), source(folders[0], "test"), tokenizer)
-    by_name = dict(zip(settings.sources, folders, strict=True))
     corpus.check_leaks(list(zip(settings.sources, train, strict=True)), (data.valid, data.test))
-    corpus.say_misfits(tokenizer, by_name, settings.sections, settings.tokens)
+    for name, part in zip(settings.sources, train, strict=True):
+        corpus.say_losses(f"config.data.sources: {name}", part)
     if len(settings.sources) > 1:
         said = "early stopping and figures rest on the valid and test splits of the first source"
         log.say(f"{said} alone: {settings.sources[0]}")

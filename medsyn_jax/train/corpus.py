@@ -14,8 +14,6 @@ from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import datasets, ingestion, loader, shards, tokenizers
 
-_SAMPLE, _MISFITS = 1000, 0.05
-
 
 def prepare(source: str, ingest: Any, root: Path, name: str = "source") -> Path:
     """The directory of shards of `source`, below `root` if they had to be made.
@@ -47,11 +45,11 @@ def _prepare(source: str, ingest: Any, root: Path) -> Path:
 def tokenizer(
     own: Path, folders: Sequence[Path], sections: Sequence[str], size: int, length: int
 ) -> Path:
-    """The folder `own` of a WordPiece of `size` pieces, trained once on the training reports of the
-    shards in all `folders`; other programs that open it cut texts at `length` tokens."""
+    """The folder `own` of a WordPiece of `size` pieces, trained once on the training reports of
+    all sources, `folders` of shards; other programs that open it cut texts at `length` tokens."""
     if jax.process_index() == 0 and not own.exists():
-        training = [shards.open_split(folder, "train") for folder in dict.fromkeys(folders)]
-        texts = [text for records in training for text in records.texts(sections)]
+        splits = [shards.open_split(folder, "train") for folder in dict.fromkeys(folders)]
+        texts = [text for split in splits for text in split.texts(sections)]
         part = own.with_name(f".{own.name}.{os.getpid()}.tmp")  # never a folder half written
         tokenizers.train_wordpiece(texts, size, part)
         path = part / "tokenizer_config.json"

@@ -1,7 +1,13 @@
 """Weight files: what comes in goes out again, and whatever does not fit is refused by name."""
 
+import argparse
 import functools
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -408,3 +414,147 @@ def test_loaded_weights_run(tmp_path):
     structure = split(small_resnet())[0]
     run = jax.jit(lambda p, s: nnx.merge(structure, p, s, copy=True)(x, False).pooled)
     np.testing.assert_array_equal(run(*again), run(*trees))
+
+
+def extras(*names):
+    return {name: np.zeros(3, np.float32) for name in names}
+
+
+BERT_HEADS = extras("cls.predictions.bias", "cls_projection_head.dense_to_hidden.weight")
+MAE_TIMM = extras("mask_token", "decoder_pos_embed", "decoder_blocks.0.attn.qkv.weight")
+MAE_HF = extras("decoder.mask_token", "decoder.decoder_layers.0.layernorm_before.weight")
+MOCO = extras("module.momentum_encoder.cls_token", "module.predictor.0.weight")
+
+
+@pytest.mark.parametrize(
+    ("layout", "prefix", "beside"),
+    [
+        ("hf_bert", "bert.", BERT_HEADS),
+        ("hf_bert", "module.bert.", extras("module.linear_heads.0.weight")),  # CheXbert
+        ("hf_bert", "", extras("classifier.weight", "classifier.dense.bias", "qa_outputs.bias")),
+        ("hf_bert", "model.text_encoder.", extras("logit_scale", "text_projection")),
+        ("timm_vit", "", MAE_TIMM),
+        ("timm_vit", "model.", extras("model.decoder_norm.bias", "model.mask_token")),
+        ("timm_vit", "backbone.", extras("head.mlp.0.weight", "head.last_layer.weight_g")),  # DINO
+        ("timm_vit", "module.base_encoder.", MOCO | extras("module.base_encoder.head.0.weight")),
+        ("hf_vit", "vit.", MAE_HF),
+        ("torchvision", "module.encoder_q.", extras("module.encoder_k.bn1.bias", "module.queue")),
+        ("hf_resnet", "_orig_mod.resnet.", extras("_orig_mod.classifier.1.bias")),
+    ],
+)
+def test_prefixes_and_what_stands_beside_an_encoder(layout, prefix, beside, tmp_path):
+    """Under any one prefix the values are the same; heads and decoders are left out and named."""
+    make = {"hf_bert": lambda: small_bert(pooler=False), "timm_vit": small_vit}
+    trees = filled((make | {"hf_vit": small_vit}).get(layout, small_resnet)())
+    path, said = tmp_path / "w.safetensors", []
+    weights.save(path, layout, *trees)
+    save_file({prefix + key: value for key, value in load_file(path).items()} | beside, path)
+    assert_same(weights.load(path, "", *blank(trees), report=said.append), trees)
+    assert said == [f"{path}: left out by name: {', '.join(sorted(beside))}"]
+    save_file(load_file(path) | extras(f"{prefix}stray.weight"), path)
+    with pytest.raises(UserError, match=rf"does not fit the model: 1 extra: {prefix}stray\.weight"):
+        weights.load(path, "", *trees)
+
+
+def test_many_keys_that_are_left_out_are_named_by_their_families(tmp_path):
+    trees, path, said = filled(small_vit()), tmp_path / "w.safetensors", []
+    weights.save(path, "timm_vit", *trees)
+    decoder = extras("mask_token", *(f"decoder_blocks.{n}.norm1.bias" for n in range(20)))
+    save_file(load_file(path) | decoder, path)
+    assert_same(weights.load(path, "", *blank(trees), report=said.append), trees)
+    assert said == [f"{path}: left out by name: decoder_* (20), mask_* (1)"]
+
+
+def test_two_encoders_of_one_file_are_refused(tmp_path):
+    trees, path = filled(small_vit()), tmp_path / "w.safetensors"
+    weights.save(path, "timm_vit", *trees)
+    file = load_file(path)
+    save_file({f"{name}.{k}": v for name in ("student", "other") for k, v in file.items()}, path)
+    with pytest.raises(UserError, match=rf"does not fit the model: {len(file)} extra: student\."):
+        weights.load(path, "", *trees)
+
+
+def test_a_roberta_is_no_bert(tmp_path):
+    """Its keys and shapes are BERT's, its positions count from 2."""
+    trees, path = filled(small_bert(pooler=False)), tmp_path / "w.safetensors"
+    weights.save(path, "hf_bert", *trees)
+    save_file({f"roberta.{key}": value for key, value in load_file(path).items()}, path)
+    with pytest.raises(UserError, match=r"w\.safetensors: roberta\.\*: a RoBERTa counts"):
+        weights.load(path, "", *trees)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "C64"])
+def test_types_that_are_not_read_are_one_line(dtype, tmp_path):
+    path = tmp_path / "w.safetensors"
+    size = {"F4": 4, "C64": 64}.get(dtype, 8)
+    head = {"x\n" + "y" * 500: {"dtype": dtype, "shape": [8], "data_offsets": [0, size]}}
+    text = json.dumps(head).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
+    with pytest.raises(UserError, match=rf"w\.safetensors: .* of type {dtype}, .* float32") as e:
+        weights.load(path, "", *filled(small_vit()))
+    assert "\n" not in str(e.value)
+    assert len(str(e.value)) < 400
+
+
+def converted(state, tmp_path, **options):
+    """What the script makes of a checkpoint: its exit status, tensors or None, and last words."""
+    torch = pytest.importorskip("torch")
+    source, target = tmp_path / "a.pth", tmp_path / "a.safetensors"
+    target.unlink(missing_ok=True)
+    if isinstance(state, bytes):
+        source.write_bytes(state)
+    else:
+        torch.save(state, source, **options)
+    command = [sys.executable, "scripts/to_safetensors.py", str(source), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = (done.stdout + done.stderr).strip()
+    assert "\n" not in said
+    return done.returncode, load_file(target) if target.exists() else None, said
+
+
+@pytest.mark.parity
+def test_checkpoints_of_trainers_become_safetensors(tmp_path):
+    torch = pytest.importorskip("torch")
+    x, weight = torch.arange(6.0).reshape(2, 3), {"module.x": torch.ones(2)}
+    namespace = argparse.Namespace(lr=1, at=Path("here"), best=np.float64(3))
+    for state, names, of in (
+        (weight, {"module.x"}, ""),
+        ({"model": weight, "args": namespace, "scaler": {"s": 1.0}}, {"module.x"}, "model"),
+        ({"epoch": 7, "model_state_dict": weight, "rng": np.zeros(3)}, {"module.x"}, "model_state"),
+        ({"student": {"y": x}, "teacher": weight}, {"module.x"}, "teacher"),
+        ({"state_dict": {"model": weight}, "loss": x}, {"module.x"}, "state_dict/model"),
+        ({"anything": weight, "optimizer": {"state": {0: {"m": x}}}}, {"module.x"}, "anything"),
+        ({"state_dict": {"module.x": x[0], "tied": x[0], "n": None}}, {"module.x", "tied"}, ""),
+    ):
+        for options in ({}, {"_use_new_zipfile_serialization": False}):
+            status, tensors, said = converted(state, tmp_path, **options)
+            assert status == 0, said
+            assert tensors.keys() == names
+            assert f"{len(names)} tensors{f' of {of}' if of else ''}" in said
+            assert tensors["module.x"].dtype == np.float32
+    status, tensors, _ = converted({"a": x.bfloat16(), "b": x.to(torch.float8_e4m3fn)}, tmp_path)
+    assert (tensors["a"].dtype.name, tensors["b"].dtype.name) == ("bfloat16", "float32")
+    np.testing.assert_array_equal(tensors["b"], x)
+
+
+class Sly:
+    def __reduce__(self):
+        return os.system, ("touch sly",)
+
+
+@pytest.mark.parity
+def test_what_is_no_checkpoint_is_one_line(tmp_path):
+    torch = pytest.importorskip("torch")
+    for state, says in (
+        (b"", "EOFError"),
+        (b"PK\x03\x04" + bytes(50), "failed"),
+        (b"hello world", "KeyError: 101"),
+        ({"model": {"x": torch.ones(2)}, "sly": Sly()}, "cannot read it without running its code"),
+        (torch.nn.Linear(2, 2), "holds no dictionary of tensors"),
+        ({"a": {"x": torch.ones(2)}, "b": {"x": torch.ones(2)}}, "several models: a/, b/"),
+        ({"optimizer": {"state": {0: {"m": torch.ones(2)}}}}, r"no dictionary .*\(optimizer\)"),
+    ):
+        status, tensors, said = converted(state, tmp_path)
+        assert (status, tensors) == (1, None)
+        assert re.search(rf"^error: {tmp_path}/a\.pth: .*{says}", said)
+    assert not Path("sly").exists()
