@@ -15,23 +15,22 @@ from medsyn_jax.models.tensor_files import read_object
 
 Config = Mapping[str, Any]
 
-# transformers' fields: our setting, and what an absent field means.
+# transformers' fields and our settings. One that is absent is not compared: shapes tell it as well,
+# but for the heads, which are then 12.
 _TRANSFORMER = {
-    "hidden_size": ("width", 768),
-    "num_hidden_layers": ("layers", 12),
-    "num_attention_heads": ("heads", 12),
-    "intermediate_size": ("mlp_width", 3072),
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "mlp_width",
 }
 _FIELDS = {
-    "bert": _TRANSFORMER
-    | {"max_position_embeddings": ("max_length", 512), "type_vocab_size": ("types", 2)},
-    "vit": _TRANSFORMER
-    | {"image_size": ("size", 224), "patch_size": ("patch", 16), "num_channels": ("channels", 3)},
+    "bert": _TRANSFORMER | {"max_position_embeddings": "max_length", "type_vocab_size": "types"},
+    "vit": _TRANSFORMER | {"image_size": "size", "patch_size": "patch", "num_channels": "channels"},
     "resnet": {
-        "depths": ("depths", (3, 4, 6, 3)),
-        "embedding_size": ("width", 64),
-        "layer_type": ("block", "bottleneck"),
-        "num_channels": ("channels", 3),
+        "depths": "depths",
+        "embedding_size": "width",
+        "layer_type": "block",
+        "num_channels": "channels",
     },
 }
 # The values that we compute of other fields; the first is transformers' default.
@@ -109,7 +108,10 @@ def _of_transformers(config: Config, kind: str, file: Path) -> dict[str, tuple[s
     for field, known in _FIXED[kind].items():
         if (value := config.get(field, known[0])) not in known:
             raise _unknown(file, field, value, known)
-    theirs = {name: (field, config.get(field, x)) for field, (name, x) in _FIELDS[kind].items()}
+    if kind != "resnet":
+        config = {"num_attention_heads": 12, **config}
+    fields = _FIELDS[kind].items()
+    theirs = {name: (field, config[field]) for field, name in fields if field in config}
     for name, (field, value) in theirs.items():
         if name in ("size", "patch") and isinstance(value, list) and len({*map(str, value)}) == 1:
             theirs[name] = field, value[0]  # [224, 224]

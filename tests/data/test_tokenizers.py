@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -121,3 +122,81 @@ def test_words_are_numbered_by_their_pieces(trained):
     assert words[2, [0, 1, 9, 10]].tolist() == [0, 1, 9, 10]
     for found, expected in zip((ids, mask), trained.encode(texts, 12), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+CUSTOM = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+
+
+@pytest.mark.parametrize("files", ["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("settings", "model"),
+    [
+        (CUSTOM, {"model_type": "cxr-bert", "auto_map": {"AutoConfig": "own.Config"}}),
+        (CUSTOM, {"model_type": "bert"}),
+        ({"tokenizer_class": "Own"}, {"model_type": "cxr-bert"}),
+        (None, {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}),
+        ({"tokenizer_class": "BertTokenizer"}, {"auto_map": {"AutoModel": "own.Model"}}),
+        (None, {"model_type": "own"}),
+        (None, None),
+    ],
+)
+def test_the_code_of_a_folder_is_never_run(files, settings, model, trained, tmp_path, monkeypatch):
+    """Nor does anyone ask whether to: CXR-BERT's folder names a class of its own."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    shutil.copy(trained.folder / files, tmp_path)
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(
+        f"open({str(ran)!r}, 'w')\nclass Own: pass\nclass Config: pass\n"
+    )
+    for name, content in (("tokenizer_config", settings), ("config", model)):
+        if content is not None:
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    loaded = tokenizers.load(tmp_path)
+    np.testing.assert_array_equal(loaded.encode(TEXTS, 12)[0], trained.encode(TEXTS, 12)[0])
+    assert (loaded.pad_id, loaded.vocab_size) == (trained.pad_id, trained.vocab_size)
+    assert not ran.exists()
+
+
+def test_the_case_of_a_folder_with_its_own_class(trained, tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "left", "Left"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    for lower, expected in ((True, [2, 5, 5, 3]), (False, [2, 6, 5, 3])):
+        text = json.dumps(CUSTOM | {"do_lower_case": lower})
+        (tmp_path / "tokenizer_config.json").write_text(text)
+        assert tokenizers.load(tmp_path).encode(["Left left"], 4)[0].tolist() == [expected]
+
+
+def changed(**fields):
+    return lambda text: json.dumps(json.loads(text) | fields)
+
+
+@pytest.mark.parametrize("model", [None, {"model_type": "bert"}, CUSTOM])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer.json", changed(version="9.0")),
+        ("tokenizer.json", changed(model=None)),
+        ("tokenizer.json", changed(model={"type": "Other"})),
+        ("tokenizer.json", changed(model={"type": "WordPiece", "vocab": {"a": -1}})),
+        ("tokenizer.json", lambda text: "[]"),
+        ("tokenizer.json", lambda text: text[:500]),
+        ("tokenizer.json", lambda text: ""),
+        ("tokenizer_config.json", lambda text: "[]"),
+        ("tokenizer_config.json", lambda text: "[" * 100_000),
+        ("config.json", lambda text: "5"),
+        ("vocab.txt", lambda text: ""),
+        ("vocab.txt", lambda text: "a\nb\n"),
+    ],
+)
+def test_damaged_files_are_one_line(name, change, model, trained, tmp_path):
+    copied = {"vocab.txt"} if name == "vocab.txt" else {"tokenizer.json", "tokenizer_config.json"}
+    for file in copied:
+        shutil.copy(trained.folder / file, tmp_path)
+    if model:
+        (tmp_path / "config.json").write_text(json.dumps(model))
+    path = tmp_path / name
+    path.write_text(change(path.read_text() if path.exists() else ""))
+    with pytest.raises(UserError, match=f"^tokenizer: {tmp_path}: ") as error:
+        tokenizers.load(tmp_path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500

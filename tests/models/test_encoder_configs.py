@@ -67,6 +67,7 @@ def refused(folder, *arguments, **options):
         (VIT, TIMM_VIT),
         (VIT, TIMM_VIT | {"architecture": "deit_base_patch16_224"}),
         (VIT, {"config": "of a run, say"}),
+        (BERT | {"width": 24, "layers": 2}, {"model_type": "bert", "num_attention_heads": 12}),
         (BERT, None),
     ],
 )

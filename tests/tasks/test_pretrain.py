@@ -5,6 +5,7 @@ and one with all that is unusual at once.
 """
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -280,3 +281,46 @@ def test_a_source_that_trains_on_held_out_subjects_is_refused():
         data = pretrain.Data([real, Split("a", leak)], **held)
         with pytest.raises(UserError, match=f"synthetic trains on 1 .*such as {leak}, that"):
             pretrain._check_leaks(data, names)
+
+
+def test_the_tokenizer_is_learned_from_all_sources(world, tmp_path, capsys):
+    """The first alone has no piece for the words of the second, and a line says so."""
+    config = plain_config()
+    config.ingest.pairs.update({"subject": "subject", "split": "split"})
+    folders = [next((world / "data").glob("phantom-*"))]
+    folders.append(corpus.prepare(str(write_pairs(tmp_path / "own")), config.ingest, tmp_path))
+    words = config.data.sections, 400, config.data.tokens
+    alone = corpus.tokenizer(tmp_path / "alone", folders[1:], *words)
+    both = corpus.tokenizer(tmp_path / "both", folders, *words)
+    again = corpus.tokenizer(tmp_path / "again", [folders[1]] * 2, *words)
+    assert (again / "vocab.txt").read_text() == (alone / "vocab.txt").read_text()
+    sizes = config.data.tokens, config.data.size
+    for own, length, says in (
+        (alone, 200, r"phantom: of \d+ training texts 100% hold \[UNK\]$"),
+        (both, 200, ""),
+        (both, 5, r"phantom: of \d+ training texts 100% are cut at 5 tokens$"),
+    ):
+        tokenizer = pretrain.tokenizers.load(own)
+        source = pretrain.loader.Source(
+            folders[0], "train", config.data.sections, tokenizer, length, sizes[1]
+        )
+        capsys.readouterr()
+        corpus.say_losses("phantom", source)
+        said = capsys.readouterr().err.strip()
+        assert re.search(says, said) if says else not said
+
+
+def test_a_folder_of_weights_that_says_otherwise_is_refused_before_any_data(world, tmp_path):
+    config = unusual_config(world)
+    for part, content, says in (
+        ("text", {"num_attention_heads": 8}, "num_attention_heads is 8, config.text.heads is 2"),
+        ("image", {"architecture": "resnetblur50"}, "architecture is 'resnetblur50'"),
+    ):
+        folder = tmp_path / part
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(content))
+        config[part].weights = str(folder)
+        with pytest.raises(UserError, match=re.escape(f"{part}/config.json: {says}")):
+            pretrain.run(config, tmp_path / "run")
+        config[part].weights = str(world / "plain" / "encoders" / f"{part}.safetensors")
+    assert not (tmp_path / "data").exists()

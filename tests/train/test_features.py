@@ -64,6 +64,20 @@ def test_imported_are_the_weights_of_the_file(run, tmp_path):
     assert encoders.imported(run, str(path), "", 0.45, 0.2).fingerprint != source.fingerprint
 
 
+def test_imported_weights_must_agree_with_their_folder(run, tmp_path):
+    source = encoders.untrained(run, 3)
+    path = tmp_path / "image.safetensors"
+    weights.save(path, "torchvision", *toy.on_host((source.params, source.stats)))
+    images = tmp_path / "preprocessor_config.json"
+    images.write_text('{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2]}')
+    with pytest.raises(UserError, match=r"give --config\.encoder\.mean=0\.5 .*std=0\.2$"):
+        encoders.imported(run, str(path), "", 0.4, 0.2)
+    assert encoders.imported(run, str(path), "", 0.5, 0.2).pixels["mean"] == 0.5
+    (tmp_path / "config.json").write_text('{"model_type": "resnet", "hidden_act": "gelu"}')
+    with pytest.raises(UserError, match="hidden_act is 'gelu'"):
+        encoders.imported(run, str(path), "", 0.5, 0.2)
+
+
 def test_a_folder_that_is_no_run_is_one_line_with_the_command(tmp_path):
     with pytest.raises(UserError, match=r"configs/convirt.py` first") as error:
         encoders.pretrained(tmp_path / "nothing")
