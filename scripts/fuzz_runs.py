@@ -150,7 +150,7 @@ def _content(path: Path | str, data: bytes | None = None) -> Any:
     return {k: v for k, v in json.loads(text).items() if k in _KNOWN and k not in vague}
 
 
-_KNOWN = ("format", "label_names", "splits", "fingerprint", "source", "settings", "files", "name")
+_KNOWN = ("format", "label_names", "splits", "fingerprint", "settings", "files", "name")
 _KNOWN += ("fileFormat", "featuresDict", "split", "keys", "optional", "size")
 
 

@@ -77,8 +77,10 @@ def read_texts(shard: Path) -> Texts | None:
     """What `Texts.write` wrote for the shard at this path; None when it is missing or not whole."""
     try:
         values = json.loads(_note(shard).read_text())
+        if not all(type(count) is int for count in values["counts"].values()):
+            return None
         return Texts(Counter(values["counts"]), dict(values["starts"]), int(values["marked"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
 
 

@@ -196,17 +196,16 @@ def attention(
 
     The softmax is taken in float32. On NVIDIA GPUs it is cuDNN's flash attention where that exists
     (16-bit floats, at most 128 dimensions a head, a multiple of 8). Of 1,024 positions and more, in
-    multiples of 512, it is Pallas' flash attention on TPU, if that computes the same there as XLA's
-    (`core.pallas`), and on CPU goes through the heads and through 512 queries at a time, so that
-    the weights stay in the cache. Else it is XLA's; so is a TPU program that XLA shards by itself,
-    because it cannot cut a Pallas kernel in parts: map the program over the devices
-    (`jax.shard_map`), as generation does.
+    multiples of 512, it is Pallas' flash attention on TPU, if `core.pallas` trusts it, and on CPU
+    goes through the heads and through 512 queries at a time, so that the weights stay in the cache.
+    Else it is XLA's; so is a TPU program that XLA shards by itself, because it cannot cut a Pallas
+    kernel in parts: map the program over the devices (`jax.shard_map`), as generation does.
     """
     t, s, dims = query.shape[1], key.shape[1], query.shape[-1]
     plain = functools.partial(_attention, causal=causal, implementation="xla")
     forms: dict[str, Callable[..., Array]] = {}
     if query.dtype.itemsize == 2 and dims <= 128 and dims % 8 == 0 and _cudnn_loads():
-        forms["cuda"] = functools.partial(_attention, causal=causal, implementation="cudnn")
+        forms["cuda"] = functools.partial(_attention_by_cudnn, causal=causal)
     if not causal and min(t, s) >= 2 * _QUERIES and t % _QUERIES == s % _QUERIES == 0:
         forms["cpu"] = _attention_by_heads
         shapes = ((1, t, 1, dims), (1, s, 1, dims), (1, s, 1, dims))
@@ -222,9 +221,8 @@ def attention(
 def _cudnn_loads() -> bool:
     """Whether JAX has a cuDNN to call, as it may also where a GPU's program is only planned."""
     x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
-    cudnn = functools.partial(_attention, causal=False, implementation="cudnn")
     try:
-        jax.eval_shape(cudnn, x, x, x)
+        jax.eval_shape(functools.partial(_attention_by_cudnn, causal=False), x, x, x)
     except RuntimeError:
         return False
     return True
@@ -235,6 +233,16 @@ def _attention(query: Array, key: Array, value: Array, causal: bool, implementat
         return jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation=implementation
         )
+
+
+def _attention_by_cudnn(query: Array, key: Array, value: Array, causal: bool) -> Array:
+    """JAX refuses the gradient for odd numbers of positions (77 tokens of a prompt): XLA's then."""
+    cudnn = functools.partial(_attention, causal=causal, implementation="cudnn")
+    plain = functools.partial(_attention, causal=causal, implementation="xla")
+    if query.shape[1] % 2 or key.shape[1] % 2:
+        cudnn = jax.custom_vjp(cudnn)
+        cudnn.defvjp(functools.partial(jax.vjp, plain), lambda pull, dy: pull(dy))
+    return jnp.asarray(cudnn(query, key, value))
 
 
 def _attention_by_heads(query: Array, key: Array, value: Array) -> Array:

@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from medsyn_jax.core import log
@@ -60,25 +61,6 @@ def tokenizer(
     return own
 
 
-def say_misfits(
-    reader: tokenizers.Tokenizer, folders: Mapping[str, Path], sections: Sequence[str], length: int
-) -> None:
-    """A line for each source, by its name, of whose training reports, as the first 1,000 tell,
-    more than 5 % are longer than `length` tokens or hold words that the tokenizer does not know."""
-    if jax.process_index():
-        return
-    for name, folder in folders.items():
-        records = shards.open_split(folder, "train")
-        sample = range(min(len(records), _SAMPLE))
-        texts = [shards.text(records.features(i), sections) for i in sample]
-        cut, unknown = reader.misfits(texts, length)
-        parts = [f"{cut:.0%} are cut at {length} tokens"] if cut > _MISFITS else []
-        if unknown > _MISFITS:
-            parts.append(f"{unknown:.0%} hold words that the tokenizer does not know")
-        if parts:
-            log.say(f"{name}: of {len(texts)} training reports {' and '.join(parts)}")
-
-
 def check_leaks(named: Sequence[tuple[str, loader.Source]], held: Sequence[loader.Source]) -> None:
     """Raises UserError for a training source, by its name, of a subject that the first source holds
     out, under whatever split."""
@@ -91,3 +73,22 @@ def check_leaks(named: Sequence[tuple[str, loader.Source]], held: Sequence[loade
                 f"that {named[0][0]} holds out for validation or test: ingest it with the same "
                 "splits"
             )
+
+
+def say_losses(name: str, source: loader.Source, most: int = 2000) -> None:
+    """A line if more than 5 % of a source's texts are cut, or hold words that have no piece.
+
+    Of at most `most` texts, evenly spread; only the first process looks."""
+    if jax.process_index() != 0:
+        return
+    records, tokenizer, length = source.records, source.tokenizer, source.length
+    some = np.unique(np.linspace(0, len(records) - 1, most, dtype=int))
+    texts = [shards.text(records.features(int(i)), source.sections) for i in some]
+    ids, mask = tokenizer.encode(texts, length + 1)
+    unknown = str(getattr(tokenizer.backend.model, "unk_token", ""))
+    unknowns = mask & (ids == tokenizer.backend.token_to_id(unknown))
+    shares = {f"hold {unknown}": unknowns.any(1).mean()}
+    if not source.random_sentence:
+        shares |= {f"are cut at {length} tokens": mask[:, -1].mean()}
+    if told := [f"{share:.0%} {what}" for what, share in shares.items() if share > 0.05]:
+        log.say(f"{name}: of {len(texts)} training texts {' and '.join(told)}")
