@@ -1,6 +1,9 @@
 """The fuzzer can fail: what must not pass, does not."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,10 +11,21 @@ from medsyn_jax.core.errors import RejectedRecord, UserError
 from scripts import fuzz
 from scripts.fuzz_inputs import Kind, check
 
+# In a process of its own: the limits on processor time are those of the whole process.
+ENDLESS = """
+import sys
+from pathlib import Path
+from scripts import fuzz
+from scripts.fuzz_inputs import Kind
 
-def _endless() -> None:
+def act(rng, folder):
     while True:
         pass
+
+fuzz.KINDS["made"] = Kind(lambda folder: None, act, 1, 0.2)
+outcome = fuzz.run_case("made", 0, 0, Path(sys.argv[1]))
+print(outcome.verdict, outcome.cause)
+"""
 
 
 def _run(monkeypatch, tmp_path, act) -> fuzz.Outcome:
@@ -37,13 +51,20 @@ def _raise(error: Exception):
         (_raise(UserError("")), "failed", "an empty message"),
         (_raise(UserError("a.csv: 'int' object is not subscriptable")), "failed", "of Python"),
         (lambda: check(False, "rows are lost", 3), "failed", "Fault rows are lost"),
-        (_endless, "failed", "TooSlow"),
     ],
 )
 def test_what_a_case_must_not_do_fails(monkeypatch, tmp_path, act, verdict, cause):
     outcome = _run(monkeypatch, tmp_path, act)
     assert outcome.verdict == verdict
     assert cause in outcome.cause
+    assert not (tmp_path / "case").exists()
+
+
+def test_a_case_without_an_end_fails(tmp_path):
+    command = [sys.executable, "-c", ENDLESS, str(tmp_path / "case")]
+    root = Path(__file__).resolve().parents[1]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert ended.stdout.startswith("failed TooSlow"), ended.stderr
     assert not (tmp_path / "case").exists()
 
 
