@@ -75,6 +75,8 @@ def run(config: Any, workdir: Path) -> None:
     directory = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
     parts = {split: shards.open_split(directory, split) for split in splits.SPLITS}
     task = make_task(config.labels, parts["train"].label_names)
+    if task.kind == "multilabel" and parts["train"].info["source"] == "folder":
+        log.say("each record has one class folder: --config.labels.kind=multiclass judges classes")
     targets = {s: task.targets(features.labels(part), s == "test") for s, part in parts.items()}
     check_labels(task, targets)
     fractions = make_fractions(config, workdir, task, targets, parts["train"].keys)
