@@ -108,7 +108,7 @@ def load(folder: Path | str) -> Tokenizer:
     try:
         backend, pad_token = _open(folder)
         ids = backend.get_vocab(with_added_tokens=True).values()
-        backend.encode("\N{SNOWMAN}")  # fails where there is no piece for unknown words
+        backend.encode("No effusion \N{SNOWMAN} 9")  # fails without a piece for the unknown
         if max(ids) > 2 * len(ids) + 1000:
             raise ValueError(f"ids up to {max(ids)} for {len(ids)} pieces")
     except Exception as error:  # of damaged files the parsers raise this or that, also plain ones
