@@ -239,6 +239,7 @@ def test_pairs_without_a_test_split_are_refused_before_training(tmp_path):
     config = plain_config()
     config.data.sources = (str(path),)
     config.ingest.pairs.update({"subject": "subject", "split": "split"})
+    config.ingest.split_shares = (0.9, 0.1, 0.0)  # else one is drawn from train
     with pytest.raises(UserError, match=r"pairs-\w+: split test has no record"):
         pretrain.run(config, tmp_path / "run")
 
@@ -274,13 +275,11 @@ def test_a_source_that_trains_on_held_out_subjects_is_refused():
         def __init__(self, *subjects):
             self.subjects = lambda: list(subjects)
 
-    real, names = Split("a", "b"), ("real", "synthetic")
-    held = {"valid": Split("c"), "test": Split("d"), "tokenizer": None}
-    pretrain._check_leaks(pretrain.Data([real, Split("a", "x")], **held), names)
+    real, held = ("real", Split("a", "b")), (Split("c"), Split("d"))
+    corpus.check_leaks([real, ("synthetic", Split("a", "x"))], held)
     for leak in ("c", "d"):
-        data = pretrain.Data([real, Split("a", leak)], **held)
         with pytest.raises(UserError, match=f"synthetic trains on 1 .*such as {leak}, that"):
-            pretrain._check_leaks(data, names)
+            corpus.check_leaks([real, ("synthetic", Split("a", leak))], held)
 
 
 def test_the_tokenizer_is_learned_from_all_sources(world, tmp_path, capsys):
