@@ -95,7 +95,7 @@ print(len(source), record["key"].decode())
 
 def test_a_shard_damaged_inside_is_told_when_it_is_read(make_pairs, tmp_path):
     directory = ingest(make_pairs(records_per_shard=100), tmp_path / "out")
-    victim = next(directory.glob("*train*-of-?????.json"))
+    victim = next(directory.glob("*train*"))
     size = victim.stat().st_size
     victim.write_bytes(bytes(size))
     data = shards.open_split(directory, "train")

@@ -330,7 +330,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
             lambda f: edited(f / "vae/config.json", latent_channels=3),
             "vae: does not fit the model: .* misshapen",
         ),
-        (lambda f: cut_short(f / "tokenizer/tokenizer.json"), "no tokenizer that transformers can"),
+        (lambda f: cut_short(f / "tokenizer/tokenizer.json"), "no tokenizer that can be opened"),
         (
             lambda f: edited(
                 f / "scheduler/scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"
