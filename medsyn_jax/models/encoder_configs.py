@@ -130,8 +130,9 @@ def _of_timm(config: Config, kind: str, file: Path) -> dict[str, tuple[str, Any]
     size = re.fullmatch(_TIMM[kind], str(name))
     if size is None:
         raise _unknown(file, "architecture", name, (f"a plain {kind}",))
-    if not isinstance(options, dict) or (odd := sorted(options.keys() - {*_TIMM_SHAPES})):
-        raise _unknown(file, "model_args", odd if options else options, _TIMM_SHAPES)
+    odd = options if not isinstance(options, dict) else sorted(options.keys() - {*_TIMM_SHAPES})
+    if odd:
+        raise _unknown(file, "model_args", odd, _TIMM_SHAPES)
     if kind == "resnet":
         return {}
     heads = options.get("num_heads", _TIMM_HEADS[size[1]])
@@ -148,16 +149,14 @@ def _check_pixels(
         mean, std = found.get("image_mean"), found.get("image_std")
         if not found.get("do_normalize", True):
             mean, std = 0.0, 1.0
-        factor = 255 * (
-            found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 1
-        )
+        scale = found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 1
+        factor = 255 * _number(scale)
     else:
         inner = config.get("pretrained_cfg")
         found = {**config, **(inner if isinstance(inner, dict) else {})}
         file, mean, std = folder / "config.json", found.get("mean"), found.get("std")
     if mean is None or std is None:
         return
-    factor = _number(factor)
     theirs = tuple(_number(x) / factor if factor else math.nan for x in (mean, std))
     if not all(map(math.isfinite, theirs)) or theirs[1] <= 0:
         raise _unknown(file, "the normalization", [mean, std, factor], ("finite numbers",))

@@ -117,6 +117,8 @@ def test_the_epsilon_is_the_folders(tmp_path):
         (VIT, {"architecture": "vit_base_patch16_clip_quickgelu_224"}, "we compute a plain vit"),
         (VIT, TIMM_VIT | {"model_args": {"num_heads": 6}}, "number of heads is 6"),
         (VIT, TIMM_VIT | {"model_args": {"act_layer": "relu"}}, "model_args is ('act_layer',)"),
+        (VIT, TIMM_VIT | {"model_args": "x"}, "model_args is 'x': we compute num_classes"),
+        (RESNET, {"architecture": "resnet50", "model_args": [[]]}, "model_args is ([],)"),
         (RESNET, RESNET_50 | {"depths": [3, 4, 23, 3]}, "--config.image.depths=(3,4,23,3)"),
         (RESNET, RESNET_50 | {"layer_type": "basic"}, "layer_type is 'basic'"),
         (RESNET, RESNET_50 | {"hidden_act": "gelu"}, "hidden_act is 'gelu': we compute relu alone"),
@@ -168,6 +170,8 @@ def test_the_normalization_of_a_folder(images, mean, std, tmp_path):
         '{"image_mean": [NaN], "image_std": [0.2]}',
         IMAGENET | {"rescale_factor": "x"},
         IMAGENET | {"rescale_factor": 0},
+        IMAGENET | {"rescale_factor": None},
+        IMAGENET | {"rescale_factor": {}},
         "[]",
     ],
 )

@@ -532,6 +532,9 @@ def test_checkpoints_of_trainers_become_safetensors(tmp_path):
             assert tensors.keys() == names
             assert f"{len(names)} tensors{f' of {of}' if of else ''}" in said
             assert tensors["module.x"].dtype == np.float32
+            expected = np.arange(3.0) if "tied" in names else np.ones(2)
+            for value in tensors.values():
+                np.testing.assert_array_equal(value, expected)
     status, tensors, _ = converted({"a": x.bfloat16(), "b": x.to(torch.float8_e4m3fn)}, tmp_path)
     assert (tensors["a"].dtype.name, tensors["b"].dtype.name) == ("bfloat16", "float32")
     np.testing.assert_array_equal(tensors["b"], x)
