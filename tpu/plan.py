@@ -8,11 +8,14 @@ Compiles it ahead of time for one chip (libtpu does that on any machine) and pri
 TFLOP and GB accessed a step, GB of weights and of temporaries, and the least time that each of the
 two takes at the chip's peaks (docs/performance.md). The programs: a guided step of a Stable
 Diffusion U-Net, and GLoRIA's local loss with its gradient, 97 words, 361 regions, 768 dimensions.
-What is inside of Pallas kernels counts as their authors declare it.
+What is inside of Pallas kernels counts as their authors declare it; where a chip's compiler
+refuses one, as a v3's does in bf16, XLA's own operations are planned, and a line says so.
 """
 
 import argparse
 import json
+import os
+import sys
 import time
 
 import jax
@@ -23,12 +26,15 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from medsyn_jax.core.errors import UserError, reason
 from medsyn_jax.models import pipeline
 from medsyn_jax.models.layers import split
 from medsyn_jax.objectives import gloria
 
-# topology, peak TFLOP/s in bf16, GB/s, GB (public descriptions of the chips)
+# topology, peak TFLOP/s in bf16, GB/s, GB (public descriptions of the chips) of a device, of which
+# a v3 has two
 CHIPS = {
+    "v3": ("v3:1x1", 61.5, 450, 16),
     "v5e": ("v5e:2x2", 197, 819, 16),
     "v6e": ("v6e:2x2", 918, 1640, 32),
 }
@@ -88,20 +94,54 @@ def local_loss(chip: str, batch: int) -> jax.stages.Compiled:
     return step.lower(regions, words, shape(batch, WORDS, dtype=jnp.bool_)).compile()
 
 
+def compiled(args: argparse.Namespace) -> jax.stages.Compiled:
+    """The program of the command line.
+
+    Raises UserError without libtpu, and for a program that the chip has no room for.
+    """
+    try:
+        if args.what == "unet":
+            return unet_step(args.model, args.chip, args.batch, args.size // 8)
+        return local_loss(args.chip, args.batch)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise UserError(
+                f"--batch {args.batch}: too big for a {args.chip}: lower it"
+                f"{' or --size' if args.what == 'unet' else ''} ({reason(error)})"
+            ) from None
+        if "Mosaic" not in str(error) or os.environ.get("MEDSYN_KERNELS", "auto") != "auto":
+            raise
+        print(f"{args.chip}: XLA's own operations for kernels ({reason(error)})", file=sys.stderr)
+        os.environ["MEDSYN_KERNELS"] = "xla"
+        return compiled(args)
+    except RuntimeError as error:
+        if "TPU" not in str(error):
+            raise
+        raise UserError("no TPU compiler here: pip install -e '.[tpu]'") from None
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number above 0")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--what", choices=("unet", "local"), default="unet")
     parser.add_argument("--chip", choices=CHIPS, default="v5e")
     parser.add_argument("--model", choices=MODELS, default="sd15")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=512, help="of the images, in pixels")
+    parser.add_argument("--batch", type=_positive, default=8)
+    parser.add_argument("--size", type=_positive, default=512, help="of the images, in pixels")
     args = parser.parse_args()
+    if args.size % 64:
+        parser.error(f"argument --size: {args.size}: give a multiple of 64")
     _, tflops, bandwidth, memory = CHIPS[args.chip]
     began = time.monotonic()
-    if args.what == "unet":
-        found = unet_step(args.model, args.chip, args.batch, args.size // 8)
-    else:
-        found = local_loss(args.chip, args.batch)
+    try:
+        found = compiled(args)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     cost = found.cost_analysis()
     flop, accessed = cost["flops"] / 1e12, cost["bytes accessed"] / 1e9
     sizes = found.memory_analysis()
