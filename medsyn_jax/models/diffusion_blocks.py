@@ -12,7 +12,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from medsyn_jax.models.kernels import attention, gelu
+from medsyn_jax.models.attention import attention
+from medsyn_jax.models.kernels import gelu
 from medsyn_jax.models.layers import (
     Conv,
     GroupNorm,

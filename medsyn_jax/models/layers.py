@@ -13,7 +13,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
-from medsyn_jax.models.kernels import along_last, attention, convolve, matmul, normalize, rescale
+from medsyn_jax.models.attention import attention
+from medsyn_jax.models.kernels import along_last, convolve, matmul, normalize, rescale
 
 Tree = dict[str, Any]
 

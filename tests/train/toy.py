@@ -1,6 +1,7 @@
 """A pair encoder small enough for tests, and batches for it."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import optax
 from flax import nnx
 
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.core import optim
+from medsyn_jax.core import optim, tree
 from medsyn_jax.models.layers import statistics
 from medsyn_jax.models.towers import PairEncoder
 from medsyn_jax.objectives.contrastive import contrastive_loss
@@ -80,21 +81,54 @@ def make_tx(params, lr):
     return optim.adamw(params, optax.constant_schedule(lr), weight_decay=0.01, clip=1.0)
 
 
-def setup(mesh, accumulate: int = 1, lr: float = 1e-3):
-    """(state, jitted step) on `mesh`."""
+def setup(mesh, accumulate: int = 1, lr: float = 1e-3, change=lambda params: params):
+    """(state, jitted step) on `mesh`, with the initial parameters changed so."""
     structure, params, _ = states.shapes(make_model)
     tx = make_tx(params, lr)
-    placed = meshes.shardings(mesh, initial(), RULES)
+    start = initial() | {"params": change(initial()["params"])}
+    placed = meshes.shardings(mesh, start, RULES)
     state = jax.tree.map(
-        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]), initial(), placed
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]), start, placed
     )
     step = steps.make_step(loss_fn_of(structure), tx, accumulate)
     return state, steps.compile_step(step, state, mesh)
+
+
+def nudged(params):
+    """The parameters, each one rounding (2^-23 of itself) up or down."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: x * np.float32(1 + 2**-23 * rng.choice([-1, 1], size=x.shape)), params
+    )
+
+
+def assert_equal_but_for_rounding(many, one, nudged, skip: str = "$^") -> None:
+    """`many` and `one` are the loss, gradients and statistics that two programs give for the same
+    parameters, `nudged` those of the second program for nudged parameters: what a rounding comes
+    to in a model, which differs with model and processor."""
+    np.testing.assert_allclose(many["loss"], one["loss"], rtol=1e-5)
+    for part in ("grads", "stats"):
+        rounding = max(_errors(nudged[part], one[part], skip).values(), default=0)
+        assert rounding < 1e-4
+        for name, error in _errors(many[part], one[part], skip).items():
+            assert error <= 4 * rounding, (part, name)
+
+
+def _errors(found, expected, skip: str) -> dict[str, float]:
+    """Norms of differences by name, relative to the norm expected, or to a hundredth of the
+    largest norm where an array is smaller than that."""
+    found, expected = tree.named(found), tree.named(expected)
+    floor = 1e-2 * max(map(np.linalg.norm, expected.values()), default=0)
+    return {
+        name: float(np.linalg.norm(found[name] - a) / max(np.linalg.norm(a), floor))
+        for name, a in expected.items()
+        if not re.fullmatch(skip, name)
+    }
 
 
 def one_device_mesh():
     return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
 
 
-def on_host(tree):
-    return jax.tree.map(np.asarray, meshes.to_host(tree))
+def on_host(arrays):
+    return jax.tree.map(np.asarray, meshes.to_host(arrays))
