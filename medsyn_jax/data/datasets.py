@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medsyn_jax.core.errors import UserError, shortened
+from medsyn_jax.core.log import say
 from medsyn_jax.data import ingestion, plan, rows, shards
 from medsyn_jax.data.sources import LABEL_VALUES
 
@@ -42,7 +43,8 @@ def check_labels(source: str, ingest_config: Any) -> None:
     looks = f"these look like labels: {shortened(likely, 300)}" if likely else "none looks like one"
     raise UserError(
         "config.ingest.pairs.labels: is empty: name the columns of 1, 0, -1 or nothing that "
-        f"classification is to learn; of those of {source} {looks}"
+        "any run is to learn, since others are another set, for which all images are read again "
+        f"(config.labels.names chooses among them); of those of {source} {looks}"
     )
 
 
@@ -78,4 +80,9 @@ def prepare(source: str, ingest_config: Any, root: Path | str) -> Path:
     else:
         raise UserError(f"data: {source}: is neither a CSV nor a directory of shards")
     todo = plan.make_plan(config)
-    return ingestion.ingest(config, Path(root) / f"{name}-{todo.fingerprint[:8]}", todo)
+    directory = Path(root) / f"{name}-{todo.fingerprint[:8]}"
+    others = [d.name for d in sorted(Path(root).glob(f"{name}-{'?' * 8}")) if d != directory]
+    if others and not directory.exists():
+        kept = shortened(", ".join(others), 300)
+        say(f"ingest: other settings than those of {kept} in {root}: delete what no run needs")
+    return ingestion.ingest(config, directory, todo)

@@ -8,7 +8,7 @@ from medsyn_jax.data import datasets, ingestion, shards
 from medsyn_jax.train import corpus
 
 
-def test_a_csv_is_ingested_once_under_its_name(make_pairs, tmp_path):
+def test_a_csv_is_ingested_once_under_its_name(make_pairs, tmp_path, capsys):
     config = make_pairs()
     table, config.source, config.path = config.path, "phantom", ""
     root = tmp_path / "data"
@@ -19,8 +19,10 @@ def test_a_csv_is_ingested_once_under_its_name(make_pairs, tmp_path):
     stamp = (directory / "medsyn.json").stat().st_mtime_ns
     assert datasets.prepare(table, config, root) == directory
     assert (directory / "medsyn.json").stat().st_mtime_ns == stamp
+    assert "other settings" not in capsys.readouterr().err
     config.size = 8
     assert datasets.prepare(table, config, root) != directory
+    assert f"other settings than those of {directory.name} in" in capsys.readouterr().err
 
 
 def test_a_directory_of_shards_is_itself_if_it_is_whole(make_pairs, tmp_path):
