@@ -18,7 +18,7 @@ VARIANTS = common.VARIANTS
 def get_config(variant: str = "demo") -> ConfigDict:
     common.check(variant, VARIANTS)
     config = ConfigDict({"task": "curate", "seed": 0})
-    config.synthetic = "runs/generate-demo/shards"  # a shards folder
+    config.synthetic = "runs/generate-demo/shards"  # or the workdir
     config.splits = ()  # of it; empty: all that it has
     config.real = "phantom"  # what the generator was trained on: corpus, CSV of pairs, or shards
     config.encoder = {"workdir": "runs/convirt-demo"}  # of a pre-training run on real images

@@ -17,7 +17,7 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
 from medsyn_jax.curation import estimates, fidelity, gallery, page, privacy, quality
 from medsyn_jax.curation.collection import Collection, joined
-from medsyn_jax.data import loader, shards, splits
+from medsyn_jax.data import datasets, loader, shards, splits
 from medsyn_jax.objectives import classify
 from medsyn_jax.train import checkpoint, corpus, encoders, features, pairs, probe
 
@@ -38,18 +38,19 @@ def run(config: Any, workdir: Path) -> None:
     trained = Path(config.encoder.workdir)
     checkpoint.check_run(trained)  # restored when the data are known
     mesh = meshes.make_mesh(**config.mesh)
-    found = shards.describe(config.synthetic)
+    folder = datasets.stored(Path(config.synthetic))
+    found = shards.describe(folder)
     directory = corpus.prepare(config.real, config.ingest, workdir.parent / "data")
     _check_labels(found["label_names"], shards.describe(directory)["label_names"])
     encoder, pair = encoders.pretrained(trained), pairs.pretrained(trained)
     judged = [s for s in splits.SPLITS if found["splits"].get(s, {}).get("records")]
 
-    def collection(folder: Path, names: Sequence[str]) -> Collection:
-        return _collection(config, encoder, pair, mesh, folder, names, workdir / "features")
+    def collection(stored: Path, names: Sequence[str]) -> Collection:
+        return _collection(config, encoder, pair, mesh, stored, names, workdir / "features")
 
     train, valid, test = (collection(directory, (split,)) for split in splits.SPLITS)
     held_out = joined(valid, test)
-    synthetic = collection(Path(config.synthetic), tuple(config.splits) or judged)
+    synthetic = collection(folder, tuple(config.splits) or judged)
     fresh = synthetic.only_held_out()
     results = _fidelity(config, fresh, held_out)
     log.write_config(workdir, config, FREE)  # not before the sets are known to be large enough

@@ -64,7 +64,8 @@ def world(tmp_path_factory) -> Path:
         return record | {"image": image, "report": text} | {k: other[k] for k in ("labels",)}
 
     chosen = standins.changed(made, good)
-    standins.write_set(folder / "good", {"train": chosen[:24], "test": chosen[24:]}, NAMES)
+    (folder / "good").mkdir()
+    standins.write_set(folder / "good" / "shards", {"train": chosen[:24], "test": chosen[24:]}, NAMES)
     standins.write_set(folder / "bad", {"train": standins.changed(made[:30], bad, 2)}, NAMES)
     return folder
 
