@@ -10,7 +10,7 @@ import importlib.abc
 import importlib.machinery
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -33,9 +33,15 @@ class _Anything(type):
     def __getitem__(cls, item: Any) -> Any:
         return cls
 
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls
+
+    def __iter__(cls) -> Iterator[Any]:
+        return iter(())
+
 
 class Anything(metaclass=_Anything):
-    """Any class of a module that is missing, to be named in annotations and never used."""
+    """Whatever a module that is missing has: to be named or made, and never of use."""
 
 
 class ConfigDict(dict):

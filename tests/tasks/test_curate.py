@@ -65,7 +65,8 @@ def world(tmp_path_factory) -> Path:
 
     chosen = standins.changed(made, good)
     (folder / "good").mkdir()
-    standins.write_set(folder / "good" / "shards", {"train": chosen[:24], "test": chosen[24:]}, NAMES)
+    parts = {"train": chosen[:24], "test": chosen[24:]}
+    standins.write_set(folder / "good" / "shards", parts, NAMES)
     standins.write_set(folder / "bad", {"train": standins.changed(made[:30], bad, 2)}, NAMES)
     return folder
 
