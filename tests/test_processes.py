@@ -119,6 +119,7 @@ def test_a_mistake_that_one_process_finds_ends_the_others(runs, tmp_path):
     said = run.output(0).read_text().splitlines()
     assert [line for line in said if line.startswith("error: ")] == [
         f"error: missing column: {table}: no column 'image' among: picture, words"
+        ": set --config.ingest.pairs.image"
     ]
 
 

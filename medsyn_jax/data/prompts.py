@@ -101,10 +101,12 @@ def from_csv(
             missing or broken, or lacks a column.
     """
     path = Path(path)
-    names = [columns[n] for n in ("prompt", "key", "subject", "split", "view") if columns[n]]
+    names = [n for n in ("prompt", "key", "subject", "split", "view") if columns[n]]
+    settings = {columns[n]: f"data.columns.{n}" for n in names}
+    settings |= dict.fromkeys(columns.labels, "data.columns.labels")
     found: dict[str, tuple[Prompt, str | None]] = {}
     rejects = []
-    with rows.read(path, [*names, *columns.labels]) as (header, table):
+    with rows.read(path, settings) as (header, table):
         for number, row in table:
             try:
                 fields = rows.fields(header, row)

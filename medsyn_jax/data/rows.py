@@ -5,7 +5,7 @@ import csv
 import gzip
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from medsyn_jax.core.errors import RejectedRecord, UserError, shortened
@@ -49,13 +49,13 @@ def fields(header: list[str], row: list[str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def read(
-    path: Path, wanted: Iterable[str]
+    path: Path, wanted: Iterable[str] | Mapping[str, str]
 ) -> Iterator[tuple[list[str], Iterator[tuple[int, list[str]]]]]:
     """Opens a `.csv`, `.tsv` or `.csv.gz` file; to be used in a `with` statement.
 
     Args:
       path: UTF-8 text with a head line, with or without a byte order mark.
-      wanted: columns that must be there.
+      wanted: columns that must be there; a mapping says by which setting each is named.
 
     Yields:
       The column names, and an iterator over (row number, fields). The head line is row 1, blank
@@ -78,7 +78,7 @@ def read(
         yield _header(path, reader, wanted), _numbered(path, reader)
 
 
-def _header(path: Path, reader, wanted: Iterable[str]) -> list[str]:
+def _header(path: Path, reader, wanted: Iterable[str] | Mapping[str, str]) -> list[str]:
     try:
         header = [name.strip() for name in next(reader)]
     except StopIteration:
@@ -94,7 +94,8 @@ def _header(path: Path, reader, wanted: Iterable[str]) -> list[str]:
     for name in wanted:
         if name not in header:
             columns = shortened(", ".join(header), 400)
-            raise UserError(f"missing column: {path}: no column {name!r} among: {columns}")
+            advice = f": set --config.{wanted[name]}" if isinstance(wanted, Mapping) else ""
+            raise UserError(f"missing column: {path}: no column {name!r} among: {columns}{advice}")
     return header
 
 

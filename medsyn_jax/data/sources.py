@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -63,14 +63,18 @@ def pairs(config: Any) -> Listing:
     path, columns = Path(config.path), config.pairs
     label_names = tuple(name for name in columns.labels if name)
     in_parts = bool(columns.findings or columns.impression)
-    named = (columns.image, columns.subject, columns.split, columns.view)
-    named += (columns.findings, columns.impression) if in_parts else (columns.report,)
+    texts = ("findings", "impression") if in_parts else ("report",)
+    settings = {columns.image: "ingest.pairs.image"}
+    for name in ("subject", "split", "view", *texts):
+        settings[columns[name]] = f"ingest.pairs.{name}, to nothing where there is none"
+    settings |= dict.fromkeys(label_names, "ingest.pairs.labels")
+    settings.pop("", None)
     items: list[Item] = []
     rejects: list[tuple[str, str]] = []
     dropped: Counter[str] = Counter()
     seen: dict[str, int] = {}
-    with rows.read(path, [name for name in (*named, *label_names) if name]) as (header, table):
-        guesses = {} if columns.subject else _subject_columns(header, (*named, *label_names))
+    with rows.read(path, settings) as (header, table):
+        guesses = {} if columns.subject else _subject_columns(header, settings)
         for number, row in table:
             where = f"{path}: row {number}"
             try:
@@ -129,7 +133,7 @@ def _pair(fields: dict[str, str], columns: Any, label_names: Sequence[str], fold
     )
 
 
-def _subject_columns(header: Sequence[str], taken: Sequence[str]) -> dict[str, set[str]]:
+def _subject_columns(header: Sequence[str], taken: Collection[str]) -> dict[str, set[str]]:
     """Columns whose name says that they may hold subjects, patients first; each with a set for its
     values."""
     found = [name for name in header if name not in taken]

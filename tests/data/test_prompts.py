@@ -112,7 +112,11 @@ def test_bad_rows_are_rejects_and_the_others_stay(tmp_path, tokenizer):
     [
         ("prompt,key\nfine,1\nÖdem,2\n", "latin-1", r"p\.csv: row 3: column 'prompt' is not UTF-8"),
         ("prompt,key\nfine,1\nno, comma,2\n", "utf-8", r"p\.csv: row 3: has 3 fields where"),
-        ("text,key\nfine,1\n", "utf-8", r"p\.csv: no column 'prompt' among: text, key"),
+        (
+            "text,key\nfine,1\n",
+            "utf-8",
+            r"p\.csv: no column 'prompt' among: text, key: set --config.data.columns.prompt",
+        ),
         ("prompt,key\n,1\n", "utf-8", "prompts: none can be used, 1 were rejected, first: row-2"),
     ],
 )

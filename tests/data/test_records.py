@@ -267,7 +267,11 @@ def test_pairs_rejects_rows_by_number(tmp_path):
     [
         (None, "no table: {path} does not exist: check the path"),
         (b"", "empty table: {path}: expected a head line of column names"),
-        (b"image,text\n", "missing column: {path}: no column 'report' among: image, text"),
+        (
+            b"image,text\n",
+            "missing column: {path}: no column 'report' among: image, text: "
+            "set --config.ingest.pairs.report, to nothing where there is none",
+        ),
         (b"image,report,image\n", "ambiguous table: {path}: column 'image' occurs twice"),
         (b"im\xe4ge,report\n", "not a UTF-8 table: {path}: line 1: save it as CSV in UTF-8"),
         (
