@@ -339,7 +339,7 @@ def _look_up(
     """Reads a look-up table; its entries and the pixels tell what its descriptor gets wrong.
 
     Returns:
-      uint16 [n], the entries; their bits by the descriptor; int [v], the entry of each value.
+      u/int16 [n], the entries; their bits by the descriptor; int [v], the entry of each value.
     """
     with broken(f"DICOM {what}"):
         if len(table.LUTDescriptor) != 3:
@@ -357,6 +357,9 @@ def _look_up(
             entries = entries.view(np.uint8)[:number].astype("<u2")
     if len(entries) < number:
         raise RejectedRecord(f"a {what} of {len(entries)} entries that should have {number}")
+    half, signed = 1 << max(depth, 0) >> 1, entries.view("<i2")
+    if entries.max() >= 2 * half and -half <= signed.min() and signed.max() < half:
+        entries = signed
     # US or SS depends on the reader: the sign is the one with which the table meets the pixels.
     signs = sorted({first, first % 65536, first % 65536 - 65536}, key=lambda s: s != first)
     inside = [counts[(values >= s) & (values < s + number)].sum() for s in signs]

@@ -16,8 +16,12 @@ from medsyn_jax.data.splits import split_name
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 _IMAGES = re.compile(r"(?:images?|imgs?)[ _-]?\d*|cxr[ _-]?png", re.I)  # hold the images of a class
 _MASKS = re.compile(r"[Mm](?:asks?|ASKS?)(?![a-z])")  # "lung masks", leftMask, Masks_png
-_TRUTHS = re.compile(r"segmentations?|annotations?|ground[ _-]?truths?", re.I)
-_MASK_STEM = re.compile(r"^masks?[ _-]+(?=.)|(?<=.)[ _-]+masks?$", re.I)  # 1_mask.png, mask_1.png
+_TRUTHS = re.compile(r"seg(?:mentation)?s?|labels?|annotations?|gt|ground[ _-]?truths?", re.I)
+_MASK_STEM = re.compile(  # mask_1.png, 1_mask.png, 1_mask_2.png, 1_seg.png
+    r"^masks?[ _-]+(?=.)"
+    r"|(?<=.)(?:[ _-]+|(?<=\d))(?:masks?(?:[ _-]?\d+)?|seg(?:mentation)?|label|gt)$",
+    re.I,
+)
 _NO_CLASS = "outside a class folder"
 
 
@@ -55,6 +59,11 @@ def folder(config: Any) -> Listing:
     notes: list[str] = []
     images, masks = _images_and_masks(_image_files(root, dropped))
     classed = _without_rest(_classed(root, images, dropped, notes), dropped)
+    spelled: dict[str, str] = {}  # train/Normal and test/NORMAL are one class
+    classed = [
+        (image, spelled.setdefault(name.strip().casefold(), name.strip()), split)
+        for image, name, split in classed
+    ]
     names = tuple(sorted({name for _, name, _ in classed}))
     if not names:
         layout = root / "[train|valid|test]" / "CLASS" / "*.png"
@@ -109,7 +118,7 @@ def _subject(file: str, pattern: re.Pattern[str] | None) -> str:
 def _image_files(root: Path, dropped: Counter[str]) -> Iterator[str]:
     """Paths below root, in sorted order; hidden files and folders are passed over."""
     for place, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX", "@")))
         for name in sorted(files):
             if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
                 yield (Path(place) / name).relative_to(root).as_posix()
@@ -186,6 +195,9 @@ def _fields(
     left = sum(map(len, masks.values())) - len(fields) * len(own)
     if left:
         dropped["masks"] = left
+    lone = sorted(p for at, found in masks.items() if at not in own for p in found.values())
+    if lone:
+        notes.append(f"{len(lone)} masks are of no image of the set, such as {shortened(lone[0])}")
     return fields
 
 

@@ -44,7 +44,7 @@ _STAND_INS = {
     "summary": "summary, diagnosis, diagnoses, opinion, interpretation",
 }
 _FINAL = {"final": "final report, final read, final reading"}
-_SECTION_OF = {
+SECTION_OF = {
     head: name
     for name, heads in (_HEADS | _STAND_INS | _FINAL).items()
     for head in heads.split(", ")
@@ -118,9 +118,9 @@ def _alternatives(heads: list[str]) -> str:
     return "|".join(re.escape(head).replace(r"\ ", "[ \t]++") for head in longest_first)
 
 
-_ALL = _alternatives(list(_SECTION_OF))
-_UPPER = _alternatives([head.upper() for head in _SECTION_OF])
-_UPPER_INLINE = _alternatives([head.upper() for head in _SECTION_OF if head not in _NEVER_INLINE])
+_ALL = _alternatives(list(SECTION_OF))
+_UPPER = _alternatives([head.upper() for head in SECTION_OF])
+_UPPER_INLINE = _alternatives([head.upper() for head in SECTION_OF if head not in _NEVER_INLINE])
 _NOTE = r"(?:[ \t]*+\([^()\n]{0,40}+\))?+"  # as in IMPRESSION (ADDENDUM):
 # Each pattern starts with the one character before the head, by which a search is quick.
 _LINE_PATTERNS = (
@@ -233,8 +233,8 @@ def _section_of(head: str) -> str | None:
     """The section that a head line opens; None when it is no head line."""
     upper = head == head.upper()
     words = re.sub(r"\s*\([^()]*\)", "", head.lower()).strip(" .,-")
-    if words in _SECTION_OF:
-        return _SECTION_OF[words]
+    if words in SECTION_OF:
+        return SECTION_OF[words]
     tokens = set(re.findall("[a-z]+", words))
     if _TOLD.match(words):
         return "notification"
@@ -304,7 +304,7 @@ def _heads(text: str) -> Iterator[tuple[int, int, str]]:
                 yield start, -(end + text.startswith(":", end)), name
     for match in _SENTENCE_HEAD.finditer(text):
         head = " ".join(match["head"].split())
-        known = head.lower() not in _NEVER_INLINE and head.lower() in _SECTION_OF
+        known = head.lower() not in _NEVER_INLINE and head.lower() in SECTION_OF
         name = _section_of(head)
         if name and (known or name in ("closing", "notification")):
             yield match.start() + 1, -match.end(), name
@@ -317,7 +317,7 @@ def _heads(text: str) -> Iterator[tuple[int, int, str]]:
     for match in _MAIN_HEAD.finditer(text):
         before = text[max(0, match.start() - 40) : match.start()].split()
         if before and not _TITLE_CASE.match(before[-1]):
-            yield match.start() + 1, -match.end(), _SECTION_OF[match["head"].lower()]
+            yield match.start() + 1, -match.end(), SECTION_OF[match["head"].lower()]
     for match in _RULE.finditer(text):
         yield match.start(), -match.end(), "rule"
     for pattern in (*_ENDINGS, _ATTESTATION):

@@ -167,6 +167,12 @@ def _finish(directory: Path, plan: Plan, written: list[shards.Shard], texts: wor
     """Writes all that describes the set."""
     rejects = plan.rejects + [reject for shard in written for reject in shard.rejects]
     left_out = [record for shard in written for record in shard.left_out]
+    if not any(shard.keys for shard in written):
+        raise UserError(
+            f"ingest: {directory}: no usable record: {len(rejects)} rejected, {len(left_out)} left "
+            f"out, the first: {(rejects + left_out)[0][1]}: mend the source, or set other "
+            "ingest.sections or ingest.min_tokens, and ingest into another directory"
+        )
     dropped = plan.dropped | ({"report too short": len(left_out)} if left_out else {})
     info = {
         "source": plan.settings["source"],

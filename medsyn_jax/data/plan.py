@@ -77,9 +77,10 @@ def make_plan(config: Any) -> Plan:
             seen.add(item.key)
             items.append(item)
     if not items:
+        left = "".join(f"; {n} left out ({why})" for why, n in listing.dropped.items())
         raise UserError(
             f"ingest: {config.path or config.source}: no usable record "
-            f"({len(rejects)} rejected{', first: ' + rejects[0][1] if rejects else ''})"
+            f"({len(rejects)} rejected{', first: ' + rejects[0][1] if rejects else ''}{left})"
         )
     given = [(item.key, item.subject or item.key, item.split) for item in items]
     homes = splits.assign(given, config.split_shares, config.seed)

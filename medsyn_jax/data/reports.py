@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data import heads
-from medsyn_jax.data.heads import SECTION_NAMES
+from medsyn_jax.data.heads import SECTION_NAMES, SECTION_OF
 
 # The main sections, and the kinds of segments that stand in for each.
 _MAIN = {"findings": ("view", "anatomy"), "impression": ("summary",)}
@@ -99,6 +99,13 @@ def _is_nothing(name: str, body: str) -> bool:
     return text.lower().strip(" .") in _NOTHING or (
         name == "summary" and bool(_CODE.fullmatch(text))
     )
+
+
+def without_head(text: str, name: str) -> str:
+    """A section that has a column of its own, without its own head; '' if it is `None.` or so."""
+    head, colon, body = text.strip().partition(":")
+    body = body.strip() if colon and SECTION_OF.get(head.strip().lower()) == name else text.strip()
+    return "" if _is_nothing(name, body) else body
 
 
 def _is_prose(body: str) -> bool:

@@ -41,10 +41,15 @@ def check(header: list[str], row: list[str]) -> None:
             raise RejectedRecord(f"column {shortened(name)!r} is not UTF-8 text")
 
 
+# What pandas and spreadsheets write into an empty cell.
+_MISSING = {"nan", "NaN", "NAN", "None", "none", "null", "NULL", "N/A", "n/a", "NA", "<NA>", "#N/A"}
+
+
 def fields(header: list[str], row: list[str]) -> dict[str, str]:
-    """A row by column name; raises RejectedRecord as `check` does."""
+    """A row by column name, '' where it says `nan`, `None`, `N/A` or the like; raises
+    RejectedRecord as `check` does."""
     check(header, row)
-    return dict(zip(header, row, strict=True))
+    return dict(zip(header, ["" if cell in _MISSING else cell for cell in row], strict=True))
 
 
 @contextlib.contextmanager

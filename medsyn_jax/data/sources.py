@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from medsyn_jax.core.errors import RejectedRecord, UserError, shortened
-from medsyn_jax.data import rows
+from medsyn_jax.data import reports, rows
 from medsyn_jax.data.folders import folder as folder
 from medsyn_jax.data.items import (
     NEGATIVE,
@@ -48,6 +48,13 @@ LABEL_VALUES = {
     **dict.fromkeys(("", "-2", "-2.0"), UNKNOWN),
 }
 NOT_FRONTAL = "not a frontal view"
+_VIEWS = {
+    name: re.compile(
+        rf"(?i)(?<![a-z])(?:{first[0]}-?{then[0]}|{first}[a-z]{{0,3}}[ _-]?{then}\w*+)(?![a-z])"
+    )
+    for name, first, then in (("PA", "poster", "anter"), ("AP", "anter", "poster"))
+}
+_FRONTAL = {"frontal", "front", "f", "portable", "supine", "erect", "upright", "unknown", "unk"}
 _PERSON = re.compile(r"patient|subject|person|participant|mrn\b", re.I)
 _ID = re.compile(r"(?i:(?:^|[\W_])[up]?id(?:$|[\W_]))|[a-z]I[Dd]$")
 
@@ -61,7 +68,7 @@ def pairs(config: Any) -> Listing:
       UserError: the table is missing or broken, or lacks a column that `config.pairs` names.
     """
     path, columns = Path(config.path), config.pairs
-    label_names = tuple(name for name in columns.labels if name)
+    label_names = tuple(dict.fromkeys(name for name in columns.labels if name))
     in_parts = bool(columns.findings or columns.impression)
     texts = ("findings", "impression") if in_parts else ("report",)
     settings = {columns.image: "ingest.pairs.image"}
@@ -71,7 +78,7 @@ def pairs(config: Any) -> Listing:
     settings.pop("", None)
     items: list[Item] = []
     rejects: list[tuple[str, str]] = []
-    dropped: Counter[str] = Counter()
+    views: Counter[str] = Counter()
     seen: dict[str, int] = {}
     with rows.read(path, settings) as (header, table):
         guesses = {} if columns.subject else _subject_columns(header, settings)
@@ -84,8 +91,9 @@ def pairs(config: Any) -> Listing:
             except RejectedRecord as error:
                 rejects.append((f"row-{number}", f"{where}: {error}"))
                 continue
-            if config.frontal_only and _lateral(fields.get(columns.view, "")):
-                dropped[NOT_FRONTAL] += 1
+            view = fields.get(columns.view, "").strip()
+            if config.frontal_only and _not_frontal(view):
+                views[view] += 1
             elif item.key in seen:
                 key = shortened(item.key)
                 reason = f"{where}: {columns.image} {key} is already in row {seen[item.key]}"
@@ -98,12 +106,17 @@ def pairs(config: Any) -> Listing:
     notes = [] if columns.subject else [_no_subject(guesses, len(items))]
     if in_parts and columns.report and columns.report not in header:
         notes.append(f"no column {columns.report!r}: reports are their findings and impression")
-    return Listing(items, label_names, rejects, dict(dropped), notes)
+    if views:
+        names = shortened(", ".join(f"{name} {n}" for name, n in views.most_common()), 300)
+        notes.append(f"not frontal by column {columns.view!r}, and so left out: {names}")
+    dropped = {NOT_FRONTAL: views.total()} if views else {}
+    return Listing(items, label_names, rejects, dropped, notes)
 
 
 def _pair(fields: dict[str, str], columns: Any, label_names: Sequence[str], folder: Path) -> Item:
     findings, impression = (
-        fields[name].strip() if name else None for name in (columns.findings, columns.impression)
+        reports.without_head(fields[column], name) if column else None
+        for name, column in (("findings", columns.findings), ("impression", columns.impression))
     )
     in_parts = findings is not None or impression is not None
     report = fields.get(columns.report, "") if in_parts else fields[columns.report]
@@ -116,7 +129,9 @@ def _pair(fields: dict[str, str], columns: Any, label_names: Sequence[str], fold
             raise RejectedRecord(f"column {name!r}: {value!r} is not 1, 0, -1 or empty")
     if "\0" in fields[columns.image]:
         raise RejectedRecord(f"column {columns.image!r} holds a NUL character, so it is no path")
-    if in_parts and not report.strip():
+    if in_parts and not (findings or impression) and report.strip():
+        findings = impression = None  # as where nobody cut it into sections
+    elif in_parts and not report.strip():
         parts = {"FINDINGS": findings, "IMPRESSION": impression}
         report = "\n\n".join(f"{head}: {text}" for head, text in parts.items() if text)
     image = PurePath(fields[columns.image].strip())  # ./a.png and a.png are the same image
@@ -161,13 +176,14 @@ def _no_subject(guesses: dict[str, set[str]], count: int) -> str:
 
 def _frontal(view: str) -> str:
     """PA or AP from a wording such as 'AP Supine'; '' for anything else."""
-    words = re.findall("[a-z]+", view.lower())
-    return next((name for name in ("PA", "AP") if name.lower() in words), "")
+    return next((name for name, wording in _VIEWS.items() if wording.search(view)), "")
 
 
-def _lateral(view: str) -> bool:
+def _not_frontal(view: str) -> bool:
+    """Whether a view is named, and is neither PA nor AP nor otherwise frontal."""
     words = set(re.findall("[a-z]+", view.lower()))
-    return not _frontal(view) and bool(words & {"l", "ll", "rl", "lat", "lateral"})
+    lateral = words & {"l", "ll", "rl", "lat", "lateral"}
+    return bool(words) and not _frontal(view) and bool(lateral or not words & _FRONTAL)
 
 
 def mimic_cxr(config: Any) -> Listing:

@@ -17,15 +17,16 @@ from medsyn_jax.core.files import replaced
 
 SPLITS = ("train", "valid", "test")
 
+_BESIDE = r"(?:set|split|data|images?|cxr|x-?ray|\d++)"
 _NAMES = re.compile(
-    r"(?:(?P<train>train(?:ing)?)|(?P<valid>val(?:id(?:ate|ation)?)?|dev(?:elopment)?)"
-    r"|(?P<test>test(?:ing)?))(?:[\W_]*(?:set|split|data|images?))*",
+    rf"(?:{_BESIDE}[\W_]*+)*+(?:(?P<train>train(?:ing)?)|(?P<valid>val(?:id(?:ate|ation)?)?"
+    rf"|dev(?:elopment)?)|(?P<test>test(?:ing)?))(?:[\W_]*+{_BESIDE})*+",
     re.I,
 )
 
 
 def split_name(text: str) -> str | None:
-    """train, valid or test by any of their usual names: `Val`, `TRAINING`, `test_set`; else None.
+    """train, valid or test by any usual name: `Val`, `TRAINING`, `test_set`, `01_train`; else None.
 
     The one table of such names, for columns and folders alike.
     """
@@ -93,9 +94,10 @@ def remarks(records: Sequence[tuple[str, str, str | None]], homes: Mapping[str, 
             )
     empty = ", ".join(name for name in SPLITS if name not in homes.values())
     if empty:
+        fixed = given and "train" not in given
         lines.append(
             f"no record is in {empty}: training needs train, early stopping valid, figures test: "
-            + ("add records to the source" if given else "add subjects, or change split_shares")
+            + ("add records to the source" if fixed else "add subjects, or change split_shares")
         )
     return lines
 

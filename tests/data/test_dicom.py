@@ -435,6 +435,17 @@ def test_a_voi_lut_has_the_range_of_its_entries_where_its_descriptor_is_wrong(
     assert np.array_equal(got, 255 - np.rint((entries - bottom) * 255 / (top - bottom)))
 
 
+@pytest.mark.parametrize("bits", [10, 12])
+def test_a_table_of_signed_entries(tmp_path, bits):
+    entries = (R12 - 2048) >> (12 - bits)
+    wanted = np.rint((entries - entries[0]) * 255 / (entries[-1] - entries[0]))
+    assert np.array_equal(shown_by(tmp_path, table(0, bits, entries)), wanted)
+    fields = {"ModalityLUTSequence": table(0, bits, entries), "WindowCenter": 0}
+    fields |= {"WindowWidth": 1 << bits}
+    path = dicom(tmp_path / "a.dcm", RAMP, 12, **fields)
+    assert np.array_equal(images.decode_grey(path).ravel(), wanted)
+
+
 def test_a_voi_lut_whose_descriptor_is_right_keeps_the_range_of_its_depth(tmp_path):
     entries = 600 + R12 * 3000 // 4095
     assert np.array_equal(shown_by(tmp_path, table(0, 12, entries)), np.rint(entries * 255 / 4095))

@@ -46,6 +46,8 @@ def classes(listing) -> Counter:
         ("Training", "dev", "Testing"),
         ("train_set", "valid_set", "test-set"),
         ("trainset", "validate", "Test Images"),
+        ("01_train", "02_val", "03_test"),
+        ("train2017", "val2017", "data_test"),
     ],
 )
 @pytest.mark.parametrize(
@@ -60,6 +62,14 @@ def test_split_folders_of_any_spelling_above_or_below_the_classes(tmp_path, name
         (c, s): 1 for c in ("COVID", "NORMAL") for s in ("train", "valid", "test")
     }
     assert not found.dropped
+
+
+def test_classes_that_differ_in_case_alone_are_one(tmp_path):
+    draw(tmp_path, "test/NORMAL/1.png", "test/COVID/2.png", "train/Normal/3.png")
+    draw(tmp_path, "train/Covid /4.png", "train/@eaDir/4.png/THUMB.jpg")
+    assert classes(listed(tmp_path)) == {
+        (c, s): 1 for c in ("COVID", "NORMAL") for s in ("train", "test")
+    }
 
 
 def test_below_the_split_of_a_class_may_be_folders_of_patients(tmp_path):
@@ -145,6 +155,12 @@ DISC = np.hypot(*(np.mgrid[:24, :20] - np.array([12, 10])[:, None, None])) < 6
         ("images/A/1.png", "masks/A/1.png", "mask_masks"),
         ("Train/A/images/1.png", "Train/A/MASKS/mask_1.png", "mask_masks"),
         ("A/images/1.png", "A/segmentation/1.png", "mask_segmentation"),
+        ("A/1.png", "A/labels/1.png", "mask_labels"),
+        ("images/A/1.png", "seg/A/1.png", "mask_seg"),
+        ("A/1.png", "A/1_mask_1.png", "mask_mask"),
+        ("A/1.png", "A/1mask.png", "mask_mask"),
+        ("A/1.jpg", "A/1_seg.png", "mask_mask"),
+        ("A/1.jpg", "A/1_label.png", "mask_mask"),
         ("images and masks/A/images/1.png", "images and masks/A/lungmask/1.png", "mask_lungs"),
     ],
 )
@@ -214,6 +230,7 @@ def test_a_mask_that_some_images_lack_is_left_out_and_said(tmp_path):
     assert [item.masks for item in found.items] == [(), ()]
     assert found.dropped == {"masks": 2}
     assert any("mask_masks: only 1 of 2 images have this mask" in note for note in found.notes)
+    assert "1 masks are of no image of the set, such as A/masks/3.png" in found.notes
 
 
 def test_what_stands_beside_a_folder_of_images_is_left_out(tmp_path):

@@ -393,6 +393,15 @@ def test_a_source_without_a_usable_record_is_refused(make_pairs, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_source_of_which_everything_is_left_out_is_refused(make_pairs, tmp_path):
+    config = make_pairs(min_tokens=100)
+    with pytest.raises(UserError, match=r"no usable record: 0 rejected, 24 left out, the first: "):
+        ingest(config, tmp_path / "out")
+    config.pairs.view, config.min_tokens = "subject", 3
+    with pytest.raises(UserError, match=r"0 rejected; 24 left out \(not a frontal view\)"):
+        ingest(config, tmp_path / "other")
+
+
 def test_a_full_disk_is_told_and_loses_nothing(make_pairs, tmp_path):
     config = make_pairs(count=40, size=128, records_per_shard=10)
     whole = snapshot(ingest(config, tmp_path / "whole"))

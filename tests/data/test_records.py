@@ -395,6 +395,55 @@ def test_sections_beside_a_report_column(tmp_path):
         listing(config)
 
 
+@pytest.mark.parametrize("empty", ["nan", "None", "N/A", "<NA>", "NULL", "None.", "n/a."])
+def test_cells_of_nothing_and_own_heads_in_columns_of_sections(tmp_path, empty):
+    lines = [["image", "findings", "impression", "report", "odd"]]
+    lines += [["a.png", empty, "Conclusion: No acute process.", "", "nan"]]
+    lines += [["b.png", "FINDINGS:\nThe lungs are clear.", empty, empty.strip("."), "1"]]
+    lines += [["c.png", empty, empty, REPORT, "0"]]
+    config = settings("pairs", table(tmp_path / "pairs.csv", lines))
+    config.pairs.update({"findings": "findings", "impression": "impression"})
+    config.pairs.labels = ("odd", "odd")
+    found = listing(config)
+    assert [item.labels for item in found.items] == [(-2,), (1,), (0,)]
+    for name in "abc":
+        picture(tmp_path / f"{name}.png")
+    made = [records.example(item, config) for item in found.items]
+    assert [(r["findings"], r["impression"]) for r in made] == [
+        ("", "No acute process."),
+        ("The lungs are clear.", ""),
+        ("The lungs are clear.", "No acute process."),
+    ]
+    assert made[0]["report"] == "IMPRESSION: No acute process."
+    assert made[2]["report"] == REPORT
+
+
+@pytest.mark.parametrize(
+    ("wording", "view"),
+    [
+        *(
+            (text, "PA")
+            for text in ("PA", "PA_erect", "postero-anterior", "POSTEROANTERIOR", "p-a")
+        ),
+        *(
+            (text, "AP")
+            for text in ("AP_horizontal", "ap supine", "Anterior-Posterior", "AP AXIAL")
+        ),
+        *((text, "") for text in ("", "nan", "Frontal", "front", "F", "Portable", "unknown", "0")),
+        *((text, None) for text in ("L", "COSTAL", "EXCLUDE", "LLD", "RAO", "OBLIQUE", "SWIMMERS")),
+        *((text, None) for text in ("Left lateral", "Portable lateral", "APPENDIX", "lordotic")),
+    ],
+)
+def test_views_that_are_named_and_not_frontal_are_left_out(tmp_path, wording, view):
+    lines = [["image", "report", "view"], ["a.png", REPORT, wording], ["b.png", REPORT, "PA"]]
+    config = settings("pairs", table(tmp_path / "pairs.csv", lines), **{"pairs.view": "view"})
+    found = listing(config)
+    assert [item.view for item in found.items] == ["PA"] if view is None else [view, "PA"]
+    said = f"not frontal by column 'view', and so left out: {wording} 1"
+    assert (said in found.notes) == (view is None)
+    assert found.dropped == ({"not a frontal view": 1} if view is None else {})
+
+
 def test_labels_without_reports_have_no_fewest_words(tmp_path):
     path = table(tmp_path / "labels.csv", [["image", "Edema"], ["a.png", "1"], ["b.png", "0"]])
     picture(tmp_path / "a.png"), picture(tmp_path / "b.png")

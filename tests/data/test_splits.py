@@ -166,15 +166,42 @@ def test_empty_splits_are_said(split, shares, empty):
     said = splits.remarks(given, splits.assign(given, shares, 0))
     (line,) = [line for line in said if "has no" not in line]  # those are drawn
     assert line.startswith(f"no record is in {', '.join(empty)}: ")
+    assert ("add records to the source" in line) == (split in ("test", "valid"))
 
 
 @pytest.mark.parametrize(
     ("name", "split"),
     [
-        *((text, "train") for text in ("train", "Train", "TRAINING", "train_set", "trainset")),
+        *(
+            (text, "train")
+            for text in (
+                "train",
+                "Train",
+                "TRAINING",
+                "train_set",
+                "trainset",
+                "01_train",
+                "train2017",
+                "xray_train",
+            )
+        ),
         *((text, "valid") for text in ("val", "VALID", "Validate", "validation set", "dev")),
-        *((text, "test") for text in ("Test", "testing", "TEST-DATA", " test ", "test_images")),
-        *((text, None) for text in ("", "tests2", "NORMAL", "trained", "values", "contest", "tes")),
+        *(
+            (text, "test")
+            for text in (
+                "Test",
+                "testing",
+                "TEST-DATA",
+                " test ",
+                "test_images",
+                "data_test",
+                "test 1",
+            )
+        ),
+        *(
+            (text, None)
+            for text in ("", "tests2", "NORMAL", "trained", "values", "contest", "tes", "1" * 99)
+        ),
     ],
 )
 def test_names_of_splits(name, split):
