@@ -20,7 +20,8 @@ from medsyn_jax.core.files import replaced
 
 # As trainers wrap the weights; of a teacher and its student the teacher is what is published.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "teacher", "module", "net")
-BESIDE = re.compile("optim|sched|scaler|rng|student|ema|momentum|args|config|hyper", re.IGNORECASE)
+BESIDE = re.compile("optim|sched|scaler|rng|args|config|hyper|callback", re.IGNORECASE)
+COPY = re.compile("student|ema|momentum", re.IGNORECASE)  # taken where there is nothing else
 
 
 class EmptyDict:
@@ -69,13 +70,19 @@ def find(state: Any, where: str = "") -> tuple[str, Mapping] | None:
     for key in WRAPPERS:
         if found := find(state.get(key), f"{where}{key}/"):
             return found
-    if any(isinstance(value, torch.Tensor) for value in state.values()):
-        return where, state
     inner = [key for key in state if isinstance(key, str) and not BESIDE.search(key)]
-    nested = [found for key in inner if (found := find(state[key], f"{where}{key}/"))]
-    if len(nested) > 1:
-        raise ValueError(f"holds several models: {', '.join(found[0] for found in nested)}")
-    return nested[0] if nested else None
+    # A loss or a count, of no dimension, is no model.
+    own = any(isinstance(value, torch.Tensor) and value.ndim for value in state.values())
+    for copies in (False, True):
+        some = [key for key in inner if bool(COPY.search(key)) == copies]
+        models = [found for key in some if (found := find(state[key], f"{where}{key}/"))]
+        models += [(where, state)] if own else []
+        if len(models) > 1:
+            names = ", ".join(name or "the tensors beside" for name, _ in models)
+            raise ValueError(f"holds several models: {names}")
+        if models:
+            return models[0]
+    return None
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:

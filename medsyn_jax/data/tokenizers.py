@@ -108,7 +108,10 @@ def load(folder: Path | str) -> Tokenizer:
     try:
         backend, pad_token = _open(folder)
         ids = backend.get_vocab(with_added_tokens=True).values()
-        backend.encode("No effusion \N{SNOWMAN} 9")  # fails without a piece for the unknown
+        # Fails without a piece for the unknown.
+        marks = backend.encode("No effusion \N{SNOWMAN} 9").special_tokens_mask
+        if len(marks) < 3 or not marks[0] or not marks[-1]:
+            raise ValueError("puts no special token before and after a text, as a BERT's does")
         if max(ids) > 2 * len(ids) + 1000:
             raise ValueError(f"ids up to {max(ids)} for {len(ids)} pieces")
     except Exception as error:  # of damaged files the parsers raise this or that, also plain ones
@@ -140,6 +143,9 @@ def _open(folder: Path) -> tuple[tokenizers.Tokenizer, Any]:
         opened = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+        files = ("tokenizer.json", *opened.vocab_files_names.values())
+        if not any((folder / name).is_file() for name in files):  # transformers makes one up
+            raise ValueError(f"has no {' or '.join(dict.fromkeys(files))}")
         return opened.backend_tokenizer, opened.pad_token
     named = {
         key: value.get("content") if isinstance(value, dict) else value

@@ -79,7 +79,7 @@ def _noise(config: Mapping[str, Any]) -> dict[str, Any]:
     name = config.get("_class_name")
     given = {field: config[field] for field in _FIELDS if config.get(field) is not None}
     known = _NOISE.get(name) if isinstance(name, str) else None
-    if known is None and isinstance(name, str) and not re.search("Flow|EDM", name):
+    if known is None and isinstance(name, str) and not re.search("Flow|EDM|CogVideoX", name):
         whole = len(given) == len(_FIELDS) or config.get("trained_betas") is not None
         known = dict.fromkeys(_FIELDS) if whole else None
     if known is None:

@@ -91,9 +91,10 @@ def agreed(
         truncated = name == "layers" and settings.get("truncate")
         deeper = truncated and isinstance(value, int) and value > settings[name]
         if name != "eps" and value != ours and not deeper:
+            of_kind = type(value) is type(ours)
             raise UserError(
                 f"weights: {file}: {field} is {_short(value)}, {part}.{name} is {ours}: choose "
-                f"other weights, or train with --{part}.{name}={_short(value)}"
+                f"other weights{f', or train with --{part}.{name}={_short(value)}' * of_kind}"
             )
     if "eps" in theirs and theirs["eps"][1] != settings["eps"]:
         report(f"{file}: layer normalization with its epsilon, not with {settings['eps']}")

@@ -29,8 +29,6 @@ PARTS = ("unet", "vae", "text_encoder")
 # transformers opens a network in the dtype of its file, diffusers in float32: one pipeline of both
 # fails unless the config says so, too.
 _OPENED = {"dtype": "float32"}
-# What diffusers' StableDiffusionPipeline takes for a field of the scheduler that old files have.
-_CORRECTED = {"steps_offset": (0, 1), "clip_sample": (True, False)}
 
 
 class Kind(NamedTuple):
@@ -152,9 +150,11 @@ def read(
     scheduler = _json(path, "copy it there")
     if not isinstance(scheduler.get("_class_name"), str):  # `write` names it in model_index.json
         raise UserError(f"pipeline: {path}: _class_name: is missing: copy the whole file")
-    for field, (given, corrected) in _CORRECTED.items():
-        if scheduler.get(field) == given:
-            scheduler[field] = corrected
+    # As diffusers' StableDiffusionPipeline does.
+    if "steps_offset" in scheduler:
+        scheduler["steps_offset"] = 1
+    if scheduler.get("clip_sample") is True:
+        scheduler["clip_sample"] = False
     return Pipeline(loaded, scheduler, folder / "tokenizer")
 
 

@@ -97,10 +97,11 @@ def fused(ours: Sequence[str], theirs: str) -> Rules:
     )
 
 
-# Task heads, projections, and the second encoder of momentum contrast.
+# Task heads, projections, and the encoder that follows another one in self-supervision.
 _HEADS = (
-    r"(cls|(\w+_)?(classifier|head|heads|projection|projector|predictor)|fc|pre_logits|qa_outputs"
-    r"|momentum_encoder|encoder_k)\..*|(text|visual)_projection|logit_scale|queue|queue_ptr"
+    r"(cls|(\w+_)?(classifier|heads?|projection|projector|predictor|predictions|prototypes)|fc|nsp"
+    r"|head_dist|pre_logits|qa_outputs|seq_relationship|momentum_(encoder|backbone)|encoder_k"
+    r"|target_encoder)\..*|(text|visual)_projection|logit_scale|logit_bias|queue|queue_ptr"
 )
 _BLOCK = r"stages/(?P<s>\d+)/(?P<b>\d+)"
 _CONV = _BLOCK + r"/convs/(?P<c>\d+)"
@@ -184,7 +185,7 @@ TIMM_VIT = Layout(
         *dense(f"{_LAYER}/down", "blocks.{n}.mlp.fc2"),
         *norm("norm", "norm"),
     ),
-    left_out=rf"{_HEADS}|mask_token|decoder_.*",
+    left_out=rf"{_HEADS}|mask_token|decoder[._].*",
     layer=r"blocks\.(\d+)\.",
 )
 LAYOUTS = {
@@ -234,6 +235,8 @@ def load(
         names = map(shorter, drop if len(drop) <= 16 else families)
         report(f"{path}: left out by name: {', '.join(names)}")
     flat = {k: np.ascontiguousarray(_taken(tensors, place), dtype) for k, place in plan.items()}
+    if odd := [plan[k].key for k, x in flat.items() if not np.isfinite([x.min(), x.max()]).all()]:
+        raise UserError(f"weights: {path}: NaN or infinity in {len(odd)}: {shorter(odd[0])}, ...")
     return (
         tree.unnamed({name: flat[name] for name in tree.named(params)}, params),
         tree.unnamed({name: flat[name] for name in tree.named(stats)}, stats),
@@ -314,10 +317,8 @@ def _cuts(key: str) -> Iterator[tuple[str, str]]:
 def _plan(
     tensors: Tensors, layout: str | Layout, ours: Tree, path: Path
 ) -> tuple[Plan, Layout, str]:
-    """The naming that shares most keys with the file, of `layout` or, if that is "", of all.
-
-    Beside it, its layout, and the prefix of the file's keys.
-    """
+    """The naming that shares most keys with the file, of `layout` or, if that is "", of all; its
+    layout; and the prefix of the file's keys."""
     best, best_count = None, -1
     for candidate in [_layout(layout)] if layout else LAYOUTS.values():
         for aliased in (False, True) if candidate.aliases else (False,):
@@ -325,25 +326,24 @@ def _plan(
                 continue
             keys = {place.key for place in plan.values()}
             counts = Counter(a for key in tensors for a, b in _cuts(key) if b in keys)
-            known = [start for start in counts if not _left_out(start, candidate, start)]
-            prefix = max(known, key=lambda x: (counts[x], -len(x)), default="")
+            heads = {x for x in counts if _left_out(x, candidate, f"{x}.")}  # a last resort
+            prefix = max(counts, key=lambda x: (x not in heads, counts[x], -len(x)), default="")
             if counts[prefix] > best_count:
                 best, best_count = (plan, candidate, prefix), counts[prefix]
     if best is None:
         raise UserError(f"weights: {path}: layout {layout or 'any'} does not fit this model")
     plan, candidate, prefix = best
     if "roberta" in prefix:
-        raise UserError(
-            f"weights: {path}: {prefix}*: a RoBERTa counts positions otherwise: no BERT"
-        )
+        raise UserError(f"weights: {path}: {prefix}*: a RoBERTa counts positions otherwise")
     plan = {name: place._replace(key=prefix + place.key) for name, place in plan.items()}
     return plan, candidate, prefix
 
 
 def _left_out(key: str, layout: Layout, prefix: str) -> str:
-    """The start of a key that may be there besides, after the prefix or a part of it; else ""."""
+    """The start of a key that may be there besides, after all that it has of the prefix; or ""."""
     for start, rest in _cuts(key):
-        if prefix.startswith(start) and re.fullmatch(layout.left_out, rest):
+        shared = start == prefix if key.startswith(prefix) else prefix.startswith(start)
+        if shared and re.fullmatch(layout.left_out, rest):
             return start + re.split(r"(?<=[._])", rest, maxsplit=1)[0]
     return ""
 

@@ -86,6 +86,28 @@ def test_folders_without_a_tokenizer_are_refused(tmp_path):
         tokenizers.load(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "clip", "t5"])
+def test_no_tokenizer_is_made_up_for_a_folder_of_weights(kind, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(UserError, match=r"has no tokenizer\.json or "):
+        tokenizers.load(tmp_path)
+
+
+@pytest.mark.parametrize("template", [None, "$A [SEP]", "[CLS] $A"])
+def test_a_tokenizer_that_does_not_mark_both_ends_is_refused(template, trained, tmp_path):
+    """Of such a text the first word would be taken for [CLS], or the last one for [SEP]."""
+    file = json.loads((trained.folder / "tokenizer.json").read_text()) | {"post_processor": None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    if template:
+        backend = tokenizers.tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        backend.post_processor = tokenizers.tokenizers.processors.TemplateProcessing(
+            single=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="no special token before and after a text"):
+        tokenizers.load(tmp_path)
+
+
 def test_corpora_that_give_no_vocabulary_are_refused(tmp_path):
     with pytest.raises(UserError, match="has no text"):
         tokenizers.train_wordpiece(["", " "], 100, tmp_path)

@@ -141,6 +141,7 @@ def test_what_is_not_built_is_refused_by_name(sampler, change, field):
         ({"_class_name": "OwnScheduler", "beta_start": None}, "_class_name: 'OwnScheduler'"),
         ({"prediction_type": "flow_prediction"}, "prediction_type"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas"),
+        ({"_class_name": "CogVideoXDDIMScheduler"}, "_class_name"),  # it shifts what betas give
         ({"use_karras_sigmas": "yes"}, "use_karras_sigmas"),
         ({"rescale_betas_zero_snr": "no"}, "rescale_betas_zero_snr"),
         ({"steps_offset": True}, "steps_offset"),

@@ -1,6 +1,7 @@
 """A model folder's own description against the settings of a run: agreed, or one line."""
 
 import json
+import re
 
 import pytest
 
@@ -100,6 +101,7 @@ def test_the_epsilon_is_the_folders(tmp_path):
         (BERT | {"truncate": True}, {"num_hidden_layers": 6}, "num_hidden_layers is 6"),
         (BERT | {"truncate": True}, {"num_hidden_layers": "13"}, "num_hidden_layers is '13'"),
         (BERT, {"max_position_embeddings": 514}, "max_position_embeddings is 514"),
+        (BERT, {"num_attention_heads": None}, "num_attention_heads is None"),
         (BERT, {"type_vocab_size": 1}, "type_vocab_size is 1, config.text.types is 2"),
         (BERT, {"model_type": "bert", "layer_norm_eps": "x"}, "layer_norm_eps is 'x'"),
         (BERT, '{"hidden_size": 768, "layer_norm_eps": NaN}', "layer_norm_eps is nan"),
@@ -135,6 +137,7 @@ def test_what_differs_is_one_line(settings, config, says, tmp_path):
     said = refused(tmp_path, settings, config, part=part)
     assert said.startswith(f"weights: {tmp_path}/config.json: ")
     assert says in said
+    assert not re.search("--config[^=]*=('\\d|None|True)", said)  # no advice that cannot be taken
 
 
 @pytest.mark.parametrize(

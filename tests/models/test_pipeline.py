@@ -251,9 +251,10 @@ def test_a_text_encoder_in_the_file_of_a_whole_clip(small, folder):
 
 def test_what_diffusers_corrects_when_it_opens_a_folder(folder):
     path = folder / "scheduler" / "scheduler_config.json"
-    edited(path, _class_name="DDPMScheduler", steps_offset=0, clip_sample=True)
-    found = pipeline.read(folder)
-    assert (found.scheduler["steps_offset"], found.scheduler["clip_sample"]) == (1, False)
+    for offset in (0, 2, None):
+        edited(path, _class_name="DDPMScheduler", steps_offset=offset, clip_sample=True)
+        found = pipeline.read(folder)
+        assert (found.scheduler["steps_offset"], found.scheduler["clip_sample"]) == (1, False)
     assert found.scheduler["_class_name"] == "DDPMScheduler"
 
 

@@ -438,6 +438,11 @@ MOCO = extras("module.momentum_encoder.cls_token", "module.predictor.0.weight")
         ("timm_vit", "backbone.", extras("head.mlp.0.weight", "head.last_layer.weight_g")),  # DINO
         ("timm_vit", "module.base_encoder.", MOCO | extras("module.base_encoder.head.0.weight")),
         ("hf_vit", "vit.", MAE_HF),
+        ("hf_bert", "bert.", extras("mlm_head.bias", "nsp.weight", "predictions.bias")),
+        ("timm_vit", "encoder.", extras("decoder.0.weight", "encoder.mask_token")),  # SimMIM
+        ("timm_vit", "online_encoder.", extras("predictor.0.bias", "target_encoder.cls_token")),
+        ("timm_vit", "classifier.", extras("head_dist.bias", "prototypes.weight")),
+        ("timm_vit", "momentum_encoder.", extras("momentum_projector.0.weight")),
         ("torchvision", "module.encoder_q.", extras("module.encoder_k.bn1.bias", "module.queue")),
         ("hf_resnet", "_orig_mod.resnet.", extras("_orig_mod.classifier.1.bias")),
     ],
@@ -463,6 +468,15 @@ def test_many_keys_that_are_left_out_are_named_by_their_families(tmp_path):
     save_file(load_file(path) | decoder, path)
     assert_same(weights.load(path, "", *blank(trees), report=said.append), trees)
     assert said == [f"{path}: left out by name: decoder_* (20), mask_* (1)"]
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(odd, tmp_path):
+    trees, path = filled(small_vit()), tmp_path / "w.safetensors"
+    edit = {"norm.bias": np.full(6, odd, np.float16)}
+    edited(path, "timm_vit", trees, lambda tensors: tensors.update(edit))
+    with pytest.raises(UserError, match=rf"^weights: {path}: NaN or infinity in 1: norm.bias"):
+        weights.load(path, "", *trees)
 
 
 def test_two_encoders_of_one_file_are_refused(tmp_path):
@@ -525,6 +539,8 @@ def test_checkpoints_of_trainers_become_safetensors(tmp_path):
         ({"state_dict": {"model": weight}, "loss": x}, {"module.x"}, "state_dict/model"),
         ({"anything": weight, "optimizer": {"state": {0: {"m": x}}}}, {"module.x"}, "anything"),
         ({"state_dict": {"module.x": x[0], "tied": x[0], "n": None}}, {"module.x", "tied"}, ""),
+        ({"best": x.sum(), "metrics": {"loss": x.sum()}, "mine": weight}, {"module.x"}, "mine"),
+        ({"state_dict_ema": weight, "optimizer": {"m": x}}, {"module.x"}, "state_dict_ema"),
     ):
         for options in ({}, {"_use_new_zipfile_serialization": False}):
             status, tensors, said = converted(state, tmp_path, **options)
@@ -555,6 +571,8 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path):
         ({"model": {"x": torch.ones(2)}, "sly": Sly()}, "cannot read it without running its code"),
         (torch.nn.Linear(2, 2), "holds no dictionary of tensors"),
         ({"a": {"x": torch.ones(2)}, "b": {"x": torch.ones(2)}}, "several models: a/, b/"),
+        ({"a": {"x": torch.ones(2)}, "x": torch.ones(2)}, "models: a/, the tensors beside"),
+        ({"state_dict": {}, "callbacks": {"best": torch.ones(2)}}, "no dictionary of tensors"),
         ({"optimizer": {"state": {0: {"m": torch.ones(2)}}}}, r"no dictionary .*\(optimizer\)"),
     ):
         status, tensors, said = converted(state, tmp_path)
