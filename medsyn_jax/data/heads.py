@@ -21,7 +21,8 @@ _HEADS = {
     "conclusion, conclusions, conclusion and recommendation, final impression",
     "indication": "indication, indications, clinical indication, reason for exam, "
     "reason for examination, reason for study, reason for this exam, reason for this examination, "
-    "reason for the exam, reason, presentation, indication for study, clinical question",
+    "reason for the exam, reason, presentation, indication for study, clinical question, "
+    "clinical impression, clinical diagnosis, provisional diagnosis",
     "history": "history, clinical history, patient history, clinical information, clinical notes, "
     "clinical note, clinical details, clinical data, history and indication, medical history",
     "comparison": "comparison, comparisons, comparison exam, comparison exams, comparison film, "
@@ -32,7 +33,7 @@ _HEADS = {
     "procedure name",
     "recommendations": "recommendation, recommendations, recommendation(s)",
     "notification": "notification, notifications, communication, critical results, "
-    "critical result, critical findings, critical finding, critical values",
+    "critical result, critical findings, critical finding, critical values, critical value",
     "addendum": "addendum, final addendum, addendum report",
     "wet_read": "wet read, wetread, wet reading, preliminary report, preliminary read, pfi, "
     "pfi report, preliminary findings, preliminary impression",
@@ -41,6 +42,7 @@ _HEADS = {
 # Heads whose text stands in for findings or impression where these have no head of their own.
 _STAND_INS = {
     "view": "narrative, report, report text, result, results, description",
+    "anatomy": "other findings, additional findings, incidental findings, ancillary findings",
     "summary": "summary, diagnosis, diagnoses, opinion, interpretation",
 }
 _FINAL = {"final": "final report, final read, final reading"}
@@ -71,45 +73,48 @@ _FUZZY = ("impression", "findings", "indication", "comparison", "technique", "ex
 _CLOSING = set(
     re.findall(
         r"\w+",
-        "accession approved approver attending attestation authenticated authenticator cc code "
-        "codes consultant copies cpt dictated dictation dictator disclaimer doctor esig fellow "
-        "finalised finalized gmc icd id imager initials mrn name npi number physician "
-        "physicians provider radiographer radiologist radiologists reader readers resident "
-        "residents sig signature signatures signed signer status technician technologist "
-        "transcribed transcriber transcription transcriptionist typed typist verified verifier "
-        "workstation",
+        "acc accession agreement approved approver attending attestation authenticated "
+        "authenticator begun cc code codes confidentiality consultant copies copy cpt dictated "
+        "dictation dictator disclaimer dob doctor email ended esig fax fellow finalised finalized "
+        "gmc hcpcs id imager initials mrn name nhs npi pager phone physician physicians printed "
+        "provider radiographer radiologist radiologists reader readers resident residents sig "
+        "signatory signature signatures signed signer technician technologist tel telephone "
+        "teleradiologist transcribed transcriber transcription transcriptionist typed typist uhid "
+        "verified verifier workstation",
     )
 )
 _BY = set(
     re.findall(
         r"\w+",
-        "authorised authorized checked completed confirmed created edited entered generated "
-        "interpreted modified ordered performed prepared read referred released reported requested "
-        "reviewed updated validated written",
+        "addended authorised authorized checked completed confirmed created edited entered "
+        "generated interpreted modified ordered performed prepared read referred released "
+        "reported requested reviewed supervised updated validated written",
     )
 )
 _LABEL = _BY | set(
     re.findall(
         r"\w+",
-        "and at by chest chief clinical cm date datetime day department diagnosis diagnostic "
-        "dictating digital digitally do document dr dt e electronic electronically encounter es "
-        "exam examination final first for imaging initial interpretation interpreting job last "
-        "level license location md medical no of on or order ordering page pager patient "
-        "performing person personal phone preliminary primary procedure reading referring "
-        "report reporting requesting responsible result resulting reviewing rt s secondary "
-        "senior service signing staff statement station status study supervising teaching the "
-        "time title to transcribing verifying version visit was workflow x",
+        "and approving at authorising authorizing billing birth by chest chief clinical cm date "
+        "datetime day department diagnosis diagnostic dictating digital digitally do document dr "
+        "dt e electronic electronically encounter es exam examination final first for hospital "
+        "icd imaging initial interpretation interpreting job last level license location md "
+        "medical no notice number of on or order ordering page patient performing person personal "
+        "preliminary primary procedure radiology reading record referring report reporting "
+        "requesting responsible result resulting reviewing rt s secondary senior service signing "
+        "staff statement station status study supervising teaching the time title to transcribing "
+        "verifying version visit was workflow x",
     )
 )
 _LABEL |= _CLOSING
+_LAST = (" by", " on", " at", " location", " site", " department", " status", " number", " #")
 _ENDED = re.compile(
     r"end of(?: \w+){1,3}$|end(?: impressions?| findings| report)?$|(?:dd|dt|td|tt)$"
-    r"|summary (?:code|level|#?\d)"
+    r"|summary (?:code|level|#?\d)|icd\W?\d"
 )
 _TOLD = re.compile(
     r"(?:(?:urgent|critical|significant|unexpected|non|emergent|important|actionable|results?"
-    r"|findings?|radiology|physician)[ -])*(?:communicat|notif)|discussion of (?:\w+ )*(?:findings"
-    r"|results)"
+    r"|findings?|values?|radiology|physician)[ -])*(?:communicat|notif|(?:discussed|called|phoned) "
+    r"(?:to|with))|discussion of (?:\w+ )*(?:findings|results)"
 )
 
 
@@ -126,26 +131,33 @@ _NOTE = r"(?:[ \t]*+\([^()\n]{0,40}+\))?+"  # as in IMPRESSION (ADDENDUM):
 _LINE_PATTERNS = (
     # Anything short with a colon at the start of a line; `_section_of` decides. 5:47 is a time.
     re.compile(
-        r"\n[ \t]*+(?:\d{1,2}[.)][ \t]*+)?+"
+        r"\n[ \t*#]*+(?:\d{1,2}[.)][ \t]*+)?+"
         r"(?!FINAL REPORT)(?P<head>[A-Za-z][^:\n]{1,70}+):(?!(?<=\d:)\d)"
     ),
     # A known head alone on its line, or in capitals before a dash, semicolon or full stop.
-    re.compile(rf"\n[ \t]*+(?=[A-Z])(?P<head>(?i:{_ALL})){_NOTE}[ \t]*+[-–.;]?+[ \t]*+$", re.M),
+    re.compile(rf"\n[ \t*#]*+(?=[A-Z])(?P<head>(?i:{_ALL})){_NOTE}[ \t*]*+[-–.;]?+[ \t]*+$", re.M),
     re.compile(rf"\n[ \t]*+(?P<head>{_UPPER}){_NOTE}(?:[;.]|[ \t]++[-–])[ \t]++(?=\S)"),
+    # In capitals before a sentence that is not.
+    re.compile(
+        rf"[\n.?!][ \t]*+(?=[A-Z]{{3}})(?P<head>{_UPPER_INLINE})[ \t]++(?=[A-Z][a-z]|\d[.)])"
+    ),
     # Flattened text: capitals anywhere.
     re.compile(rf"[^\w(/&-](?=[A-Z]{{3}})(?P<head>{_UPPER_INLINE}){_NOTE}[ \t]*+(?=:)"),
     re.compile(
-        r"[^\w/-](?P<head>(?i:communication|notification) (?i:of) [\w ]{1,40}+"
+        r"[^\w/-](?=[CNcn])(?P<head>(?i:communication|notification) (?i:of) [\w ]{1,40}+"
         r"|CRITICAL (?:FINDINGS?|RESULTS?) COMMUNICATION)(?=:)"
     ),
     # The title of the report proper, behind a wet read or an addendum.
-    re.compile(r"[\n_.?!][ \t]*+(?P<head>FINAL (?:REPORT|ADDENDUM))\b"),
+    re.compile(r"[\n_.?!][ \t*]*+(?P<head>FINAL (?:REPORT|ADDENDUM))\b"),
 )
 # Flattened text in other case: what nobody writes inside a sentence, at the start of one; the
 # main heads anywhere, unless the word before belongs to them, as in Clinical Impression.
 _SENTENCE_HEAD = re.compile(r"[.?!]  ?(?P<head>[A-Z][^:.\n]{1,70}+):(?!(?<=\d:)\d)")
-_MAIN_HEAD = re.compile(r"[ \t](?P<head>Findings|Impressions?|Conclusions?)[ \t]*+:")
-_NO_LABEL = re.compile(r"[^\w -]")
+_MAIN_HEAD = re.compile(
+    r"[ \t](?P<head>Findings|Impressions?|Conclusions?|Notification|Recommendations?)[ \t]*+:"
+)
+_WORD = re.compile(r"[^\W\d_]+")
+_NO_LABEL = re.compile(r"[^\w /()#-]")
 _TITLE_CASE = re.compile(r"(?!None\b|Na[nN]\b)[A-Z][a-z]")
 _RULE = re.compile("_{10,}+")  # ends a wet read or an addendum
 
@@ -160,12 +172,20 @@ _SIGNED = "signed|dictated|transcribed|typed|authenticated|approved|finali[sz]ed
 _READ = f"{_SIGNED}|{'|'.join(sorted(_BY))}|verified|electronically|digitally"
 _REPORT = "report|dictation|document|transcription|transcript|note"
 _STUDY = f"{_REPORT}|study|exam|examination|images?|films?|radiographs?|case"
+# Who read or checked it: a device or a film confirms, too.
+_WHO = (
+    "(?::| ?$| (?:(?:the|an?) )?(?:dr|doctor|attending|resident|staff|radiologist|consultant)\\b"
+    r"| (?-i:[A-Z]\.|[A-Z][a-z]|[A-Z] [A-Z]|[_X<[]{2}))"
+)
 _NAME = r"(?-i:[A-Z])(?:\w{0,2}\.|[\w'-]{0,20}+)|_{2,9}+|[\[<]\w{2,12}+[\]>]"
-_DEGREE = r"m\.?d|d\.?o|m\.?b\.?b\.?s|m\.?b|ch\.?b|ph\.?d|frcr|franzcr|frcpc?|facr|r\.?t|pa-c"
+_DEGREE = (
+    r"dmrd|dnb|m\.?d|d\.?o|m\.?b\.?b\.?s|m\.?b|ch\.?b|ph\.?d|frcr|franzcr|frcpc?|facr|r\.?t|pa-c"
+)
 _ATTESTATION = re.compile(
-    r"(?i)[^\w-](?:"
+    r"(?i)[^\w-](?=[ait])(?:"
     + _phrases(
-        rf"(?-i:I) (?:(?:have|had|also|hereby|do|personally|independently) )*+(?:{_ATTESTED})\b",
+        rf"(?-i:I) (?:(?:have|had|also|hereby|do|personally|independently) )*+"
+        rf"(?:{_ATTESTED}|was (?:personally )?present)\b",
         r"(?-i:I), [^:;\n]{1,80}?,? (?:have|personally|attest|certify|agree|concur|reviewed)\b",
         r"as (?:the )?(?:attending|teaching|supervising|staff) (?:physician|radiologist),? I\b",
         "the (?:above )?(?:attending|teaching|supervising|staff|signing|undersigned) (?:physician"
@@ -174,42 +194,55 @@ _ATTESTATION = re.compile(
     + ")"
 )
 _ANYWHERE = _phrases(
-    f"(?:(?:final |preliminary )?report )?(?:electronically|digitally) (?:{_SIGNED}|verified"
-    "|reviewed)",
-    rf"(?:{_SIGNED})(?: and \w{{1,20}}+(?: signed)?)?+ by\b",
-    f"this (?:{_REPORT}) (?:(?:was|were|is|has|have|been|may|also|electronically|digitally) )*+"
+    f"(?:(?:final |preliminary )?report )?(?:electronically|digitally) (?:{_READ})\\b",
+    r"(?-i:(?:[A-Z][a-z]{2,12}ed|Read) By [A-Z])"
+    r"|(?-i:R)(?<!ously.R)(?:ead|eported) by dr\b|/e?s/ ?(?-i:[A-Z])",
+    rf"(?:(?:final )?report )?(?:{_SIGNED})(?: and \w{{1,20}}+(?: signed)?)?+ by\b",
+    f"(?:note: )?this (?:{_REPORT}) "
+    "(?:(?:was|were|is|has|have|been|may|also|electronically|digitally) )*+"
     f"(?:{_SIGNED}|{_ATTESTED}|anonymi[sz]ed|de-?identified|generated|created|produced|prepared"
     "|verified|contain|intended|submitted|completed)",
     r"summary:? ?(?:code:? ?)?#?\d{1,2}(?: ?[-–:]|\.?$)",
-    r"diagnos[ie]s:? ?[a-z]\d[\da-z](?:\.\d{1,4})?(?![\w])",
+    r"summary: ?[a-z\x20,/]{1,60}(?:previously reported|need action)",
+    r"(?:diagnos[ie]s|icd):? ?(?!t1[0-2]|b12)[a-z]\d[\da-z](?:\.\d{1,4})?(?![\w])",
+    r"(?:cpt|icd)[- ](?:code|\d)|cc:? dr\b",
     r"all dates (?:are|have|were)\b",
     "(?:primary|secondary) (?:diagnostic codes?|interpreting) ",
-    r"accession (?:number|no\b|num\b|#)",
+    r"accession (?:number|no\b|num\b|id\b|#)",
     r"thank you (?:for|very)\b",
-    "(?-i:END) (?-i:OF )?(?:(?:the|diagnostic|radiology|final) )?(?-i:IMPRESSIONS?|FINDINGS?"
-    r"|REPORT|DICTATION|ADDENDUM|NARRATIVE|TRANSCRIPTION|DOCUMENT|TEXT|NOTE)\b",
+    "(?-i:E)nd (?:of )?(?:(?:the|diagnostic|radiology|final) )?(?-i:(?=[A-Z]))(?:impressions?"
+    r"|findings?|report|dictation|addendum|narrative|transcription|document|text|note)\b",
 )
 _AT_A_START = _phrases(
-    rf"(?:last )?(?:{_READ})(?:,? (?:and )?+\w{{1,20}}+){{0,2}}? by\b",
+    rf"(?:last )?(?:{_READ})(?:,? (?:and )?+\w{{1,20}}+){{0,2}}? (?:by{_WHO}|on:? ?\d)",
+    rf"(?:{_SIGNED}) (?:by|electronically|using)\b|(?:exam|study) (?:ended|begun):? ?\d",
+    r"(?:read|interpreted|reviewed) by (?-i:[A-Z])",
     f"(?:(?:the|this|these|all|above) )*+(?:{_STUDY})(?: and (?:{_STUDY}))?+ "
-    f"(?:(?:was|were|has|have|been|personally) )*+(?:{_SIGNED}|{_ATTESTED}|read|verified)"
-    r"(?:,? (?:and )?\w{1,20}+){0,2} by\b",
+    f"(?:(?:was|were|has|have|been|personally) )*+(?:{_READ}|{_ATTESTED})"
+    rf"(?:,? (?:and )?\w{{1,20}}+){{0,2}} by{_WHO}",
     r"end of (?:the )?(?:\w{1,20}+ )?(?:report|impressions?|findings|dictation|exam|study"
     r"|addendum|narrative|document|text|note)\b",
-    r"(?:accession|mrn|workstation|disclaimer|attestation|signature|icd|cpt)\b",
-    r"please (?:call|contact|page|do not hesitate|feel free)\b",
+    r"(?:accession|mrn|workstation|disclaimer|attestation|signature|cpt)\b",
+    r"(?:reg\.?|kmc|mci|nmc|mrd|ipd|uhid) no\b|not (?:valid )?for medico",
+    r"(?:status:? )?final(?: result)?[\x20*]*+$|this is an? (?:computer|electronic|digital)",
+    r"(?:(?:kind|best|warm) )?regards\b|(?:yours )?sincerely\b|(?:with |many )?thanks\b",
+    r"by (?:electronically |digitally )?signing\b|please (?:do not hesitate|feel free)\b",
+    r"please (?:call|contact|page)\b[^.\n]{0,60}(?:question|radiolog|\d\d)",
     r"(?:if you have|should you have|for) (?:any )?(?:further |additional )?questions\b",
     "(?:voice|speech) recognition",
     f"(?:portions?|parts?|some) (?:of )?(?:this|the) (?:{_REPORT})",
-    r"(?:es?|s)/",
     r"[dtr][dt]?(?:/[dt])?: ?\d{1,2}[/-]",
-    rf"(?:dr\.?\x20)?(?:{_NAME})(?:,?\x20(?:{_NAME})){{0,3}},?\x20"
+    r"(?:consultant )?radiologist,? dr\b",
+    "(?:attending|interpreting|reading|reporting) (?:physician|doctor|radiologist) "
+    "(?-i:[A-Z][a-z])",
+    rf"dr\.?\x20(?:{_NAME})(?:\x20(?:{_NAME})){{0,3}}\.?$(?!\n[\x20\t]*+(?-i:[a-z]))",
+    rf"(?:dr\.?\x20)?(?:{_NAME})(?:,?\x20(?:{_NAME})){{0,3}},?\x20\(?"
     rf"(?:(?:{_DEGREE})\b|(?:consultant |staff |attending )?radiologist)"
-    rf"\.?(?:,? (?:{_DEGREE}|consultant|radiologist|gmc|no|\d{{1,9}})\b\.?)*+"
-    r" ?(?:$|(?=\d))",
+    rf"\.?(?:,? \(?(?:{_DEGREE}|consultant|radiolog(?:ist|y)|radiodiagnosis|gmc|no"
+    r"|\d{1,9})\b\.?)*+\)?\.? ?(?:$|(?=\d))",
 )
 _ENDINGS = (
-    re.compile(rf"(?i)[^\w/-](?:{_ANYWHERE})"),
+    re.compile(rf"(?i)[^\w/-](?=[/cdefinprstv]|a[culp])(?:{_ANYWHERE})"),
     re.compile(
         rf"(?i)[\n.?!][ \t*=#<>(\[/-]{{0,80}}+(?-i:(?=[A-Z]|(?<=/)))(?:{_AT_A_START})", re.M
     ),
@@ -239,7 +272,7 @@ def _section_of(head: str) -> str | None:
     if _TOLD.match(words):
         return "notification"
     if tokens <= _LABEL:
-        if tokens & _CLOSING or words.endswith(" by"):
+        if tokens & _CLOSING or words.endswith(_LAST):
             return "closing"
         if tokens & {"date", "time"}:
             return "other"
@@ -249,7 +282,7 @@ def _section_of(head: str) -> str | None:
         close = get_close_matches(words, _FUZZY, 1, cutoff=0.85)
         if close:
             return close[0]
-    if not upper:
+    if not upper or re.search(r"\w{3}\. ", head):  # LUNGS CLEAR. IMPRESSION: ends a sentence first
         return None
     if re.search(r"wet ?read|prelim", words):
         return "wet_read"
@@ -310,9 +343,9 @@ def _heads(text: str) -> Iterator[tuple[int, int, str]]:
             yield match.start() + 1, -match.end(), name
     colon = text.find(":")
     while colon >= 0:
-        start = _closing_label(text, colon) if text[colon - 1 : colon].isalpha() else 0
-        if start:
-            yield start, -colon - 1, "closing"
+        start, name = _closing_label(text, colon)
+        if name == "closing":
+            yield start, -colon - 1, name
         colon = text.find(":", colon + 1)
     for match in _MAIN_HEAD.finditer(text):
         before = text[max(0, match.start() - 40) : match.start()].split()
@@ -327,18 +360,21 @@ def _heads(text: str) -> Iterator[tuple[int, int, str]]:
             yield start + (text[start] in ".?!)"), -match.end(), name
 
 
-def _closing_label(text: str, colon: int) -> int:
-    """Where a label such as `Reading Radiologist:` starts, also inside a line; 0: there is none."""
-    words = _NO_LABEL.split(text[max(0, colon - 60) : colon])[-1]
-    start, closing, stop = 0, words.endswith((" by", " BY", " By")), len(words)
+def _closing_label(text: str, colon: int) -> tuple[int, str | None]:
+    """Where a label such as `Reading Radiologist:` starts, also inside a line, and its kind."""
+    before, time = text[max(0, colon - 60) : colon], re.match(r"\d:\d", text[colon - 1 : colon + 2])
+    if time or not _LABEL.issuperset(_WORD.findall(before[-20:].lower())[-1:]):
+        return 0, None
+    words = _NO_LABEL.split(before)[-1]
+    start = stop = len(words)
     for word in reversed(words.split()):
-        if word.lower() not in _LABEL:
+        if not _LABEL.issuperset(_WORD.findall(word.lower())):
             break
         stop = words.rindex(word, 0, stop)
-        closing |= word.lower() in _CLOSING
-        if closing and word[0].isupper():
-            start = colon - len(words) + stop
-    return start
+        if word[0].isupper() or text[colon - len(words) + stop - 2 :][:1] in (".", "?", "!"):
+            start = stop
+    label = words[start:]
+    return colon - len(label), _section_of(label) if label else None
 
 
 def untitled(text: str) -> str:

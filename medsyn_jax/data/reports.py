@@ -156,18 +156,21 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\ufeff\ufffd\ud
 # arXiv 2502.07516), [**2101-1-1**] (MIMIC-III), XXXX (Open-i), [DATE], <HCW>, {{NAME}},
 # <PHI TYPE="AGE">80</PHI> (i2b2), **NAME[AA BB] (De-ID), and runs of other signs. Never kept.
 _TAG_WORD = (
-    "(?:account|accession|address|age|alphanumericid|anonymi[sz]ed|birth|city|clinic|contact|country"
-    "|date|day|de-?identified|deleted|device|doctor|dr|email|facility|fax|first|hcw|hidden|hospital"
-    "|id|initials|institution|last|location|loc|masked|medical|middle|month|mrn|names?|number|num|nurse"
-    "|of|organi[sz]ation|org|patients?|personalname|personal|person|phi|phone|physician|place"
-    "|profession|provider|radiologist|redacted|removed|ssn|staff|state|street|surname|telephone"
-    "|time|unk|unique|url|user|username|vendor|weekday|year|zip)"
+    "(?:account|accession|address|age|alphanumericid|anonymi[sz]ed|birth|city|clinic"
+    "|code|contact|country|date|day|de-?identified|deleted|department|device|doctor|dr"
+    "|email|fac|facility|fax|first|gpe|hcw|hidden|hospital|id|initials|institution"
+    "|last|location|loc|masked|medical|middle|month|mrn|names?|number|num|nurse|norp"
+    "|of|organi[sz]ation|org|patients?|personalname|personal|person|phi|phone|physician"
+    "|place|profession|provider|radiologist|record|redacted|removed|room|ssn|staff"
+    "|state|street|surname|telephone|time|unit|unk|unique|url|user|username|vendor"
+    "|ward|weekday|year|zip)"
 )
-_TAG = rf"(?i:{_TAG_WORD}(?:[ _:#/-]*+(?:{_TAG_WORD}|[\d+]{{1,8}}+|[a-z]\b))*+)"
+_TAG = rf"(?i:{_TAG_WORD}(?:[ ._:#/-]*+(?:{_TAG_WORD}|[\d+]{{1,8}}+|[a-z]\b))*+)"
 _MARK = (  # each starts with a letter of its own, by which the search passes over other text
-    rf"__++|_(?: _)++|X(?<!\wX)XX++(?![a-z])|XXXX++|XX(?=[/-]X)|XX(?<=X[/-]XX)|x(?<!\wx)xx++\b"
-    rf"|\[\*\*[^*]*+\*\*\]|\[ ?{_TAG} ?\]|\{{{{?{_TAG}\}}}}?|\*\*{_TAG}(?:\[[^][\n]{{0,60}}+\])?+"
-    rf"|<(?i:phi)\b[^<>]*+>[^<>]*+</(?i:phi)>|</?[A-Za-z][\w-]{{0,30}}+ ?/?>|<{_TAG}>"
+    rf"__++|_(?: _)++|X(?<!\wX)XX++(?![a-z])|XXXX++|XX(?=[/-]X)|XX(?<=X[/-]XX)"
+    rf"|x(?<!\wx)x(?:x++\b|(?=/xx))|\[\*\*[^*]*+\*\*\]|\[ ?{_TAG} ?\]|\{{{{?{_TAG}\}}}}?"
+    rf"|\*\*{_TAG}(?:\[[^][\n]{{0,60}}+\])?+|<(?i:phi)\b[^<>]*+>[^<>]*+</(?i:phi)>"
+    rf"|</?[A-Za-z][\w-]{{0,30}}+ ?/?>|<<?+{_TAG}>>?+"
     r"|###++|##(?=/#)|##(?<=#/##)|\*\*\*++|@@++(?:[A-Z]++@@++)?+|██*+|■■*+|REDACTED\b|ZZZZZ++|QQQQQ++"
 )
 _REMOVED = re.compile(rf"(?:{_MARK})(?:[/:.-]*+(?:{_MARK}))*+(?:-(?=[a-z])|'s\b)?")

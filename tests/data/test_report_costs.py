@@ -37,6 +37,7 @@ UNITS = [
     *("rib 2. ", "? ", "10:11 ", "FINDINGS: a. ", "IMPRESSION:\n", "FINDINGS ", "REASON  FOR "),
     *("findings: a\n", "NOTE: b\n", "Findings: ", "HISTORY: x\n", "CHEST: ", "CHEST: 3/4/2006 "),
     *("\nNARRATIVE: CHEST: ", "Abc:\n", "FINAL REPORT ", "WET READ: a\n____________\n", "Report: "),
+    *("Please call ", "SUMMARY: a, ", "Dr A\n", "Exam #1: ", "FINDINGS Ab ", "** ", "[date. "),
     *("SUMMARY: 1\n", "end of ", "Jan 3 ", "I, A ", "I have reviewed ", "IMPRESSION: I agree "),
     *(
         "Signed by ",

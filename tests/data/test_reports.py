@@ -288,13 +288,39 @@ If you have any questions, call 123.
 DISCLAIMER: Words may be wrong.
 D: 3/4/2006 T: 3/5/2006
 Date dictated: 3/4/2006
-Report status: Final"""
+Report status: Final
+Status: Final
+Reading Location: HOME-12
+Exam ended: 3/4/2006 10:11 AM
+Dictated on 3/4/2006 10:11 AM
+Signed electronically by A Reader
+Report authorised by Dr A Reader
+Radiology technician: C Reader
+Order #: 123
+Date of birth and MRN: 123
+DOB: 3/4/1950
+Tel: 555 1234
+ICD-10: J90
+CPT Codes 71045, 71046
+Acc No: 123
+Critical value notification: Dr. D was called.
+Results called to: Dr. D
+Dr. A Reader
+Dr. A Reader (MD Radiodiagnosis)
+Consultant Radiologist Dr A Reader
+KMC No. 12345
+Kind regards, A Reader
+By signing this report, I attest to the above.
+This is a computer generated report.
+Not valid for medico-legal purposes.
+CONFIDENTIALITY NOTICE: Do not share."""
 
 
 @pytest.mark.parametrize("closing", CLOSINGS.splitlines())
 def test_what_closes_a_report_adds_nothing(closing):
     lines = f"FINDINGS: Big heart.\n\nIMPRESSION: Effusion.\n\n{closing}\n"
     others = (
+        f"**Findings:** Big heart.\n\n## Impression\n\nEffusion.\n\n{closing}\n",
         lines.replace("\n", "\r\n"),
         " ".join(lines.split()),
         f"FINDINGS:\nBig heart.\n\nIMPRESSION:\nEffusion.\n{closing}\nA Reader\n",
@@ -310,8 +336,45 @@ def test_what_closes_a_report_adds_nothing(closing):
 
 
 @pytest.mark.parametrize(
+    "closing",
+    [
+        "Reading Location: HOME-12",
+        "Exam Ended: 3/4/2006",
+        "Reported By Dr A Reader",
+        "ICD-10: J90",
+        "Reader 1: A",
+        "Signed Date/Time: 3/4/2006",
+        "CPT code(s): 71045",
+        "/ES/ A READER",
+        "End of Report",
+        "Notification: Dr. A was called.",
+        "SUMMARY: ABNORMAL, PREVIOUSLY REPORTED",
+    ],
+)
+def test_a_closing_in_flattened_text_needs_no_full_stop_before_it(closing):
+    text = f"FINDINGS: Big heart. IMPRESSION: No effusion {closing}"
+    assert read(text) == "Big heart. No effusion"
+
+
+@pytest.mark.parametrize(
     "sentence",
     [
+        "ICD in place.",
+        "ICD: leads unchanged.",
+        "Left ICD: unchanged.",
+        "S/p CABG.",
+        "Status: improved.",
+        "Number: 3 nodules.",
+        "Diagnosis of T12 fracture.",
+        "Confirmed by CT.",
+        "Verified by lateral view, the tip is at T4.",
+        "Requested by surgery for a line.",
+        "The study was read by the ER as normal.",
+        "Nodule previously reported by Dr. A is stable.",
+        "Please call if symptoms worsen.",
+        "OTHER FINDINGS: Old fracture.",
+        "Incidental findings: old fracture.",
+        "At 10:11: no change.",
         "The tip of the tube is at the end of the trachea.",
         "Findings were confirmed by CT.",
         "Position verified by auscultation.",
@@ -416,6 +479,17 @@ def test_words_with_colons_are_no_heads():
     assert found(text)["findings"].endswith("At 10:30 it was: fine.")
 
 
+def test_a_head_in_capitals_needs_no_colon_and_swallows_no_sentence():
+    parts = {"findings": "The lungs are clear.", "impression": "No edema."}
+    for gap in ("\n", " "):
+        assert found(f"FINDINGS The lungs are clear.{gap}IMPRESSION No edema.") == parts
+    text = "FINDINGS: HEART NORMAL.\nLUNGS CLEAR. IMPRESSION: NORMAL."
+    assert found(text) == {"findings": "HEART NORMAL. LUNGS CLEAR.", "impression": "NORMAL."}
+    text = "CLINICAL IMPRESSION: fluid on the right. FINDINGS: Clear. IMPRESSION: Normal."
+    assert read(text) == "Clear. Normal."
+    assert found("FINDINGS: Clear.\nDIAGNOSIS: T12 fracture.")["impression"] == "T12 fracture."
+
+
 def test_a_wrapped_line_is_no_head():
     text = (
         "FINDINGS: There are several\n findings: a nodule and\n comparison: none.\n impression: x"
@@ -466,6 +540,7 @@ def test_repeated_and_empty_sections():
         ("**NAME[AAA BBB] on **DATE[Mar 4] stable", "on stable"),
         ("##/##/#### ##### *** @@@ _ _ _ ■■■ [REDACTED] ok", "ok"),
         ("[DATE]-[DATE] (XXXX) Dr. XXXX.", "Dr."),
+        ("xx/xx/xxxx [Dr. Name] <<DATE>> [MEDICAL RECORD NUMBER] **ROOM ok", "ok"),
         ("[1] <5 mm, > 3 mm [left] T-12", "[1] <5 mm, > 3 mm [left] T-12"),
         ("CHEST X-RAY, XX-RAY, segment XXI -> ok", "CHEST X-RAY, XX-RAY, segment XXI -> ok"),
     ],
