@@ -185,7 +185,8 @@ def write_table(rng: Random, path: Path, table: list[list[str]]) -> int:
     path.write_bytes(bent_bytes(rng, packed) if gz and rng.random() < 0.2 else packed)
     lines = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     try:
-        read = csv.reader(lines.splitlines(True), "excel-tab" if tabs else "excel", strict=True)
+        reader = io.StringIO(lines, newline="\n")  # str.splitlines breaks lines elsewhere, too
+        read = csv.reader(reader, "excel-tab" if tabs else "excel", strict=True)
         return sum(1 for row in read if row) - 1
     except csv.Error:
         return -1

@@ -1,7 +1,8 @@
 """Checkpoints: state and data iterator together, saved in the background, best and latest kept."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import nnx
 from orbax.checkpoint import checkpoint_managers as policies
 
 from medsyn_jax.core import tree
-from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.errors import UserError, reason
 from medsyn_jax.core.log import full_disk_is_user_error
 from medsyn_jax.train import state as states
 
@@ -155,16 +156,28 @@ def read_config(workdir: Path) -> dict[str, Any]:
                 config[section] = fields | config[section]
         task = config.get("task", "pretrain")
         lacking = [name for name in _SECTIONS if not isinstance(config.get(name), dict)]
-        reason = f"its config has no section {lacking[0]}" if lacking else ""
-        reason = reason if task == "pretrain" else f"its task is {task!r}"
+        why = f"its config has no section {lacking[0]}" if lacking else ""
+        why = why if task == "pretrain" else f"its task is {task!r}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        reason = f"{type(e).__name__} reading config.json"
-    if reason:
+        why = f"{type(e).__name__} reading config.json"
+    if why:
         raise UserError(
-            f"{workdir}: not the workdir of a pre-training run ({reason}): run "
+            f"{workdir}: not the workdir of a pre-training run ({why}): run "
             "`python -m medsyn_jax.main --config configs/convirt.py` first, or name another"
         )
     return config
+
+
+@contextlib.contextmanager
+def rebuilding(workdir: Path) -> Iterator[None]:
+    """UserError if the config of a run does not describe the model that is built of it within."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        raise UserError(
+            f"{workdir / 'config.json'}: describes no model that can be built ({reason(e)}): "
+            "restore the file that the run wrote"
+        ) from e
 
 
 def opened(workdir: Path) -> tuple[Checkpoints, int]:
@@ -192,7 +205,8 @@ def restore_part(
     make_model: builds the part alone, say the image encoder, whose names are those that stand
     below `prefix` ("image") in the checkpoint. Raises UserError if the two do not fit.
     """
-    structure, *wanted = states.shapes(make_model)
+    with rebuilding(workdir):
+        structure, *wanted = states.shapes(make_model)
     checkpoints, step = opened(workdir)
     try:
         saved = checkpoints.restore_all(step, ("params", "stats"))

@@ -65,16 +65,17 @@ def pretrained(workdir: Path) -> Encoder:
     config = checkpoint.read_config(workdir)
     make = _maker(config)
     structure, params, stats, _ = checkpoint.restore_part(workdir, make, "image")
-    return _encoder("pretrained", config, structure, params, stats)
+    return _encoder("pretrained", workdir, config, structure, params, stats)
 
 
 def untrained(workdir: Path, seed: int) -> Encoder:
     """The same architecture at its random initialization: what pre-training has to beat."""
     config = checkpoint.read_config(workdir)
     make = _maker(config)
-    structure, *_ = states.shapes(make)
+    with checkpoint.rebuilding(workdir):
+        structure, *_ = states.shapes(make)
     params, stats = jax.jit(lambda key: split(make(nnx.Rngs(key)))[1:])(jax.random.key(seed))
-    return _encoder("random", config, structure, params, stats)
+    return _encoder("random", workdir, config, structure, params, stats)
 
 
 def imported(workdir: Path, path: str, layout: str, mean: float, std: float) -> Encoder:
@@ -87,25 +88,26 @@ def imported(workdir: Path, path: str, layout: str, mean: float, std: float) -> 
     flags = {"part": "config.image", "pixels": "config.encoder"}
     settings = config["image"] | pixels
     config["image"] = encoder_configs.agreed(path, settings, **flags, report=log.say)
-    structure, params, stats = states.shapes(_maker(config))
+    with checkpoint.rebuilding(workdir):
+        structure, params, stats = states.shapes(_maker(config))
     params, stats = weights.load(path, layout, params, stats, report=log.say)
-    return _encoder("imagenet", config, structure, params, stats, **pixels)
+    return _encoder("imagenet", workdir, config, structure, params, stats, **pixels)
 
 
 def _maker(config: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Module]:
-    dtype = jnp.dtype(config["dtype"])
-    return lambda rngs: towers.image_encoder(config["image"], dtype, rngs)
+    return lambda rngs: towers.image_encoder(config["image"], jnp.dtype(config["dtype"]), rngs)
 
 
 def _encoder(
-    name: str, config: Mapping[str, Any], structure: Any, params: Any, stats: Any, **pixels: float
+    name: str,
+    workdir: Path,
+    config: Mapping[str, Any],
+    structure: Any,
+    params: Any,
+    stats: Any,
+    **pixels: float,
 ) -> Encoder:
-    return Encoder(
-        name,
-        structure,
-        params,
-        stats,
-        size=config["data"]["size"],
-        crop=config["augment"]["size"],
-        pixels={k: config["image"][k] for k in transforms.PIXELS} | pixels,
-    )
+    with checkpoint.rebuilding(workdir):
+        size, crop = config["data"]["size"], config["augment"]["size"]
+        pixels = {k: config["image"][k] for k in transforms.PIXELS} | pixels
+    return Encoder(name, structure, params, stats, size, crop, pixels)

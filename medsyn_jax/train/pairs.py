@@ -114,14 +114,19 @@ def pretrained(workdir: Path) -> Pair:
     Raises UserError if the folder is not the workdir of a run that has saved one.
     """
     config = checkpoint.read_config(workdir)
-    tokenizer = tokenizers.load(config["data"]["tokenizer"] or workdir / "tokenizer")
+    with checkpoint.rebuilding(workdir):
+        data, crop = config["data"], config["augment"]["size"]
+        folder, tokens, sections = (data[k] for k in ("tokenizer", "tokens", "sections"))
+        size, pixels = data["size"], tuple((k, config["image"][k]) for k in transforms.PIXELS)
+    tokenizer = tokenizers.load(folder or workdir / "tokenizer")
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
         image, text, heads = (config[part] for part in ("image", "text", "heads"))
         vocab, dtype = tokenizer.vocab_size, jnp.dtype(config["dtype"])
         return towers.PairEncoder(image, text, heads, vocab, dtype=dtype, rngs=rngs)
 
-    structure, *like = states.shapes(make)
+    with checkpoint.rebuilding(workdir):
+        structure, *like = states.shapes(make)
     checkpoints, step = checkpoint.opened(workdir)
     try:
         saved = checkpoints.restore_all(step, ("params", "stats"))
@@ -131,17 +136,7 @@ def pretrained(workdir: Path) -> Pair:
         params, stats = (tree.unnamed(flat, x) for flat, x in zip(saved, like, strict=True))
     except KeyError as e:
         raise UserError(f"{workdir}: its encoders do not fit its config: {e}") from None
-    return Pair(
-        params,
-        stats,
-        structure,
-        tokenizer,
-        tokens=config["data"]["tokens"],
-        sections=tuple(config["data"]["sections"]),
-        size=config["data"]["size"],
-        crop=config["augment"]["size"],
-        pixels=tuple((k, config["image"][k]) for k in transforms.PIXELS),
-    )
+    return Pair(params, stats, structure, tokenizer, tokens, tuple(sections), size, crop, pixels)
 
 
 def embed_all(

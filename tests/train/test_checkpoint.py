@@ -1,4 +1,5 @@
 import gc
+import json
 import resource
 import shutil
 import signal
@@ -11,7 +12,7 @@ from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.models import towers
-from medsyn_jax.train import checkpoint
+from medsyn_jax.train import checkpoint, encoders
 from medsyn_jax.train.checkpoint import Checkpoints
 from tests.train import toy
 
@@ -191,3 +192,23 @@ def test_the_workdir_of_another_task_is_one_line(tmp_path, text, reason):
         UserError, match=rf"not the workdir of a pre-training run \({reason}\): run"
     ):
         checkpoint.check_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "bent"),
+    [
+        ("image", {"depths": "x"}),
+        ("image", {"width": 8.5}),
+        ("image", {"stem": [1]}),
+        ("augment", {"size": None}),
+    ],
+)
+def test_a_config_that_describes_no_model_is_one_line(tmp_path, section, bent):
+    config = {"dtype": "float32", "data": {"size": 16}, "augment": {"size": 16}}
+    config["image"] = toy.IMAGE | {"mean": 0.5, "std": 0.5}
+    config[section] |= bent
+    if bent == {"size": None}:
+        del config["augment"]["size"]
+    (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+    with pytest.raises(UserError, match="config.json: describes no model that can be built"):
+        encoders.untrained(tmp_path, 0)
