@@ -210,5 +210,5 @@ def test_a_config_that_describes_no_model_is_one_line(tmp_path, section, bent):
     if bent == {"size": None}:
         del config["augment"]["size"]
     (tmp_path / "config.json").write_text(json.dumps({"config": config}))
-    with pytest.raises(UserError, match="config.json: describes no model that can be built"):
+    with pytest.raises(UserError, match=r"config\.json: describes no model that can be built"):
         encoders.untrained(tmp_path, 0)
