@@ -116,9 +116,10 @@ def pretrained(workdir: Path) -> Pair:
     config = checkpoint.read_config(workdir)
     with checkpoint.rebuilding(workdir):
         data, crop = config["data"], config["augment"]["size"]
-        folder, tokens, sections = (data[k] for k in ("tokenizer", "tokens", "sections"))
+        folder = Path(data["tokenizer"] or workdir / "tokenizer")
+        tokens, sections = data["tokens"], tuple(data["sections"])
         size, pixels = data["size"], tuple((k, config["image"][k]) for k in transforms.PIXELS)
-    tokenizer = tokenizers.load(folder or workdir / "tokenizer")
+    tokenizer = tokenizers.load(folder)
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
         image, text, heads = (config[part] for part in ("image", "text", "heads"))
@@ -136,7 +137,7 @@ def pretrained(workdir: Path) -> Pair:
         params, stats = (tree.unnamed(flat, x) for flat, x in zip(saved, like, strict=True))
     except KeyError as e:
         raise UserError(f"{workdir}: its encoders do not fit its config: {e}") from None
-    return Pair(params, stats, structure, tokenizer, tokens, tuple(sections), size, crop, pixels)
+    return Pair(params, stats, structure, tokenizer, tokens, sections, size, crop, pixels)
 
 
 def embed_all(
