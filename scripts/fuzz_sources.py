@@ -85,7 +85,8 @@ def report(rng: Random) -> str:
     if rng.random() < 0.5:
         text = bent_text(rng, text)
     if rng.random() < 0.01 and text:
-        text = (text * 100_000)[: rng.choice((10_000, 100_000))]
+        size = rng.choice((10_000, 100_000))
+        text = (text * (size // len(text) + 1))[:size]
     return text
 
 

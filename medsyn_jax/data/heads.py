@@ -356,14 +356,14 @@ def _heads(text: str) -> Iterator[tuple[int, int, str]]:
     for pattern in (*_ENDINGS, _ATTESTATION):
         name = "attestation" if pattern is _ATTESTATION else "closing"
         for match in pattern.finditer(text):
-            start = match.start()
-            yield start + (text[start] in ".?!)"), -match.end(), name
+            yield match.start() + (match[0][0] in ".?!)"), -match.end(), name
 
 
 def _closing_label(text: str, colon: int) -> tuple[int, str | None]:
     """Where a label such as `Reading Radiologist:` starts, also inside a line, and its kind."""
-    before, time = text[max(0, colon - 60) : colon], re.match(r"\d:\d", text[colon - 1 : colon + 2])
-    if time or not _LABEL.issuperset(_WORD.findall(before[-20:].lower())[-1:]):
+    before = text[max(0, colon - 60) : colon]
+    last = _WORD.findall(before[-20:].lower())[-1:]
+    if not last or last[0] not in _LABEL or re.match(r"\d:\d", text[colon - 1 : colon + 2]):
         return 0, None
     words = _NO_LABEL.split(before)[-1]
     start = stop = len(words)
@@ -371,7 +371,8 @@ def _closing_label(text: str, colon: int) -> tuple[int, str | None]:
         if not _LABEL.issuperset(_WORD.findall(word.lower())):
             break
         stop = words.rindex(word, 0, stop)
-        if word[0].isupper() or text[colon - len(words) + stop - 2 :][:1] in (".", "?", "!"):
+        behind = max(colon - len(words) + stop - 1, 0)  # what ends before the word and a space
+        if word[0].isupper() or text[max(behind - 1, 0) : behind] in (".", "?", "!"):
             start = stop
     label = words[start:]
     return colon - len(label), _section_of(label) if label else None
