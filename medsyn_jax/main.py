@@ -65,7 +65,7 @@ def _reason(e: BaseException) -> str:
 
 
 def _check_file(argv: Sequence[str]) -> None:
-    """A config file that is not there, before absl turns it into a traceback."""
+    """A config file that is not there, or is none, before absl turns it into a traceback."""
     for i, argument in enumerate(argv):
         if argument in ("--config", "-config"):
             value = argv[i + 1] if i + 1 < len(argv) else ""
@@ -74,10 +74,11 @@ def _check_file(argv: Sequence[str]) -> None:
         else:
             continue
         path = Path(value.partition(":")[0])
-        if not path.is_file():
+        if not path.is_file() or path.suffix != ".py":
+            what = "no Python file" if path.is_file() else "no such file"
             found = sorted(str(p) for p in Path("configs").glob("*.py") if p.name != "common.py")
             there = ", ".join(found) or "none here"
-            raise UserError(f"--config {value}: no such file: choose from {there}")
+            raise UserError(f"--config {value}: {what}: choose from {there}")
 
 
 def run(config, workdir: Path) -> None:

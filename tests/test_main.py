@@ -44,6 +44,7 @@ def ended(process, seconds=60):
         ([], "--config is missing: give --config configs/convirt.py"),
         (["--config"], "no such file: choose from configs/classify.py, configs/convirt.py"),
         (["--config=configs/nope.py"], "--config configs/nope.py: no such file: choose from"),
+        (["--config=README.md"], "--config README.md: no Python file: choose from configs/"),
         (["--config=configs/common.py"], "no attribute 'get_config'"),
         ([f"{CONVIRT}:nope"], "variant 'nope' is unknown: choose from demo, smoke, paper"),
         ([CONVIRT, "--config.data.batchsize=3"], "'batchsize': did you mean \"batch_size\""),
