@@ -84,5 +84,8 @@ def prepare(source: str, ingest_config: Any, root: Path | str) -> Path:
     others = [d.name for d in sorted(Path(root).glob(f"{name}-{'?' * 8}")) if d != directory]
     if others and not directory.exists():
         kept = shortened(", ".join(others), 300)
-        say(f"ingest: other settings than those of {kept} in {root}: delete what no run needs")
+        say(
+            f"ingest: a set beside {kept} in {root}, of other settings, source or version: delete "
+            "what no run needs"
+        )
     return ingestion.ingest(config, directory, todo)

@@ -19,10 +19,10 @@ def test_a_csv_is_ingested_once_under_its_name(make_pairs, tmp_path, capsys):
     stamp = (directory / "medsyn.json").stat().st_mtime_ns
     assert datasets.prepare(table, config, root) == directory
     assert (directory / "medsyn.json").stat().st_mtime_ns == stamp
-    assert "other settings" not in capsys.readouterr().err
+    assert "of other settings" not in capsys.readouterr().err
     config.size = 8
     assert datasets.prepare(table, config, root) != directory
-    assert f"other settings than those of {directory.name} in" in capsys.readouterr().err
+    assert f"a set beside {directory.name} in" in capsys.readouterr().err
 
 
 def test_a_directory_of_shards_is_itself_if_it_is_whole(make_pairs, tmp_path):
