@@ -58,7 +58,7 @@ def child(checkout: str, folder: str, options: argparse.Namespace) -> dict[str, 
 
 def rates(folder: Path, size: int) -> dict[str, float]:
     from configs.ingest import get_config
-    from medsyn_jax.data import records
+    from medsyn_jax.data.sources import records
 
     config = get_config("pairs").ingest
     config.update({"path": str(folder / "pairs.csv"), "size": size})

@@ -79,7 +79,7 @@ def run(root: Path, side: str, count: int):
 
 def rate() -> float:
     """Reports a second of CPU time."""
-    from medsyn_jax.data import phantom
+    from medsyn_jax.phantom import study as phantom
 
     texts = [phantom.study(0, i, 0, 32).report for i in range(300)] + mixtures(2000)
     start = time.process_time()
@@ -101,7 +101,7 @@ def mixtures(count: int) -> list[str]:
 
 
 def read(text: str) -> str:
-    from medsyn_jax.data import reports
+    from medsyn_jax.data.text import reports
 
     found = reports.sections(text)
     findings, impression = (reports.clean(found.get(n, "")) for n in ("findings", "impression"))

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from medsyn_jax.models import pipeline
+from medsyn_jax.models.diffusion import pipeline
 from medsyn_jax.models.layers import split
 from scripts.programs import VAE, image_tflop
 from tpu.plan import MODELS, TOKENS

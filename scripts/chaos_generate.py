@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medsyn_jax.data import shards
+from medsyn_jax.data.store import shards
 from scripts import random_pipeline
 from scripts.chaos import LIMIT_S, ROOT, Failed, code, environment, moments
 

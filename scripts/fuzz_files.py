@@ -18,9 +18,10 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
 from medsyn_jax.core import tree
-from medsyn_jax.data import images
-from medsyn_jax.models import towers, weights
+from medsyn_jax.data.images import decode
+from medsyn_jax.models import towers
 from medsyn_jax.models.layers import split
+from medsyn_jax.models.weights import convert
 from scripts.fuzz_inputs import bent_bytes, bent_json, check, json_bytes
 
 _SOUND: list[tuple[str, bytes]] = []  # pictures: suffix and content
@@ -167,10 +168,10 @@ def image_case(rng: Random, folder: Path) -> None:
         data = bent_bytes(rng, data)
     path = folder / f"a{rng.choice((suffix, suffix, suffix, '.dcm', '.jpg', ''))}"
     path.write_bytes(data)
-    found = images.decode_grey(path, rng.choice((0, 0, 8, 64)), rng.choice((0, 0, 0, 8, 12, 16)))
+    found = decode.decode_grey(path, rng.choice((0, 0, 8, 64)), rng.choice((0, 0, 0, 8, 12, 16)))
     check(found.dtype == np.uint8 and found.ndim == 2, "no grey image", (found.dtype, found.shape))
     check(found.min() < found.max(), "an image of one value")
-    images.encode_png(images.square(found, 8))
+    decode.encode_png(decode.square(found, 8))
 
 
 # --- tensors ------------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ def tensors_prepare(folder: Path) -> None:
         like = split(nnx.eval_shape(make))[1:]
         zeros = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), like)
         path = folder / f"{layout}.safetensors"
-        weights.save(path, layout, *zeros)
+        convert.save(path, layout, *zeros)
         data = path.read_bytes()
         end = 8 + struct.unpack("<Q", data[:8])[0]
         _TENSORS[layout] = (like, json.loads(data[8:end]), data[end:])
@@ -225,7 +226,7 @@ def tensor_case(rng: Random, folder: Path) -> None:
             (folder / name).write_bytes(json_bytes(rng, bent_json(rng, _CONFIG)))
         path = folder
     layers = rng.choice((None, None, 1))
-    loaded = weights.load(path, rng.choice(("", layout)), *like, layers=layers, report=str)
+    loaded = convert.load(path, rng.choice(("", layout)), *like, layers=layers, report=str)
     for given, wanted in zip(loaded, like, strict=True):
         shapes = {name: leaf.shape for name, leaf in tree.named(given).items()}
         check(shapes == {n: x.shape for n, x in tree.named(wanted).items()}, "other shapes", shapes)

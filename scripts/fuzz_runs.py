@@ -21,9 +21,10 @@ from configs import ingest as ingest_configs
 from medsyn_jax import main
 from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.data import ingestion, plan, shards, tokenizers
+from medsyn_jax.data.store import build, plan, shards
+from medsyn_jax.data.text import tokenizers
 from medsyn_jax.diffusion import generator, schedule
-from medsyn_jax.models import pipeline as pipelines
+from medsyn_jax.models.diffusion import pipeline as pipelines
 from medsyn_jax.tasks import (
     classify,
     curate,
@@ -99,7 +100,7 @@ def shards_prepare(folder: Path) -> None:
     config.update({"size": 32, "records_per_shard": 3, "split_shares": (0.4, 0.3, 0.3)})
     config.phantom.subjects = 6
     made = plan.make_plan(config)
-    root = ingestion.ingest(config, folder / "set", made)
+    root = build.ingest(config, folder / "set", made)
     opened = {name: shards.open_split(root, name) for name in _having(root)}
     read = {name: [part[i] for i in range(len(part))] for name, part in opened.items()}
     files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
@@ -127,7 +128,7 @@ def shard_case(rng: Random, folder: Path) -> None:
                 check(_same(records[i], sound), "another record", (name, i))
     except shards.UserError as error:
         refused = error  # what the second ingestion makes of it matters, too
-    ingestion.ingest(config, root, made)
+    build.ingest(config, root, made)
     for name, data in files.items():
         if name.endswith((".lock", ".texts.json")) or "array_record-" in name.partition("/")[0]:
             continue  # records are checked when they are read; a whole set needs no counts
@@ -277,7 +278,7 @@ def _run(argv: list[str], training: Any = _begin) -> None:
         parsed, where = main.parse(argv)
     stops = [(probe, "fit"), (ground, "heats"), (generate, "_generator")]
     if "ingest.py" not in argv[1] and any("config.ingest" in a for a in argv[4:]):
-        stops.append((ingestion, "_write_parts"))
+        stops.append((build, "_write_parts"))
     with ExitStack() as stack:
         for place, name in stops:
             stack.enter_context(mock.patch.object(place, name, _done))

@@ -17,8 +17,10 @@ from PIL import Image
 
 from configs import ingest as ingest_configs
 from medsyn_jax.core.errors import RejectedRecord
-from medsyn_jax.data import plan, prompts, records, reports
-from medsyn_jax.data.tokenizers import Tokenizer
+from medsyn_jax.data.sources import prompts, records
+from medsyn_jax.data.store import plan
+from medsyn_jax.data.text import reports
+from medsyn_jax.data.text.tokenizers import Tokenizer
 from scripts.fuzz_inputs import bent_bytes, bent_text, check
 
 _CACHE: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from absl import logging
 
 from medsyn_jax.core.errors import RejectedRecord, UserError
 from medsyn_jax.core.files import replaced
-from medsyn_jax.data import images
+from medsyn_jax.data.images import decode
 from medsyn_jax.tasks import ground
 from medsyn_jax.train import pairs
 
@@ -32,7 +32,7 @@ def main() -> int:
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what users cannot change
     try:
         pair = pairs.pretrained(args.encoder)
-        pixels = np.stack([pair.fit(images.decode_grey(path)) for path in args.images])
+        pixels = np.stack([pair.fit(decode.decode_grey(path)) for path in args.images])
         rows = {}
         for phrase in args.phrases:
             heat = ground.resized(ground.heats(pair, pixels, phrase), pair.crop)

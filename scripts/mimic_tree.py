@@ -26,7 +26,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from medsyn_jax.data.sources import MIMIC_LABELS
+from medsyn_jax.data.sources.pairs import MIMIC_LABELS
 
 # What is wrong with a study, in how many of a thousand, and how the reject or exclusion tells it.
 FAULTS = {

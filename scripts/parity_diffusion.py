@@ -24,7 +24,7 @@ import transformers
 from flax import nnx
 
 from medsyn_jax.core import tree
-from medsyn_jax.models import pipeline
+from medsyn_jax.models.diffusion import pipeline
 from medsyn_jax.models.layers import split
 
 LIMIT = 1e-4

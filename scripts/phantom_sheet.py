@@ -14,8 +14,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from medsyn_jax.data import card, phantom
-from medsyn_jax.data.phantom import LABELS, Phantom
+from medsyn_jax.data.store import card
+from medsyn_jax.phantom import study as phantom
+from medsyn_jax.phantom.study import LABELS, Phantom
 
 SIDE, TEXT, GAP = 184, 142, 4  # pixels
 SEED = 7

@@ -99,7 +99,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from configs import convirt, generate, gloria, mgca  # noqa: E402
 from medsyn_jax.core import optim  # noqa: E402
 from medsyn_jax.diffusion import generator, sampler, schedule  # noqa: E402
-from medsyn_jax.models import pipeline  # noqa: E402
+from medsyn_jax.models.diffusion import pipeline  # noqa: E402
 from medsyn_jax.models.layers import split, statistics  # noqa: E402
 from medsyn_jax.models.towers import (  # noqa: E402
     Embeddings,

@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from medsyn_jax.data import phantom, tokenizers
-from medsyn_jax.models import pipeline
+from medsyn_jax.data.text import tokenizers
+from medsyn_jax.models.diffusion import pipeline
 from medsyn_jax.models.layers import split
+from medsyn_jax.phantom import study as phantom
 
 TOKENS = 32
 UNET = {

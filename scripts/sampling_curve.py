@@ -25,14 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import curate as curate_configs
+from medsyn_jax.core import estimates, metrics
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.core import metrics
-from medsyn_jax.curation import estimates, fidelity
-from medsyn_jax.data import prompts, shards
+from medsyn_jax.curation import fidelity
+from medsyn_jax.data.sources import prompts
+from medsyn_jax.data.store import shards
 from medsyn_jax.diffusion import generator as generators
 from medsyn_jax.diffusion import sampler, schedule
 from medsyn_jax.diffusion.generator import Generator, Sampling
-from medsyn_jax.models import pipeline as pipelines
+from medsyn_jax.models.diffusion import pipeline as pipelines
 from medsyn_jax.train import corpus, encoders, features, probe
 
 BATCH = 32

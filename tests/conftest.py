@@ -22,7 +22,7 @@ _hook = install_import_hook(
         "medsyn_jax.models",
         "medsyn_jax.objectives",
         "medsyn_jax.diffusion",
-        "medsyn_jax.data.transforms",
+        "medsyn_jax.data.images.transforms",
         "medsyn_jax.train.encoders",
         "medsyn_jax.train.probe",
     ],

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from medsyn_jax.data import transforms
+from medsyn_jax.data.images import transforms
 from medsyn_jax.objectives import gloria, mgca
 from medsyn_jax.objectives.contrastive import contrastive_loss
 from medsyn_jax.train import probe

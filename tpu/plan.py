@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from medsyn_jax.core.errors import UserError, reason
-from medsyn_jax.models import pipeline
+from medsyn_jax.models.diffusion import pipeline
 from medsyn_jax.models.layers import split
 from medsyn_jax.objectives import gloria
 

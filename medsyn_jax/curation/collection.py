@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from medsyn_jax.data import images, loader, shards
+from medsyn_jax.data.images import decode
+from medsyn_jax.data.loading import loader
+from medsyn_jax.data.store import shards
 
 SMALL = 32  # pixels of the images that are compared as such
 
@@ -82,7 +84,7 @@ class Collection:
         """All images at SMALL pixels, uint8 [n, SMALL, SMALL]."""
 
         def small(row: int) -> np.ndarray:
-            return images.square(shards.value(self.stored(row), "image"), SMALL)
+            return decode.square(shards.value(self.stored(row), "image"), SMALL)
 
         with ThreadPoolExecutor(max(threads, 1)) as pool:
             return np.stack(list(pool.map(small, range(len(self.keys)))))

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from medsyn_jax.curation.collection import Collection
-from medsyn_jax.curation.page import Card, Picture
 from medsyn_jax.curation.privacy import Screen
-from medsyn_jax.data import shards
+from medsyn_jax.data.store import shards
+from medsyn_jax.tables.page import Card, Picture
 
 SHOWN, A_PROMPT = 12, 4  # cards of each kind, and images of a prompt
 

@@ -24,9 +24,9 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import tokenizers
+from medsyn_jax.data.text import tokenizers
 from medsyn_jax.diffusion import sampler, schedule
-from medsyn_jax.models.pipeline import Pipeline, module_of
+from medsyn_jax.models.diffusion.pipeline import Pipeline, module_of
 
 _LARGEST = 4096  # latents along a side
 _DECODED = 4  # latents that a device decodes at a time: the decoder's features are large

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.models.tensor_files import read_object
+from medsyn_jax.models.weights.files import read_object
 
 Config = Mapping[str, Any]
 

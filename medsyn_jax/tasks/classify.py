@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medsyn_jax.core import log, metrics
+from medsyn_jax.core import estimates, log, metrics
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.config import check_files, check_numbers, check_texts
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.curation import estimates
-from medsyn_jax.curation.estimates import Figure
-from medsyn_jax.data import shards, splits
+from medsyn_jax.core.estimates import Figure
+from medsyn_jax.data.store import shards, splits
 from medsyn_jax.objectives import classify
 from medsyn_jax.train import checkpoint, corpus, encoders, features, probe
 

@@ -10,15 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medsyn_jax.core import log
+from medsyn_jax.core import estimates, log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.config import check_choice, check_files, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
-from medsyn_jax.curation import estimates, fidelity, gallery, page, privacy, quality
+from medsyn_jax.curation import fidelity, gallery, privacy, quality
 from medsyn_jax.curation.collection import Collection, joined
-from medsyn_jax.data import datasets, loader, shards, splits
+from medsyn_jax.data.loading import loader
+from medsyn_jax.data.sources import resolve
+from medsyn_jax.data.store import shards, splits
 from medsyn_jax.objectives import classify
+from medsyn_jax.tables import page
 from medsyn_jax.train import checkpoint, corpus, encoders, features, pairs, probe
 
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
@@ -38,7 +41,7 @@ def run(config: Any, workdir: Path) -> None:
     trained = Path(config.encoder.workdir)
     checkpoint.check_run(trained)  # restored when the data are known
     mesh = meshes.make_mesh(**config.mesh)
-    folder = datasets.stored(Path(config.synthetic))
+    folder = resolve.stored(Path(config.synthetic))
     found = shards.describe(folder)
     directory = corpus.prepare(config.real, config.ingest, workdir.parent / "data")
     _check_labels(found["label_names"], shards.describe(directory)["label_names"])

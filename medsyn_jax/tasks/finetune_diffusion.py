@@ -19,13 +19,15 @@ from jax.sharding import Mesh
 from medsyn_jax.core import config as checks
 from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.data import loader, tokenizers, transforms
+from medsyn_jax.data.images import transforms
+from medsyn_jax.data.loading import loader
+from medsyn_jax.data.text import tokenizers
 from medsyn_jax.diffusion import generator, schedule
-from medsyn_jax.models import pipeline as pipelines
 from medsyn_jax.models import towers
+from medsyn_jax.models.diffusion import pipeline as pipelines
+from medsyn_jax.models.diffusion.pipeline import Part, Pipeline, module_of
 from medsyn_jax.models.heads import LinearHead
 from medsyn_jax.models.layers import split, statistics
-from medsyn_jax.models.pipeline import Part, Pipeline, module_of
 from medsyn_jax.objectives import diffusion
 from medsyn_jax.objectives.contrastive import contrastive_loss
 from medsyn_jax.train import corpus, latents, recipe

@@ -25,23 +25,17 @@ from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.config import check_choice, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.curation import quality
-from medsyn_jax.data import (
-    card,
-    directory,
-    images,
-    loader,
-    prompts,
-    reports,
-    shards,
-    splits,
-    tokenizers,
-)
-from medsyn_jax.data.prompts import Prompt, Prompts
+from medsyn_jax.data.images import decode
+from medsyn_jax.data.loading import loader
+from medsyn_jax.data.sources import prompts
+from medsyn_jax.data.sources.prompts import Prompt, Prompts
+from medsyn_jax.data.store import card, directory, shards, splits
+from medsyn_jax.data.text import reports, tokenizers
 from medsyn_jax.diffusion import generator as generators
 from medsyn_jax.diffusion.generator import Chunk, Generator, NotFinite, Sampling
 from medsyn_jax.diffusion.schedule import SAMPLERS
-from medsyn_jax.models import pipeline as pipelines
-from medsyn_jax.models.pipeline import Pipeline
+from medsyn_jax.models.diffusion import pipeline as pipelines
+from medsyn_jax.models.diffusion.pipeline import Pipeline
 from medsyn_jax.train import corpus, pairs
 
 FREE = ("pipeline", "ingest.workers")
@@ -326,7 +320,7 @@ def _write_part(
 ) -> None:
     seed = plan.settings["seed"]
     with futures.ThreadPoolExecutor(min(_ENCODERS, os.cpu_count() or 1)) as pool:
-        packed = pool.map(images.encode_png, pixels)
+        packed = pool.map(decode.encode_png, pixels)
         records = (
             {
                 "key": picture.key,

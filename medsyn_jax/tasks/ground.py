@@ -13,7 +13,8 @@ from medsyn_jax.core import log, metrics
 from medsyn_jax.core.config import check_files, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
-from medsyn_jax.data import card, images, shards
+from medsyn_jax.data.images import decode
+from medsyn_jax.data.store import card, shards
 from medsyn_jax.train import checkpoint, corpus, pairs
 
 FREE = ("ingest.workers",)
@@ -115,7 +116,7 @@ def _region(record: dict[str, Any], label: str) -> np.ndarray:
 def _cropped(region: np.ndarray, pair: pairs.Pair) -> np.ndarray:
     """The part of a region that the encoder sees, at its scale."""
     if region.shape != (pair.size, pair.size):
-        region = images.square(region.astype(np.uint8) * np.uint8(255), pair.size) > 127
+        region = decode.square(region.astype(np.uint8) * np.uint8(255), pair.size) > 127
     low = (pair.size - pair.crop) // 2
     return region[low : low + pair.crop, low : low + pair.crop]
 

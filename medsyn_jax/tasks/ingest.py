@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from medsyn_jax.core.log import console, write_config, write_results
-from medsyn_jax.data import directory as folders
-from medsyn_jax.data import ingestion, shards
+from medsyn_jax.data.store import build, shards
+from medsyn_jax.data.store import directory as folders
 
 
 def run(config: Any, workdir: Path) -> None:
     """Ingests `config.ingest`; running it again completes what was begun.
 
     Raises:
-        UserError: as `ingestion.ingest`.
+        UserError: as `build.ingest`.
     """
-    directory = ingestion.ingest(config.ingest, workdir / "shards")
+    directory = build.ingest(config.ingest, workdir / "shards")
     write_config(workdir, config, free=("ingest.workers", "ingest.max_reject_share", "ingest.path"))
     info = shards.describe(directory)
     counts = {split: part["records"] for split, part in info["splits"].items()}

@@ -15,10 +15,13 @@ from medsyn_jax.core import config as checks
 from medsyn_jax.core import log, metrics
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import loader, reports, tokenizers, transforms
-from medsyn_jax.models import encoder_configs, towers, weights
+from medsyn_jax.data.images import transforms
+from medsyn_jax.data.loading import loader
+from medsyn_jax.data.text import reports, tokenizers
+from medsyn_jax.models import encoder_configs, towers
 from medsyn_jax.models.layers import statistics
 from medsyn_jax.models.towers import Embeddings
+from medsyn_jax.models.weights import convert
 from medsyn_jax.objectives import gloria, mgca
 from medsyn_jax.objectives.contrastive import contrastive_loss, normalize
 from medsyn_jax.train import corpus, loop, recipe
@@ -285,7 +288,7 @@ def _import_weights(config: Any, state: State) -> State:
         old = state["params"][part], state["stats"].get(part, {})
         layers = settings.layers if settings.get("truncate") else None
         named = settings.weights, settings.layout
-        new = weights.load(*named, *old, layers=layers, report=log.say)
+        new = convert.load(*named, *old, layers=layers, report=log.say)
         params, stats = (states.replace(a, b) for a, b in zip(old, new, strict=True))
         state["params"][part] = params
         if stats:
@@ -396,4 +399,4 @@ def _export(workdir: Path, state: State, kind: str) -> None:
     for part, layout in (("image", image), ("text", "hf_bert")):
         params, stats = meshes.to_host((state["params"][part], state["stats"].get(part, {})))
         if jax.process_index() == 0:
-            weights.save(workdir / "encoders" / f"{part}.safetensors", layout, params, stats)
+            convert.save(workdir / "encoders" / f"{part}.safetensors", layout, params, stats)

@@ -13,34 +13,37 @@ from ml_collections import ConfigDict
 from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import datasets, ingestion, loader, shards, tokenizers
+from medsyn_jax.data.loading import loader
+from medsyn_jax.data.sources import resolve
+from medsyn_jax.data.store import build, shards
+from medsyn_jax.data.text import tokenizers
 
 
 def prepare(source: str, ingest: Any, root: Path, name: str = "source") -> Path:
     """The directory of shards of `source`, below `root` if they had to be made.
 
-    source: as of `datasets.prepare`, or a folder of class folders where `ingest.source` says
+    source: as of `resolve.prepare`, or a folder of class folders where `ingest.source` says
     "folder". Only the first process looks at it: the others need to see the shards alone. name:
-    tells the sources of a run apart. Raises UserError as `datasets.prepare`, on the first process.
+    tells the sources of a run apart. Raises UserError as `resolve.prepare`, on the first process.
     """
     found = str(_prepare(source, ingest, root)) if jax.process_index() == 0 else ""
     return Path(meshes.from_first(found, name))
 
 
 def check_labels(source: str, ingest: Any) -> None:
-    """`datasets.check_labels`, on the process that reads the source."""
+    """`resolve.check_labels`, on the process that reads the source."""
     if jax.process_index() == 0 and ingest.source != "folder":
-        datasets.check_labels(source, ingest)
+        resolve.check_labels(source, ingest)
 
 
 def _prepare(source: str, ingest: Any, root: Path) -> Path:
     path = Path(source)
-    if ingest.source != "folder" or (datasets.stored(path) / shards.INFO).exists():
-        return datasets.prepare(source, ingest, root)
+    if ingest.source != "folder" or (resolve.stored(path) / shards.INFO).exists():
+        return resolve.prepare(source, ingest, root)
     settings = ConfigDict(ingest.to_dict())
     settings.path = source
-    plan = ingestion.make_plan(settings)
-    return ingestion.ingest(settings, root / f"{path.name}-{plan.fingerprint[:8]}", plan)
+    plan = build.make_plan(settings)
+    return build.ingest(settings, root / f"{path.name}-{plan.fingerprint[:8]}", plan)
 
 
 def tokenizer(

@@ -14,9 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from medsyn_jax.core import log, tree
-from medsyn_jax.data import transforms
-from medsyn_jax.models import encoder_configs, towers, weights
+from medsyn_jax.data.images import transforms
+from medsyn_jax.models import encoder_configs, towers
 from medsyn_jax.models.layers import split
+from medsyn_jax.models.weights import convert
 from medsyn_jax.train import checkpoint
 from medsyn_jax.train import state as states
 
@@ -90,7 +91,7 @@ def imported(workdir: Path, path: str, layout: str, mean: float, std: float) -> 
     config["image"] = encoder_configs.agreed(path, settings, **flags, report=log.say)
     with checkpoint.rebuilding(workdir):
         structure, params, stats = states.shapes(_maker(config))
-    params, stats = weights.load(path, layout, params, stats, report=log.say)
+    params, stats = convert.load(path, layout, params, stats, report=log.say)
     return _encoder("imagenet", workdir, config, structure, params, stats, **pixels)
 
 

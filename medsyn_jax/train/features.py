@@ -14,7 +14,9 @@ from rich.progress import track
 from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.files import replaced
-from medsyn_jax.data import images, loader, shards
+from medsyn_jax.data.images import decode
+from medsyn_jax.data.loading import loader
+from medsyn_jax.data.store import shards
 from medsyn_jax.train.encoders import Encoder
 
 
@@ -43,7 +45,7 @@ class Images:
         for row, index in enumerate(indices.tolist()):
             image = shards.value(self.records.features(index), "image")
             fits = image.shape == (self.size, self.size)
-            pixels[row] = image if fits else images.square(image, self.size)
+            pixels[row] = image if fits else decode.square(image, self.size)
         return {"image": pixels}
 
 

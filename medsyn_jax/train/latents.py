@@ -19,7 +19,8 @@ from rich.progress import track
 
 from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.data import directory, images, shards
+from medsyn_jax.data.images import decode
+from medsyn_jax.data.store import directory, shards
 
 BATCH = 8  # images a device
 
@@ -87,11 +88,11 @@ def _examples(
     for start in range(rows.start, rows.stop, batch):
         records = [source[row] for row in range(start, min(start + batch, rows.stop))]
         pixels = [r["image"] for r in records]
-        fits = [x if x.shape == (size, size) else images.square(x, size) for x in pixels]
+        fits = [x if x.shape == (size, size) else decode.square(x, size) for x in pixels]
         found = np.asarray(encode(np.resize(np.stack(fits), (batch, size, size))), np.float16)
         for record, latents in zip(records, found, strict=False):
             packed = {
-                name: images.encode_png(value) if shards.is_image(name) else value
+                name: decode.encode_png(value) if shards.is_image(name) else value
                 for name, value in record.items()
             }
             yield packed | {"latents": latents}

@@ -16,7 +16,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import images, loader, tokenizers, transforms
+from medsyn_jax.data.images import decode, transforms
+from medsyn_jax.data.loading import loader
+from medsyn_jax.data.text import tokenizers
 from medsyn_jax.models import resnet, towers
 from medsyn_jax.objectives.contrastive import normalize
 from medsyn_jax.train import checkpoint
@@ -48,7 +50,7 @@ class Pair:
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """A radiograph, uint8 [h, w], as the run's data would hold it: [size, size]."""
-        return image if image.shape == (self.size,) * 2 else images.square(image, self.size)
+        return image if image.shape == (self.size,) * 2 else decode.square(image, self.size)
 
     def embed(
         self, images: UInt8[Array, "b h w"], ids: Int[Array, "b t"], mask: Bool[Array, "b t"]

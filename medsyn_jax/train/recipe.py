@@ -12,7 +12,7 @@ from medsyn_jax.core import log, optim
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.config import check_numbers, check_texts
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import loader
+from medsyn_jax.data.loading import loader
 from medsyn_jax.train import loop
 from medsyn_jax.train.state import State
 

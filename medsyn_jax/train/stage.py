@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.data import loader
+from medsyn_jax.data.loading import loader
 from medsyn_jax.train import ema, loop, recipe
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from medsyn_jax.data import shards, splits
-from medsyn_jax.data.images import encode_png
+from medsyn_jax.data.images.decode import encode_png
+from medsyn_jax.data.store import shards, splits
 
 Record = dict[str, Any]
 

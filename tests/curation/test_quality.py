@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from medsyn_jax.curation import estimates, quality
+from medsyn_jax.core import estimates
+from medsyn_jax.curation import quality
 from medsyn_jax.curation.privacy import unit
 
 

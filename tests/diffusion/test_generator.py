@@ -12,7 +12,7 @@ import pytest
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.diffusion import generator
 from medsyn_jax.diffusion.generator import Generator, NotFinite, Sampling
-from medsyn_jax.models import pipeline as pipelines
+from medsyn_jax.models.diffusion import pipeline as pipelines
 from scripts import random_pipeline
 
 PROMPTS = ["Large right effusion.", "No acute disease.", "Marked edema of the left lung."]

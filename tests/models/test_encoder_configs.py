@@ -197,8 +197,9 @@ def test_a_folder_of_transformers_runs_as_there(heads, tmp_path):
     import numpy as np
     from flax import nnx
 
-    from medsyn_jax.models import towers, weights
+    from medsyn_jax.models import towers
     from medsyn_jax.models.layers import split
+    from medsyn_jax.models.weights import convert
 
     config = transformers.BertConfig(
         vocab_size=50,
@@ -224,7 +225,7 @@ def test_a_folder_of_transformers_runs_as_there(heads, tmp_path):
         lambda: towers.text_encoder(settings, 50, jnp.dtype("float32"), nnx.Rngs(0))
     )
     structure, params, stats = split(model)
-    params, _ = weights.load(tmp_path, "", params, stats)
+    params, _ = convert.load(tmp_path, "", params, stats)
     ids = np.arange(12).reshape(2, 6)
     run = jax.jit(lambda p, x: nnx.merge(structure, p, {}, copy=True)(x, x >= 0))
     with jax.default_matmul_precision("highest"), torch.no_grad():

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from medsyn_jax.models import weights
 from medsyn_jax.models.bert import Bert
 from medsyn_jax.models.layers import split
 from medsyn_jax.models.resnet import ResNet
+from medsyn_jax.models.weights import convert
 
 PATH = Path(__file__).resolve().parents[1] / "golden" / "encoders.npz"
 
@@ -29,7 +29,7 @@ def loaded(golden, name, make, layout, folder):
     tensors = {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)}
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "w.safetensors")
     structure, params, stats = split(nnx.eval_shape(make))
-    params, stats = weights.load(folder / "w.safetensors", layout, params, stats)
+    params, stats = convert.load(folder / "w.safetensors", layout, params, stats)
     return nnx.merge(structure, *jax.tree.map(jnp.asarray, (params, stats)))
 
 

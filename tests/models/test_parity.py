@@ -13,10 +13,10 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from medsyn_jax.core import tree
-from medsyn_jax.models import weights
 from medsyn_jax.models.bert import Bert
 from medsyn_jax.models.layers import split, statistics
 from medsyn_jax.models.resnet import resnet18, resnet34, resnet50
+from medsyn_jax.models.weights import convert
 
 torch = pytest.importorskip("torch")
 
@@ -52,7 +52,7 @@ def imported(module, layout, model, folder, gradients=False):
         tensors |= {k: p.grad for k, p in module.named_parameters()}
     path = folder / "torch.safetensors"
     save_file({k: v.contiguous() for k, v in tensors.items()}, path)
-    return weights.load(path, layout, *model[1:])
+    return convert.load(path, layout, *model[1:])
 
 
 def report(capsys, what, errors, bound=TOLERANCE):
@@ -167,7 +167,7 @@ def test_hugging_face_resnet50(prefix, tmp_path, capsys):
         "pooled": error(ours.pooled, theirs.pooler_output[:, :, 0, 0]),
     }
     report(capsys, "Hugging Face ResNet-50", errors)
-    weights.save(tmp_path / "out.safetensors", "hf_resnet", params, stats)
+    convert.save(tmp_path / "out.safetensors", "hf_resnet", params, stats)
     assert_strict(transformers.ResNetModel(config), tmp_path / "out.safetensors", module.resnet)
 
 
@@ -192,7 +192,7 @@ def test_torchvision_takes_the_export(make, block, depths, tmp_path, capsys):
     torch_resnet.randomize(module)
     model = abstract(lambda: make(rngs=nnx.Rngs(0)))
     trees = imported(module, "timm", model, tmp_path)
-    weights.save(tmp_path / "out.safetensors", "torchvision", *trees)
+    convert.save(tmp_path / "out.safetensors", "torchvision", *trees)
     assert_strict(torch_resnet.ResNet(block, depths), tmp_path / "out.safetensors", module)
     images = random((2, 96, 96, 3), 1)
     with torch.no_grad():
@@ -260,7 +260,7 @@ def test_bert_base(tmp_path, capsys):
     beside = {name: expected[name.replace("/key/bias", "/query/bias")] for name in expected}
     errors = {name: error(found[name], expected[name], beside[name]) for name in expected}
     report(capsys, "BERT-base gradients", errors)
-    weights.save(tmp_path / "out.safetensors", "hf_bert", params, {})
+    convert.save(tmp_path / "out.safetensors", "hf_bert", params, {})
     assert_strict(transformers.BertModel(config), tmp_path / "out.safetensors", module)
 
 
@@ -271,9 +271,9 @@ def test_bert_for_pretraining(tmp_path, caplog):
     module.save_pretrained(tmp_path / "hub")
     model = abstract(bert_base(config))
     with caplog.at_level("INFO"):
-        params, _ = weights.load(tmp_path / "hub", "", *model[1:])
+        params, _ = convert.load(tmp_path / "hub", "", *model[1:])
     assert "cls.predictions.bias" in caplog.text
-    weights.save(tmp_path / "out.safetensors", "hf_bert", params, {})
+    convert.save(tmp_path / "out.safetensors", "hf_bert", params, {})
     assert_strict(transformers.BertModel(config), tmp_path / "out.safetensors", module.bert)
 
 
@@ -292,7 +292,7 @@ def test_minilm_sentence_embeddings(tmp_path, capsys):
     ]
     tokens = tokenizer(sentences, padding=True, return_tensors="np")
     model = abstract(bert_base(config))
-    params, _ = weights.load(folder, "", *model[1:])
+    params, _ = convert.load(folder, "", *model[1:])
     mask = tokens["attention_mask"].astype(bool)
     ids = jnp.asarray(tokens["input_ids"], jnp.int32)
     run = jax.jit(lambda p: nnx.merge(model[0], p, {}, copy=True)(ids, jnp.asarray(mask))[-1])
@@ -307,7 +307,7 @@ def test_minilm_sentence_embeddings(tmp_path, capsys):
         capsys, "MiniLM", {s: error(a, b) for s, a, b in zip(sentences, ours, theirs, strict=True)}
     )
     assert (ours @ ours.T)[0, 3] > (ours @ ours.T)[0, 2]
-    weights.save(tmp_path / "out.safetensors", "hf_bert", params, {})
+    convert.save(tmp_path / "out.safetensors", "hf_bert", params, {})
     assert_strict(transformers.BertModel(config), tmp_path / "out.safetensors", module)
 
 

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from medsyn_jax.core import tree
-from medsyn_jax.models import weights
 from medsyn_jax.models.vit import ViT
+from medsyn_jax.models.weights import convert
 
 torch = pytest.importorskip("torch")
 
@@ -85,7 +85,7 @@ def test_hugging_face_vit(classifier, tmp_path, capsys):
     source.save_pretrained(tmp_path / "hub")
     module = source.vit if classifier else source
     model = abstract(lambda: ViT(20, 4, 24, 3, 3, 40, 2, eps=1e-12, rngs=nnx.Rngs(0)))
-    params, _ = weights.load(tmp_path / "hub", "", *model[1:])
+    params, _ = convert.load(tmp_path / "hub", "", *model[1:])
     images = random((2, 20, 20, 2), 1)
     probes = random((2, 26, 24), 2), random((2, 3, 25), 3)
     out = module(torch.from_numpy(images).permute(0, 3, 1, 2), output_attentions=True)
@@ -110,7 +110,7 @@ def test_hugging_face_vit(classifier, tmp_path, capsys):
     errors = {name: error(found[name], expected[name], beside[name]) for name in expected}
     report(capsys, "Hugging Face ViT gradients", errors, TOLERANCE)
 
-    weights.save(tmp_path / "hub" / "model.safetensors", "hf_vit", params, {})
+    convert.save(tmp_path / "hub" / "model.safetensors", "hf_vit", params, {})
     fresh, info = transformers.ViTModel.from_pretrained(
         tmp_path / "hub", add_pooling_layer=False, output_loading_info=True
     )

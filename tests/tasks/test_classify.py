@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 from configs.classify import get_config
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import splits
-from medsyn_jax.models import weights
+from medsyn_jax.data.store import splits
+from medsyn_jax.models.weights import convert
 from medsyn_jax.tasks import classify
 from medsyn_jax.train import encoders, features
 from tests.train.runs import ingest_config, write_pairs, write_run
@@ -50,7 +50,7 @@ def test_a_run_from_workdir_to_results(world, tmp_path, monkeypatch):
     config, workdir = config_of(world), tmp_path / "probe"
     other = encoders.untrained(world / "run", 5)
     config.encoder.weights = str(tmp_path / "image.safetensors")
-    weights.save(
+    convert.save(
         config.encoder.weights, "torchvision", *jax.device_get((other.params, other.stats))
     )
     classify.run(config, workdir)

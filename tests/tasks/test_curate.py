@@ -16,7 +16,9 @@ from scipy import ndimage
 from configs.curate import get_config
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.curation.collection import Collection
-from medsyn_jax.data import datasets, shards, transforms
+from medsyn_jax.data.images import transforms
+from medsyn_jax.data.sources import resolve
+from medsyn_jax.data.store import shards
 from medsyn_jax.tasks import curate
 from medsyn_jax.train import features, pairs
 from tests.curation import standins
@@ -45,7 +47,7 @@ def world(tmp_path_factory) -> Path:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    (folder / "real").symlink_to(datasets.prepare(str(table), config, folder))
+    (folder / "real").symlink_to(resolve.prepare(str(table), config, folder))
     train = shards.open_split(folder / "real", "train")
     made, rng = standins.make(7, 60, SIZE), np.random.default_rng(0)
 

@@ -12,8 +12,8 @@ from flax import nnx
 from configs import finetune_diffusion as configs
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import shards
-from medsyn_jax.models import pipeline
+from medsyn_jax.data.store import shards
+from medsyn_jax.models.diffusion import pipeline
 from medsyn_jax.tasks import finetune_diffusion
 
 

@@ -10,7 +10,9 @@ from PIL import Image
 
 from configs.generate import get_config
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import card, loader, shards, tokenizers
+from medsyn_jax.data.loading import loader
+from medsyn_jax.data.store import card, shards
+from medsyn_jax.data.text import tokenizers
 from medsyn_jax.diffusion.generator import NotFinite, Sampling
 from medsyn_jax.tasks import generate
 from scripts import random_pipeline

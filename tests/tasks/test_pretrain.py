@@ -16,7 +16,8 @@ from configs.convirt import get_config
 from medsyn_jax import main
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.models import tensor_files, towers, weights
+from medsyn_jax.models import towers
+from medsyn_jax.models.weights import convert, files
 from medsyn_jax.tasks import pretrain
 from medsyn_jax.train import corpus
 from medsyn_jax.train import state as states
@@ -112,7 +113,7 @@ def test_the_exported_encoders_are_those_of_the_best_checkpoint(world):
     for part, make in makers.items():
         path = workdir / "encoders" / f"{part}.safetensors"
         for flat, loaded in zip(
-            saved, weights.load(path, "", *states.shapes(make)[1:]), strict=True
+            saved, convert.load(path, "", *states.shapes(make)[1:]), strict=True
         ):
             for name, leaf in tree.named(loaded).items():
                 np.testing.assert_array_equal(leaf, flat[f"{part}/{name}"], err_msg=name)
@@ -158,8 +159,8 @@ def test_all_that_is_unusual_at_once(world):
     assert not [name for name in opt if "/text/" in name]
     config, moved = unusual_config(world), {}
     for part in ("image", "text"):
-        before = tensor_files.read(Path(config[part].weights))
-        after = tensor_files.read(workdir / "encoders" / f"{part}.safetensors")
+        before = files.read(Path(config[part].weights))
+        after = files.read(workdir / "encoders" / f"{part}.safetensors")
         assert before.keys() == after.keys()
         moved[part] = [k for k in before if not np.array_equal(before[k], after[k])]
     assert not moved["text"]

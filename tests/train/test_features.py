@@ -10,8 +10,9 @@ import pytest
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data import datasets, shards
-from medsyn_jax.models import weights
+from medsyn_jax.data.sources import resolve
+from medsyn_jax.data.store import shards
+from medsyn_jax.models.weights import convert
 from medsyn_jax.train import encoders, features
 from tests.train import toy
 from tests.train.runs import CROP, SIZE, ingest_config, write_pairs, write_run
@@ -31,7 +32,7 @@ def run(saved) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    return datasets.prepare(str(write_pairs(folder / "pairs")), ingest_config(), folder)
+    return resolve.prepare(str(write_pairs(folder / "pairs")), ingest_config(), folder)
 
 
 def test_pretrained_is_the_image_encoder_of_the_checkpoint(saved):
@@ -58,7 +59,7 @@ def test_untrained_is_the_same_architecture_by_its_seed(run):
 def test_imported_are_the_weights_of_the_file(run, tmp_path):
     source = encoders.untrained(run, 3)
     path = tmp_path / "image.safetensors"
-    weights.save(path, "torchvision", *toy.on_host((source.params, source.stats)))
+    convert.save(path, "torchvision", *toy.on_host((source.params, source.stats)))
     got = encoders.imported(run, str(path), "", 0.4, 0.2)
     assert got.fingerprint == source.fingerprint  # mean and std are the run's here
     assert encoders.imported(run, str(path), "", 0.45, 0.2).fingerprint != source.fingerprint
@@ -67,7 +68,7 @@ def test_imported_are_the_weights_of_the_file(run, tmp_path):
 def test_imported_weights_must_agree_with_their_folder(run, tmp_path):
     source = encoders.untrained(run, 3)
     path = tmp_path / "image.safetensors"
-    weights.save(path, "torchvision", *toy.on_host((source.params, source.stats)))
+    convert.save(path, "torchvision", *toy.on_host((source.params, source.stats)))
     images = tmp_path / "preprocessor_config.json"
     images.write_text('{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2]}')
     with pytest.raises(UserError, match=r"give --config\.encoder\.mean=0\.5 .*std=0\.2$"):

@@ -1,0 +1,280 @@
+"""Lists class folders: which files are images and which masks, and where split and class stand."""
+
+import functools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from medsyn_jax.core.errors import UserError, shortened
+from medsyn_jax.data.store.items import NEGATIVE, POSITIVE, Item, Listing, key_of
+from medsyn_jax.data.store.splits import split_name
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
+_IMAGES = re.compile(r"(?:images?|imgs?)[ _-]?\d*|cxr[ _-]?png", re.I)  # hold the images of a class
+_MASKS = re.compile(r"[Mm](?:asks?|ASKS?)(?![a-z])")  # "lung masks", leftMask, Masks_png
+_TRUTHS = re.compile(r"seg(?:mentation)?s?|labels?|annotations?|gt|ground[ _-]?truths?", re.I)
+_MASK_STEM = re.compile(  # mask_1.png, 1_mask.png, 1_mask_2.png, 1_seg.png
+    r"^masks?[ _-]+(?=.)"
+    r"|(?<=.)(?:[ _-]+|(?<=\d))(?:masks?(?:[ _-]?\d+)?|seg(?:mentation)?|label|gt)$",
+    re.I,
+)
+_NO_CLASS = "outside a class folder"
+
+
+@dataclass(frozen=True)
+class _Image:
+    path: str  # below the root
+    place: tuple[str, ...]  # its folders, but those that only tell images from masks
+    stem: str
+
+
+def folder(config: Any) -> Listing:
+    """Class folders: `path`/[SPLIT/]CLASS/**/* or `path`/CLASS/SPLIT/**/*, each a .jpg, .png or
+    .dcm; no reports.
+
+    SPLIT is any name that `splits.split_name` knows. A folder `images` below a class is passed
+    through, and what else the class holds is left out; files in folders of masks, or called
+    `..._mask`, are no images but become the field `mask_<name>` of the image with the same name in
+    the same class, where every image has one. The labels are one-hot over the class names in
+    sorted order. The subject is the file name's stem, or what `config.folder.subject`, a regular
+    expression, finds in the path below `path`: its groups joined by '-'. A file in which it finds
+    nothing is rejected.
+
+    Raises:
+      UserError: no such folder, no image in a class folder, a broken expression, several sets.
+    """
+    root, expression = Path(config.path), config.folder.subject
+    try:
+        pattern = re.compile(expression) if expression else None
+    except (re.error, OverflowError, RecursionError) as error:
+        text = shortened(expression)
+        raise UserError(f"folder.subject: {text!r}: {error}: give a regular expression") from None
+    if not config.path or not root.is_dir():
+        raise UserError(f"no folder: {config.path or 'ingest.path'} does not exist: set path")
+    dropped: Counter[str] = Counter()
+    notes: list[str] = []
+    images, masks = _images_and_masks(_image_files(root, dropped))
+    classed = _without_rest(_classed(root, images, dropped, notes), dropped)
+    spelled: dict[str, str] = {}  # train/Normal and test/NORMAL are one class
+    classed = [
+        (image, spelled.setdefault(name.strip().casefold(), name.strip()), split)
+        for image, name, split in classed
+    ]
+    names = tuple(sorted({name for _, name, _ in classed}))
+    if not names:
+        layout = root / "[train|valid|test]" / "CLASS" / "*.png"
+        dropped["masks"] = sum(map(len, masks.values()))
+        left = "".join(f"; {count} left out ({why})" for why, count in dropped.items() if count)
+        raise UserError(f"no images: {root}: expected {layout} or .jpg or .dcm{left}")
+    if len(names) == 1:
+        notes.append(
+            f"{root} has one class only, {names[0]}: if the classes are folders inside of it, set "
+            "ingest.path to it"
+        )
+    if not pattern:
+        notes.append(
+            "ingest.folder.subject is empty, so every file name is a subject of its own: give an "
+            "expression that finds the patient where one has several images"
+        )
+    fields = _fields([image for image, _, _ in classed], masks, dropped, notes)
+    items: list[Item] = []
+    rejects: list[tuple[str, str]] = []
+    for image, name, split in classed:
+        key, path = key_of(image.path), str(root / image.path)
+        subject = _subject(image.path, pattern)
+        if not subject:
+            reason = f"folder.subject {shortened(expression)!r} finds nothing"
+            rejects.append((key, f"{path}: {reason}"))
+            continue
+        labels = tuple(POSITIVE if name == other else NEGATIVE for other in names)
+        own = masks.get((image.place, image.stem), {})
+        paths = tuple((field, str(root / own[field])) for field in fields)
+        items.append(Item(key, _utf8(subject), split, path, labels=labels, masks=paths))
+    return Listing(items, names, rejects, dict(dropped), notes)
+
+
+def _utf8(name: str) -> str:
+    """A file name as text that can be stored: bytes that are no UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _subject(file: str, pattern: re.Pattern[str] | None) -> str:
+    if pattern is None:
+        return PurePath(file).stem
+    try:
+        match = pattern.search(file)
+    except MemoryError:  # of a huge count in the expression
+        text = shortened(pattern.pattern)
+        raise UserError(f"folder.subject: {text!r}: needs too much memory: simplify it") from None
+    if not match:
+        return ""
+    return "-".join(filter(None, match.groups())) if pattern.groups else match[0]
+
+
+def _image_files(root: Path, dropped: Counter[str]) -> Iterator[str]:
+    """Paths below root, in sorted order; hidden files and folders are passed over."""
+    for place, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX", "@")))
+        for name in sorted(files):
+            if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
+                yield (Path(place) / name).relative_to(root).as_posix()
+            else:
+                dropped["not a .jpg, .png or .dcm file"] += 1
+
+
+def _images_and_masks(
+    paths: Iterable[str],
+) -> tuple[list[_Image], dict[tuple[tuple[str, ...], str], dict[str, str]]]:
+    """The images, and by place and stem of an image the paths of its masks by field."""
+    images: list[_Image] = []
+    masks: dict[tuple[tuple[str, ...], str], dict[str, str]] = {}
+    for path in paths:
+        stem = PurePath(path).stem
+        place, field = _place(path.rpartition("/")[0])
+        if field or _MASK_STEM.search(stem):
+            same = masks.setdefault((place, _MASK_STEM.sub("", stem)), {})
+            field = field or "mask_mask"
+            while field in same:
+                field += "_"
+            same[field] = path
+        else:
+            images.append(_Image(path, place, stem))
+    return images, masks
+
+
+@functools.lru_cache(maxsize=1)  # files come folder by folder
+def _place(folder: str) -> tuple[tuple[str, ...], str]:
+    """The folders that tell split and class, and the field of the masks in it, "" of images."""
+    names = [name for name in folder.split("/") if name]
+    inner = [name for name in names if _is_mask(name)]
+    place = tuple(n for n in names if n not in inner and not _IMAGES.fullmatch(n))
+    return place, _field(inner) if inner else ""
+
+
+def _is_mask(name: str) -> bool:
+    words = re.split(r"[\W_]+", name.lower())  # a whole set may be called "images and masks"
+    return bool(_TRUTHS.fullmatch(name)) or bool(
+        _MASKS.search(name) and not {"and", "with", "without"} & {*words}
+    )
+
+
+def _field(folders: Sequence[str]) -> str:
+    """The field of the masks in nested folders: mask_lungs in "lung masks", mask_left in
+    ManualMask/leftMask, mask_masks where there are no other words."""
+    for name in reversed(folders):
+        words = [w.lower() for w in re.findall("[A-Z]?[a-z]+|[A-Z]+|[0-9]+", _MASKS.sub(" ", name))]
+        rest = "_".join(word for word in words if word not in ("png", "jpg", "image", "images"))
+        if rest:
+            return f"mask_{'lungs' if rest == 'lung' else rest}"
+    found = _MASKS.search(folders[-1])
+    return f"mask_{found[0].lower() if found else 'masks'}"
+
+
+def _fields(
+    images: Sequence[_Image],
+    masks: dict[tuple[tuple[str, ...], str], dict[str, str]],
+    dropped: Counter[str],
+    notes: list[str],
+) -> list[str]:
+    """The masks that every image has: a set has the same fields in all its records."""
+    counts = Counter(field for i in images for field in masks.get((i.place, i.stem), ()))
+    fields = sorted(field for field, count in counts.items() if count == len(images))
+    for field, count in sorted(counts.items()):
+        if field in fields:
+            notes.append(f"{field}: a mask of every image")
+        else:
+            notes.append(
+                f"{field}: only {count} of {len(images)} images have this mask, so it is left out "
+                "of all records: to keep it, move the images without it away"
+            )
+    own = {(image.place, image.stem) for image in images}
+    left = sum(map(len, masks.values())) - len(fields) * len(own)
+    if left:
+        dropped["masks"] = left
+    lone = sorted(p for at, found in masks.items() if at not in own for p in found.values())
+    if lone:
+        notes.append(f"{len(lone)} masks are of no image of the set, such as {shortened(lone[0])}")
+    return fields
+
+
+def _classed(
+    root: Path, images: Sequence[_Image], dropped: Counter[str], notes: list[str]
+) -> list[tuple[_Image, str, str | None]]:
+    """(image, class, split) of the images in class folders."""
+    places = {image.place for image in images}
+    at = {p: next((n for n, name in enumerate(p) if split_name(name)), None) for p in places}
+    above: dict[tuple[str, ...], set[str]] = {}  # folders of split folders: what is in those
+    for place, n in at.items():
+        if n is not None and len(place) > n + 1:
+            above.setdefault(place[:n], set()).add(place[n + 1])
+    top = min(map(len, above), default=0)
+    bases = sorted(base for base in above if len(base) == top)
+    if len(bases) > 1 and not set.intersection(*(above[base] for base in bases)):
+        above, bases = {}, []  # CLASS/SPLIT/PATIENT
+    if len(bases) > 1:
+        several = shortened(", ".join("/".join(base) for base in bases), 300)
+        raise UserError(f"several sets: {root}: {several} each hold split folders: set path to one")
+    below = not above and any(at.values())  # CLASS/SPLIT
+    if below and not all(at.values()):
+        lone = min("/".join(place) for place, n in at.items() if not n)
+        split = min("/".join(place) for place, n in at.items() if n)
+        raise UserError(
+            f"split folders: {root}: there are images in {split}, but {lone or 'the folder itself'}"
+            " has no split folder: give one to every class, or to none"
+        )
+    base = bases[0] if bases else () if below else _wrapper(root.name, list(at))
+    beside: Counter[str] = Counter()
+    found = []
+    for image in images:
+        place, n = image.place, at[image.place]
+        rest = place[len(base) :]
+        if below and n:
+            found.append((image, _utf8(place[n - 1]), split_name(place[n])))
+        elif above and place[: len(base)] == base and n == len(base) and len(rest) > 1:
+            found.append((image, _utf8(rest[1]), split_name(rest[0])))
+        elif not above and rest and n != len(base):
+            found.append((image, _utf8(rest[0]), None))
+        else:
+            dropped[_NO_CLASS] += 1
+            beside["/".join(place[: len(base) + 1]) or "no folder"] += 1
+    if beside and found:
+        names = ", ".join(f"{name} ({count} images)" for name, count in beside.items())
+        notes.append(f"{root}: {_NO_CLASS}, and so left out: {shortened(names, 300)}")
+    return found
+
+
+def _wrapper(name: str, places: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The folders of a zip in a folder of the same name, chest_xray/chest_xray, passed through."""
+    base: tuple[str, ...] = ()
+    while places and all(len(place) > len(base) + 1 for place in places):
+        heads, inner = ({place[len(base) + n].lower() for place in places} for n in (0, 1))
+        if len(heads) > 1 or heads not in ({name.lower()}, inner):
+            break
+        name = places[0][len(base)]
+        base = (*base, name)
+    return base
+
+
+def _without_rest(
+    classed: Sequence[tuple[_Image, str, str | None]], dropped: Counter[str]
+) -> list[tuple[_Image, str, str | None]]:
+    """Where there is a folder `images`, what else stands beside it is left out."""
+    folders = [PurePath(image.path).parts[:-1] for image, *_ in classed]
+    holders = {
+        names[:n] for names in folders for n, name in enumerate(names) if _IMAGES.fullmatch(name)
+    }
+    kept = [
+        entry
+        for entry, names in zip(classed, folders, strict=True)
+        if all(
+            names[:n] not in holders or _IMAGES.fullmatch("".join(names[n : n + 1]))
+            for n in range(len(names) + 1)
+        )
+    ]
+    if len(kept) < len(classed):
+        dropped["beside a folder of images"] = len(classed) - len(kept)
+    return kept

@@ -1,0 +1,270 @@
+"""Prompts: what a generator is asked for, from shards, a CSV or the reports of MIMIC-CXR."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import tokenizers as hf
+
+from medsyn_jax.core.errors import RejectedRecord, UserError
+from medsyn_jax.data.sources import pairs, tables
+from medsyn_jax.data.store import shards, splits
+from medsyn_jax.data.store.items import UNKNOWN, key_of
+from medsyn_jax.data.text import reports
+from medsyn_jax.data.text.tokenizers import Tokenizer
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one image, or several, are made from; all but `text` is handed on to their records."""
+
+    key: str  # unique, ASCII without spaces
+    subject: str
+    split: str  # train, valid or test
+    text: str  # what the generator reads
+    report: str = ""  # the whole of it, raw
+    findings: str = ""
+    impression: str = ""
+    labels: tuple[int, ...] = ()
+    view: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The prompts of a source, in its order, and what became of the others."""
+
+    items: list[Prompt]
+    label_names: tuple[str, ...]
+    rejects: list[tuple[str, str]]  # (key, reason)
+    truncated: int = 0  # prompts that were too long for the text encoder
+    control_characters: int = 0  # prompts that had some
+    marked: int = 0  # prompts whose report held marks of de-identification, taken out
+
+
+def from_shards(
+    directory: Path | str, wanted: Sequence[str], sections: Sequence[str], limit: int = 0
+) -> Prompts:
+    """The `sections` of the reports in the `wanted` splits of a shard directory, the first `limit`
+    of them if it is not 0.
+
+    Raises:
+        UserError: for a directory that is not whole, or one without a record in these splits.
+    """
+    info = shards.describe(directory)
+    items = []
+    for split in wanted:
+        if not info["splits"].get(split, {}).get("records"):
+            continue
+        records = shards.open_split(directory, split)
+        left = limit - len(items) if limit else len(records)
+        for i in range(min(left, len(records))):
+            stored = records.features(i)
+            names = ("key", "subject", "report", "findings", "impression", "view")
+            texts = {name: shards.value(stored, name) for name in names}
+            labels = tuple(shards.value(stored, "labels").tolist())
+            text = shards.text(stored, sections)
+            items.append(Prompt(split=split, text=text, labels=labels, **texts))
+    if not items:
+        raise UserError(f"prompts: {directory}: no record in the splits {', '.join(wanted)}")
+    return Prompts(items, tuple(info["label_names"]), [])
+
+
+def from_csv(
+    path: Path | str,
+    columns: Any,
+    wanted: Sequence[str],
+    shares: Sequence[float],
+    seed: int,
+    limit: int = 0,
+) -> Prompts:
+    """The rows of a CSV in UTF-8; a row without a prompt or with a key that came before is
+    rejected.
+
+    Args:
+        path: of the table.
+        columns: names of the columns `prompt`, `key`, `subject`, `split`, `view` ("": there is
+            none) and, in a tuple, `labels` (1, 0, -1 or empty). Without a key it is row-<number>;
+            without a subject every prompt is one of its own.
+        wanted: splits; the rows of others are left out.
+        shares: of train, valid and test, by subject, where there is no column of splits.
+        seed: of that draw.
+        limit: of the number of prompts, if it is not 0.
+
+    Raises:
+        UserError: naming the row that is not UTF-8 or no row of this table; for a table that is
+            missing or broken, or lacks a column.
+    """
+    path = Path(path)
+    names = [n for n in ("prompt", "key", "subject", "split", "view") if columns[n]]
+    settings = {columns[n]: f"data.columns.{n}" for n in names}
+    settings |= dict.fromkeys(columns.labels, "data.columns.labels")
+    found: dict[str, tuple[Prompt, str | None]] = {}
+    rejects = []
+    with tables.read(path, settings) as (header, table):
+        for number, row in table:
+            try:
+                fields = tables.fields(header, row)
+            except RejectedRecord as error:
+                raise UserError(f"prompts: {path}: row {number}: {error}: mend the table") from None
+            fields[""] = ""  # no column, even where one has no name, as pandas' index has
+            key = key_of(fields.get(columns.key, "").strip()) or f"row-{number}"
+            try:
+                if key in found:
+                    raise RejectedRecord(f"key {key} was listed before")
+                found[key] = _from_row(key, fields, columns), fields.get(columns.split, "").strip()
+            except RejectedRecord as error:
+                rejects.append((key, f"{path}: row {number}: {error}"))
+    homes = splits.assign([(p.key, p.subject, s or None) for p, s in found.values()], shares, seed)
+    placed = [dataclasses.replace(p, split=homes[p.key]) for p, _ in found.values()]
+    items = [p for p in placed if p.split in wanted]
+    if placed and not items:
+        raise UserError(f"prompts: {path}: no row in the splits {', '.join(wanted)}")
+    return Prompts(items[: limit or None], tuple(columns.labels), rejects)
+
+
+def _from_row(key: str, fields: dict[str, str], columns: Any) -> Prompt:
+    text = fields[columns.prompt]
+    for name in columns.labels:
+        if fields[name].strip() not in pairs.LABEL_VALUES:
+            raise RejectedRecord(f"column {name!r}: {fields[name]!r} is not 1, 0, -1 or empty")
+    found = {n: reports.clean(t) for n, t in reports.sections(text).items()}
+    view = fields.get(columns.view, "").strip().upper()
+    return Prompt(
+        key=key,
+        subject=fields.get(columns.subject, "").strip() or key,
+        split="",
+        text=text,
+        report=text,
+        findings=found.get("findings", ""),
+        impression=found.get("impression", ""),
+        labels=tuple(pairs.LABEL_VALUES[fields[name].strip()] for name in columns.labels),
+        view=view if view in ("PA", "AP") else "",
+    )
+
+
+def fit(prompts: Prompts, tokenizer: Tokenizer, length: int) -> Prompts:
+    """Prompts that a text encoder can read as they are.
+
+    Control characters and marks of de-identification (`___`, `XXXX`, ...) are taken out, white
+    space becomes single spaces, and what is too long is cut off behind a word.
+
+    Args:
+        prompts: of any source.
+        tokenizer: of the text encoder.
+        length: of its input in tokens, start and end marks included.
+
+    Returns:
+        The same without those that say nothing, which are rejects.
+
+    Raises:
+        UserError: when no prompt is left.
+    """
+    backend = hf.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+
+    def count(text: str) -> int:
+        return len(backend.encode(text))
+
+    items, rejects, controls, truncated, marked = [], list(prompts.rejects), 0, 0, 0
+    for item in prompts.items:
+        text = reports.clean(item.text)
+        if not text:
+            rejects.append((item.key, "the prompt is empty"))
+            continue
+        controls += bool(_CONTROL.search(item.text))
+        marked += reports.has_marks(item.text) or reports.has_marks(item.report)
+        if count(text) > length:
+            text = _shortened(text, count, length)
+            truncated += 1
+        items.append(dataclasses.replace(item, text=text))
+    if not items:
+        first = f", first: {rejects[0][0]} ({rejects[0][1]})" if rejects else ""
+        raise UserError(f"prompts: none can be used, {len(rejects)} were rejected{first}")
+    return Prompts(items, prompts.label_names, rejects, truncated, controls, marked)
+
+
+def _shortened(text: str, count: Callable[[str], int], length: int) -> str:
+    """The longest start of `text` of whole words that has at most `length` tokens; of letters, if
+    its first word is longer than that."""
+    for pieces, space in ((text.split(" "), " "), (list(text), "")):
+        most = range(1, len(pieces) + 1)
+        fitting = bisect.bisect_right(most, length, key=lambda n: count(space.join(pieces[:n])))
+        if fitting:
+            return space.join(pieces[:fitting])
+    return ""
+
+
+def is_mimic(path: Path) -> bool:
+    """Whether a folder holds the tables of MIMIC-CXR-JPG, and no shards."""
+    return pairs.mimic_table(path, "metadata").exists() and not (path / shards.INFO).exists()
+
+
+def from_mimic(
+    root: Path | str,
+    folder: Path | str,
+    wanted: Sequence[str],
+    sections: Sequence[str],
+    limit: int = 0,
+) -> Prompts:
+    """The reports of MIMIC-CXR, one prompt for each frontal image that they belong to; no image is
+    needed.
+
+    Args:
+        root: holds the tables of MIMIC-CXR-JPG, `mimic-cxr-2.0.0-{metadata,split,chexpert}.csv.gz`.
+        folder: holds the reports; "": as `root`.
+        wanted: splits; the images of others are left out.
+        sections: that make up a prompt.
+        limit: of the number of prompts, if it is not 0.
+
+    Raises:
+        UserError: a table or the reports are missing, or a table is broken.
+    """
+    root = Path(root)
+    homes, labels = pairs.mimic_splits(root), pairs.mimic_labels(root)
+    found, rejects, _ = pairs.mimic_images(root, homes, frontal_only=True)
+    if not found:
+        first = f", first: {rejects[0][1]}" if rejects else ""
+        raise UserError(f"prompts: {root}: its tables list no frontal image{first}: check them")
+    found = {key: row for key, row in found.items() if homes[row[0]] in wanted}
+    if not found:
+        raise UserError(f"prompts: {root}: no frontal image in the splits {', '.join(wanted)}")
+    found = dict(list(found.items())[: limit or None])
+    studies = list(dict.fromkeys(key.rpartition("/")[0] for key in found))
+    base = Path(folder or root)
+    bases = (base / "files", base / "mimic-cxr-reports" / "files", base)
+    at, _ = pairs.find_files(studies, bases, (".txt",), "report", "data.reports")
+    with futures.ThreadPoolExecutor(32) as pool:  # a network disk may take its time for each
+        texts = dict(
+            zip(studies, pool.map(lambda s: _report(at / f"{s}.txt"), studies), strict=True)
+        )
+    items = []
+    for key, (dicom, subject, study, view) in found.items():
+        report = texts[key.rpartition("/")[0]]
+        if isinstance(report, RejectedRecord):
+            rejects.append((key, str(report)))
+            continue
+        parts = reports.sections(report)
+        main = {n: reports.clean(parts.get(n, "")) for n in ("findings", "impression")}
+        text = reports.select_text(**main, report=report, sections=tuple(sections))
+        known = labels.get(study, (UNKNOWN,) * len(pairs.MIMIC_LABELS))
+        view = view if view in ("PA", "AP") else ""
+        items.append(
+            Prompt(key, subject, homes[dicom], text, report, **main, labels=known, view=view)
+        )
+    return Prompts(items, pairs.MIMIC_LABELS, rejects)
+
+
+def _report(path: Path) -> str | RejectedRecord:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        return RejectedRecord(f"{path}: the report cannot be read as UTF-8 text: {error}")
