@@ -34,7 +34,7 @@ from medsyn_jax.tasks import (
     ingest,
     pretrain,
 )
-from medsyn_jax.train import encoders, features, pairs, probe, recipe
+from medsyn_jax.train import features, frozen, loop, probe
 from scripts import random_pipeline
 from scripts.fuzz_inputs import bent_bytes, bent_json, check, json_bytes
 
@@ -284,14 +284,14 @@ def _run(argv: list[str], training: Any = _begin) -> None:
             stack.enter_context(mock.patch.object(place, name, _done))
         for place, name, value in (
             (jax, "jit", _traced),
-            (recipe, "run", training),
+            (loop, "fit", training),
             (features, "table", _table),
         ):
             stack.enter_context(mock.patch.object(place, name, value))
         check(parsed.task in _MODULES, "an unknown task", parsed.task)
         main._make(where)
         with suppress(Done, MemoryError):  # `main` tells of the latter
-            _MODULES[parsed.task].run(parsed, where)
+            main.run(parsed, where)
 
 
 def config_case(rng: Random, folder: Path) -> None:
@@ -332,8 +332,8 @@ def _workdir_case(rng: Random, folder: Path, runs: Path) -> None:
         rng.choice(
             (
                 lambda: log.check_config(folder / "run", config),
-                lambda: encoders.pretrained(folder / "run"),
-                lambda: encoders.untrained(folder / "run", 0),
-                lambda: pairs.pretrained(folder / "run"),
+                lambda: frozen.pretrained(folder / "run"),
+                lambda: frozen.untrained(folder / "run", 0),
+                lambda: frozen.pretrained_pair(folder / "run"),
             )
         )()

@@ -19,7 +19,7 @@ from medsyn_jax.core.errors import RejectedRecord, UserError
 from medsyn_jax.core.files import replaced
 from medsyn_jax.data.images import decode
 from medsyn_jax.tasks import ground
-from medsyn_jax.train import pairs
+from medsyn_jax.train import frozen
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
     args = parser.parse_args()
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what users cannot change
     try:
-        pair = pairs.pretrained(args.encoder)
+        pair = frozen.pretrained_pair(args.encoder)
         pixels = np.stack([pair.fit(decode.decode_grey(path)) for path in args.images])
         rows = {}
         for phrase in args.phrases:

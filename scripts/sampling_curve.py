@@ -34,7 +34,7 @@ from medsyn_jax.diffusion import generator as generators
 from medsyn_jax.diffusion import sampler, schedule
 from medsyn_jax.diffusion.generator import Generator, Sampling
 from medsyn_jax.models.diffusion import pipeline as pipelines
-from medsyn_jax.train import corpus, encoders, features, probe
+from medsyn_jax.train import corpus, features, frozen, probe
 
 BATCH = 32
 DRAWS = 200  # resamples of a Frechet distance, each of which takes a decomposition
@@ -163,7 +163,7 @@ class Held:
         return found["mean"]
 
 
-def hold(encoder: encoders.Encoder, root: Path, images: int) -> Held:
+def hold(encoder: frozen.Encoder, root: Path, images: int) -> Held:
     """The first so many test reports of the phantom corpus, which is kept below `root`."""
     config = curate_configs.get_config()
     folder = corpus.prepare("phantom", config.ingest, root / "data")
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", help="compute these alone, beside row 0")
     parser.add_argument("--out", default="", help="JSON file for the rows")
     args = parser.parse_args()
-    pipeline, encoder = pipelines.read(args.pipeline), encoders.pretrained(Path(args.encoder))
+    pipeline, encoder = pipelines.read(args.pipeline), frozen.pretrained(Path(args.encoder))
     held = hold(encoder, Path(args.encoder).parent, args.images)
     forward = jax.jit(encoder.pooled)
     costs = Costs(pipeline, generators.native_size(pipeline))
