@@ -26,11 +26,10 @@ _KINDS = {
 
 
 def run(rules: Sequence[Rule], config: Any) -> None:
-    """Raise UserError for the first rule that the config breaks, or for any number in it that 32
-    bits cannot hold."""
+    """Raise UserError for a number that 32 bits cannot hold, or the first rule that is broken."""
+    _check_finite(config, "config")
     for rule in rules:
         rule(config)
-    _check_finite(config, "config")
 
 
 def numbers(kind: str, section: str, names: str) -> Rule:

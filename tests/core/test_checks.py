@@ -62,7 +62,7 @@ def test_rules_are_run_in_order():
         raise UserError("first")
 
     with pytest.raises(UserError, match="first"):
-        checks.run((first, checks.choice("dtype", ("float32",))), {"dtype": "int8", "x": 1e300})
+        checks.run((first, checks.choice("dtype", ("float32",))), {"dtype": "int8"})
 
 
 def test_choices():

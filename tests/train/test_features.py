@@ -1,6 +1,9 @@
 """Frozen encoders and their features, on small pairs of images whose brightness is their label."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -54,6 +57,25 @@ def test_untrained_is_the_same_architecture_by_its_seed(run):
     first, again, other = (frozen.untrained(run, seed) for seed in (0, 0, 1))
     assert first.fingerprint == again.fingerprint
     assert len({first.fingerprint, other.fingerprint, frozen.pretrained(run).fingerprint}) == 3
+
+
+def test_a_vit_has_the_same_fingerprint_in_another_process(tmp_path):
+    vit = {"kind": "vit", "size": 16, "patch": 8, "width": 8, "layers": 1, "heads": 2}
+    vit |= {"mlp_width": 8, "channels": 1, "eps": 1e-6, "remat": False, "mean": 0.4, "std": 0.2}
+    config = {"dtype": "float32", "image": vit, "data": {"size": 20}, "augment": {"size": 16}}
+    (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+    program = f"""
+from pathlib import Path
+from medsyn_jax.train import frozen
+print(frozen.untrained(Path({str(tmp_path)!r}), 3).fingerprint)
+"""
+    other = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert other.stdout.strip() == frozen.untrained(tmp_path, 3).fingerprint
+    changed = config | {"image": vit | {"eps": 1e-5}}
+    (tmp_path / "config.json").write_text(json.dumps({"config": changed}))
+    assert other.stdout.strip() != frozen.untrained(tmp_path, 3).fingerprint
 
 
 def test_imported_are_the_weights_of_the_file(run, tmp_path):
