@@ -87,6 +87,14 @@ def render(made: Plan, size: int, seeds: tuple[int, ...]) -> tuple[np.ndarray, M
     return film.expose(sheet, grain), masks, boxes
 
 
+def report_of(seed: int, subject: int, study: int) -> str:
+    """Write the report of a study without drawing its image: arguments as for `study`."""
+    shown = plan(seed, subject, study)
+    before = plan(seed, subject, study - 1).findings if study else None
+    rng = _random(seed, subject, study + 1, 5)
+    return report.write(rng, shown.anatomy, shown.pose, shown.findings, shown.devices, before)
+
+
 def study(seed: int, subject: int, study: int, size: int) -> Phantom:
     """Makes one study, the same for the same arguments on any machine.
 
@@ -102,15 +110,12 @@ def study(seed: int, subject: int, study: int, size: int) -> Phantom:
     if not 32 <= size <= 1024 or min(seed, subject, study) < 0:
         raise ValueError(f"phantom: {seed=} {subject=} {study=} {size=}: out of range")
     made = plan(seed, subject, study)
-    before = plan(seed, subject, study - 1).findings if study else None
     image, masks, boxes = render(made, size, (seed, subject, study))
-    words = _random(seed, subject, study + 1, 5)
-    text = report.write(words, made.anatomy, made.pose, made.findings, made.devices, before)
     return Phantom(
         image=image,
         labels=findings.labels(made.findings),
         masks=masks,
         boxes=boxes,
-        report=text,
+        report=report_of(seed, subject, study),
         view=made.pose.view,
     )
