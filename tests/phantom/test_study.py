@@ -5,13 +5,14 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
 
-from medsyn_jax.phantom import findings
+from medsyn_jax.phantom import findings, report
 from medsyn_jax.phantom import study as phantom
-from medsyn_jax.phantom.hardware import DRAWS as DEVICES
+from medsyn_jax.phantom.hardware import DEVICES
 from medsyn_jax.phantom.study import LABELS, Phantom
 
 SEED = 11
@@ -34,7 +35,7 @@ for n in range(6):
     parts = [p.image, *p.masks.values(), f"{p.labels}{p.boxes}{p.view}{p.report}".encode()]
     print(hashlib.sha256(b"".join(parts)).hexdigest())
 """
-# of 3,000 reports: a corpus keeps its words, whatever becomes of the code and of phrases.toml
+# of 3,000 reports, which no change of the code or of phrases.toml may alter unnoticed
 REPORTS_SHA256 = "8d4accabc25c18330fbcfde4b9a4e7c76642b86721f7b85392015ec6837b0488"
 
 
@@ -72,6 +73,28 @@ def test_two_processes_make_the_same():
 def test_reports_are_pinned():
     reports = (phantom.report_of(SEED, n // 3, n % 3) for n in range(3000))
     assert hashlib.sha256("\0".join(reports).encode()).hexdigest() == REPORTS_SHA256
+
+
+def phrases(node) -> list[str]:
+    """All strings of a table of phrases.toml."""
+    if isinstance(node, str):
+        return [node]
+    nodes = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return [phrase for child in nodes for phrase in phrases(child)]
+
+
+def test_phrases_close_their_braces_and_hold_known_slots():
+    known = "grade degree side other zone place size object left right names who tip turn bow sense"
+    for phrase in phrases(report.PHRASES):
+        rest, changes = re.sub(rf"<({known.replace(' ', '|')}|convex)>", "", phrase), 1
+        while changes:
+            rest, changes = re.subn(r"\{[^{}]*\}", "", rest)
+        assert not re.search(r"[{}<>|]", rest), phrase
+
+
+def test_a_slot_that_nothing_fills_is_an_error():
+    with pytest.raises(KeyError, match="zone"):
+        report.say(Random(0), "opacity in the <zone>")
 
 
 def test_a_report_needs_no_image(studies):
