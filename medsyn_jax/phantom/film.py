@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from medsyn_jax.phantom.thorax import Array, Point, Pose
+from medsyn_jax.phantom.thorax import SIGN, Array, Point, Pose
 
 Number = TypeVar("Number", float, np.ndarray)
 Axes = tuple[float, float, float]  # across, down, along the beam
@@ -77,13 +77,14 @@ class Film:
         )
         return rows, columns
 
-    def half(self, side: str) -> slice:
-        """Columns that hold one side of the body."""
+    def half(self, side: str) -> tuple[slice, Array]:
+        """Columns that hold one side of the body, and x in them, > 0 on this side."""
         middle = float(self.pixels(0.0, 0.0)[0])
         slack = abs(self.pose.tilt) * self.size / 2 + 1
+        columns = slice(min(self.size - 1, max(0, math.floor(middle - slack))), self.size)
         if side == "right":
-            return slice(0, max(1, min(self.size, math.ceil(middle + slack))))
-        return slice(min(self.size - 1, max(0, math.floor(middle - slack))), self.size)
+            columns = slice(0, max(1, min(self.size, math.ceil(middle + slack))))
+        return columns, self.x[:, columns] * SIGN[side]
 
     def add_ellipsoid(
         self, target: Array, centre: Point, axes: Axes, angle: float = 0.0, weight: float = 1.0

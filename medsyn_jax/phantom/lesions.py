@@ -4,26 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from medsyn_jax.phantom import findings
 from medsyn_jax.phantom.film import Film, smooth_noise
-from medsyn_jax.phantom.findings import (
-    ATELECTASIS,
-    CONSOLIDATION,
-    EDEMA,
-    EFFUSION,
-    LESION,
-    PNEUMOTHORAX,
-    Finding,
-    Plan,
-)
-from medsyn_jax.phantom.thorax import (
-    SIGN,
-    WIDEST,
-    Anatomy,
-    Array,
-    dome_level,
-    lung_point,
-    walls,
-)
+from medsyn_jax.phantom.findings import Finding, Plan
+from medsyn_jax.phantom.thorax import SIGN, WIDEST, Anatomy, Array, dome_level, lung_point, walls
 
 
 def draw(film: Film, plan: Plan, rng: np.random.Generator) -> None:
@@ -52,7 +36,7 @@ def _consolidation(film: Film, anatomy: Anatomy, f: Finding, texture: Array) -> 
     down, across = np.nonzero(visible >= 0.3 * visible.max())
     x0, y0 = float(columns.start + across.min()), float(rows.start + down.min())
     x1, y1 = float(columns.start + across.max() + 1), float(rows.start + down.max() + 1)
-    film.boxes.append((CONSOLIDATION, x0, y0, x1, y1))
+    film.boxes.append((findings.CONSOLIDATION, x0, y0, x1, y1))
 
 
 def _lesion(film: Film, anatomy: Anatomy, f: Finding, texture: Array) -> None:
@@ -60,7 +44,7 @@ def _lesion(film: Film, anatomy: Anatomy, f: Finding, texture: Array) -> None:
     a, b = f.extent
     depth = 0.5 * (a + b) * (0.9 if f.certain else 0.6)
     film.ellipsoid("soft", (x, y), (a, b, 0.95 * depth), f.angle)
-    film.add_box(LESION, np.array([[x - a, y - b], [x + a, y + b]]))
+    film.add_box(findings.LESION, np.array([[x - a, y - b], [x + a, y + b]]))
 
 
 def _edema(film: Film, anatomy: Anatomy, f: Finding, texture: Array) -> None:
@@ -95,10 +79,9 @@ def _atelectasis(film: Film, anatomy: Anatomy, f: Finding, texture: Array) -> No
             amount = faint * (0.07, 0.10, 0.14)[f.grade] * (1 - 0.6 * t * t)
             film.stroke("soft", 1, np.column_stack((across, down)), amount)
         return
-    columns = film.half(f.side)
+    columns, x = film.half(f.side)
     up = (dome_level(anatomy, film.pose, f.side) + 0.03 - film.y) / (0.10 + 0.05 * f.grade)
-    lean = SIGN[f.side] * film.x[:, columns]
-    haze = np.exp(-(np.clip(up, 0, None) ** 2) - ((lean - 0.26) / 0.24) ** 2)
+    haze = np.exp(-(np.clip(up, 0, None) ** 2) - ((x - 0.26) / 0.24) ** 2)
     haze *= (0.42, 0.62, 0.85)[f.grade] * faint * np.clip(1 + 0.25 * texture[:, columns], 0, 1.1)
     film.air[:, columns] *= 1.0 - np.clip(haze, 0.0, 0.95)
 
@@ -110,12 +93,11 @@ def _pneumothorax(film: Film, anatomy: Anatomy, f: Finding, texture: Array) -> N
     shrink = (0.02 + 0.01 * vary, 0.08 + 0.05 * vary, 0.22 + 0.12 * vary)[f.grade]
     if not f.certain:
         drop, shrink = 0.11, 0.015
-    columns = film.half(f.side)
-    side = film.x[:, columns] * SIGN[f.side]
+    columns, x = film.half(f.side)
     rest = walls(anatomy, film.y, drop, shrink)
-    free = film.masks["lungs"][:, columns] & (side > 0)
-    free &= (side > rest.outer) | (side < rest.inner) | (film.y < anatomy.apex + drop)
-    free &= (side > 0.16) | (film.y < -0.3)
+    free = film.masks["lungs"][:, columns] & (x > 0)
+    free &= (x > rest.outer) | (x < rest.inner) | (film.y < anatomy.apex + drop)
+    free &= (x > 0.16) | (film.y < -0.3)
     film.air[:, columns] *= 1.0 - (0.04, 0.10, 0.30)[f.grade]
     film.air[:, columns][free] = 0.99
     film.masks["pneumothorax"][:, columns] |= free
@@ -132,12 +114,11 @@ def _pneumothorax(film: Film, anatomy: Anatomy, f: Finding, texture: Array) -> N
 def _effusion(film: Film, anatomy: Anatomy, f: Finding, texture: Array) -> None:
     """Fluid: a meniscus that climbs at the side, or a veil when it lies behind the lung."""
     vary = f.extent[0]
-    columns = film.half(f.side)
-    side = film.x[:, columns] * SIGN[f.side]
+    columns, x = film.half(f.side)
     level = dome_level(anatomy, film.pose, f.side)
     borders = walls(anatomy, film.y)
     span = np.maximum(borders.outer - borders.inner, 1e-3)
-    share = np.clip((side - borders.inner) / span, 0.0, 1.0)
+    share = np.clip((x - borders.inner) / span, 0.0, 1.0)
     if f.kind == "layering":
         veil = np.clip((film.y - anatomy.apex - 0.25) / (level - anatomy.apex), 0, 1)
         veil = np.broadcast_to(veil * (0.34, 0.55, 0.80)[f.grade], share.shape)
@@ -152,15 +133,15 @@ def _effusion(film: Film, anatomy: Anatomy, f: Finding, texture: Array) -> None:
         fluid = np.clip((film.y - surface) / 0.035, 0, 1)
         wet = film.y > surface
     film.air[:, columns] *= 1.0 - np.clip(fluid, 0.0, 1.0)
-    film.masks["effusion"][:, columns] |= wet & film.masks["lungs"][:, columns] & (side > 0)
+    film.masks["effusion"][:, columns] |= wet & film.masks["lungs"][:, columns] & (x > 0)
 
 
 # in the order of drawing: pneumothorax and effusion cover the others
 DRAWS = {
-    EDEMA: _edema,
-    CONSOLIDATION: _consolidation,
-    ATELECTASIS: _atelectasis,
-    LESION: _lesion,
-    PNEUMOTHORAX: _pneumothorax,
-    EFFUSION: _effusion,
+    findings.EDEMA: _edema,
+    findings.CONSOLIDATION: _consolidation,
+    findings.ATELECTASIS: _atelectasis,
+    findings.LESION: _lesion,
+    findings.PNEUMOTHORAX: _pneumothorax,
+    findings.EFFUSION: _effusion,
 }

@@ -70,31 +70,23 @@ def _breasts(film: Film, size: float, level: float) -> None:
 
 def _lungs(film: Film, anatomy: Anatomy) -> None:
     """Draw the depth of the lungs: an arched box per side, less mediastinum and abdomen."""
-    inside = np.zeros((film.size, film.size), bool)
+    abdomen, mediastinum = np.zeros_like(film.lung), np.zeros_like(film.lung)
+    height = 0.52 * (0.75 if anatomy.hyperinflated else 1.0)
     borders = walls(anatomy, film.y)
     middle = 0.5 * (borders.inner + borders.outer)
     half = np.maximum(0.5 * (borders.outer - borders.inner), 1e-3)
-    for side, sign in SIGN.items():
-        columns = film.half(side)
-        across = (film.x[:, columns] * sign - middle) / half
-        across *= across
+    for side in SIGN:
+        columns, x = film.half(side)
+        across = ((x - middle) / half) ** 2
         chord = np.clip(1.0 - 0.45 * across - 0.55 * across * across, 0.0, 1.0)
-        np.sqrt(chord, out=chord)
-        chord *= 0.80 * borders.depth
-        film.lung[:, columns] += chord
-        inside[:, columns] |= chord > 0
-    mediastinum = np.zeros_like(film.lung)
-    for centre, axes, angle in _mediastinum(anatomy, film.pose):
-        film.add_ellipsoid(mediastinum, centre, axes, angle)
-    abdomen = np.zeros_like(film.lung)
-    height = 0.52 * (0.75 if anatomy.hyperinflated else 1.0)
-    for side, sign in SIGN.items():
-        columns, level = film.half(side), dome_level(anatomy, film.pose, side)
-        across = (film.x[:, columns] - sign * 0.55 * anatomy.width) / (0.60 * anatomy.width)
-        down = np.minimum(film.y - (level + height), 0.0) / height
+        film.lung[:, columns] += np.sqrt(chord) * (0.80 * borders.depth)
+        across = (x - 0.55 * anatomy.width) / (0.60 * anatomy.width)
+        down = np.minimum(film.y - (dome_level(anatomy, film.pose, side) + height), 0.0) / height
         chord = np.clip(1.0 - across * across - down * down, 0.0, 1.0)
         abdomen[:, columns] += 1.9 * np.sqrt(chord)
-    film.masks["lungs"] = inside & (mediastinum < 0.06) & (abdomen <= 0)
+    for centre, axes, angle in _mediastinum(anatomy, film.pose):
+        film.add_ellipsoid(mediastinum, centre, axes, angle)
+    film.masks["lungs"] = (film.lung > 0) & (mediastinum < 0.06) & (abdomen <= 0)
     film.lung -= 1.15 * mediastinum
     film.lung -= abdomen
     np.maximum(film.lung, 0.0, out=film.lung)
@@ -121,7 +113,7 @@ def _mediastinum(anatomy: Anatomy, pose: Pose) -> list[tuple[Point, Axes, float]
         ((0.075 + 0.5 * knob + turn + shift, -0.37 - lift), (knob, 1.15 * knob, 0.14), 0.0),
         ((0.08 + turn + shift, -0.16), (0.12 * wide, 0.20, 0.13), 0.15),
         ((-0.055 + turn + shift, -0.25), (aorta, 0.40, 0.16), 0.0),
-        ((0.0 + 0.6 * turn + 0.7 * shift, -0.5), (0.12 * wide, 0.5, 0.15), 0.0),
+        ((0.6 * turn + 0.7 * shift, -0.5), (0.12 * wide, 0.5, 0.15), 0.0),
         ((0.06 + shift, 0.1), (0.09 + 0.06 * anatomy.aorta, 0.75, 0.10), 0.0),
     ]
 
