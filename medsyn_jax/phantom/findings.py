@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -88,7 +89,7 @@ def draw_findings(rng: Random, heart: int | None, view: str) -> Findings:
         certain = heart > 0 or rng.random() > 0.2
         findings.append(Finding(CARDIOMEGALY, heart, certain=certain))
     for label in labels:
-        foci = DRAWS[label](rng, findings, view)
+        foci = list(DRAWS[label](rng, findings, view))
         if foci and label != FOREIGN and rng.random() < UNCERTAIN:
             foci = [replace(foci[0], grade=0, certain=False)]
         findings += foci
@@ -127,46 +128,41 @@ def _place(rng: Random, findings: list[Finding], side: str, zone: str) -> tuple[
     return across, rng.uniform(0.06, 0.24) + {"upper": 0.08, "mid": 0.38, "lower": 0.68}[zone]
 
 
-# Each of the following draws the foci of one label, beside the findings drawn before. The order
-# of the draws decides which studies a seed gives.
+# Each function draws the foci of one label beside the findings drawn before. The order of the
+# draws decides which studies a seed gives.
 
 
-def _effusion(rng: Random, findings: list[Finding], view: str) -> list[Finding]:
-    foci = []
+def _effusion(rng: Random, findings: list[Finding], view: str) -> Iterator[Finding]:
     for side in _sides(rng):
         kind = "layering" if view == "AP" and rng.random() < 0.3 else "meniscus"
-        foci.append(Finding(EFFUSION, _grade(rng), side, "lower", kind, extent=(rng.random(), 0)))
-    return foci
+        yield Finding(EFFUSION, _grade(rng), side, "lower", kind, extent=(rng.random(), 0))
 
 
-def _pneumothorax(rng: Random, findings: list[Finding], view: str) -> list[Finding]:
+def _pneumothorax(rng: Random, findings: list[Finding], view: str) -> Iterator[Finding]:
     side = rng.choice(SIDES)
     if _fluid(findings, side):
         side = OPPOSITE[side]
     grade = 0 if _fluid(findings, side) else _grade(rng)
     kind = "tension" if grade == 2 and rng.random() < 0.3 else ("apical", "", "")[grade]
     zone = "upper" if grade == 0 else ""
-    return [Finding(PNEUMOTHORAX, grade, side, zone, kind, extent=(rng.random(), 0))]
+    yield Finding(PNEUMOTHORAX, grade, side, zone, kind, extent=(rng.random(), 0))
 
 
-def _consolidation(rng: Random, findings: list[Finding], view: str) -> list[Finding]:
-    foci = []
+def _consolidation(rng: Random, findings: list[Finding], view: str) -> Iterator[Finding]:
     for side, zone in _sites(rng, findings, rng.choices((1, 2, 3), (0.6, 0.3, 0.1))[0]):
         kind = "lobar" if (side, zone) == ("right", "upper") and rng.random() < 0.6 else "patchy"
         grade = _grade(rng)
         width = rng.uniform(0.14, 0.20) + 0.035 * grade
         place = _place(rng, findings, side, zone)
         extent, angle = (width, width * rng.uniform(0.75, 1.15)), rng.uniform(-0.5, 0.5)
-        foci.append(Finding(CONSOLIDATION, grade, side, zone, kind, True, place, extent, angle))
-    return foci
+        yield Finding(CONSOLIDATION, grade, side, zone, kind, True, place, extent, angle)
 
 
-def _edema(rng: Random, findings: list[Finding], view: str) -> list[Finding]:
-    return [Finding(EDEMA, _grade(rng), kind=rng.choice(("interstitial", "alveolar")))]
+def _edema(rng: Random, findings: list[Finding], view: str) -> Iterator[Finding]:
+    yield Finding(EDEMA, _grade(rng), kind=rng.choice(("interstitial", "alveolar")))
 
 
-def _atelectasis(rng: Random, findings: list[Finding], view: str) -> list[Finding]:
-    foci = []
+def _atelectasis(rng: Random, findings: list[Finding], view: str) -> Iterator[Finding]:
     for side in _sides(rng):
         fluid = _fluid(findings, side)
         if fluid > 1:
@@ -175,36 +171,31 @@ def _atelectasis(rng: Random, findings: list[Finding], view: str) -> list[Findin
         zone = "mid" if fluid or (kind == "linear" and rng.random() < 0.2) else "lower"
         place, angle = _place(rng, findings, side, zone), rng.uniform(-0.35, 0.35)
         extent, grade = (rng.uniform(0.13, 0.24), 0), _grade(rng)
-        foci.append(Finding(ATELECTASIS, grade, side, zone, kind, True, place, extent, angle))
-    return foci
+        yield Finding(ATELECTASIS, grade, side, zone, kind, True, place, extent, angle)
 
 
-def _lesion(rng: Random, findings: list[Finding], view: str) -> list[Finding]:
-    foci = []
+def _lesion(rng: Random, findings: list[Finding], view: str) -> Iterator[Finding]:
     for side, zone in _sites(rng, findings, rng.choices((1, 2, 3), (0.72, 0.18, 0.10))[0]):
         grade = _grade(rng)
         kind = "mass" if grade == 2 else "nodule"
         radii = [rng.uniform(*r) for r in ((0.034, 0.046), (0.048, 0.072), (0.08, 0.13))]
         place = _place(rng, findings, side, zone)
         extent, angle = (radii[grade], radii[grade] * rng.uniform(0.85, 1.15)), rng.uniform(-1, 1)
-        foci.append(Finding(LESION, grade, side, zone, kind, True, place, extent, angle))
-    return foci
+        yield Finding(LESION, grade, side, zone, kind, True, place, extent, angle)
 
 
-def _foreign(rng: Random, findings: list[Finding], view: str) -> list[Finding]:
-    foci = []
+def _foreign(rng: Random, findings: list[Finding], view: str) -> Iterator[Finding]:
     for _ in range(rng.choices((1, 2), (0.75, 0.25))[0]):
         kind = rng.choice(("coin", "button", "pin", "necklace", "bullet", "key"))
         if kind == "necklace":
-            foci.append(Finding(FOREIGN, 2, kind=kind, extent=(rng.uniform(0.15, 0.3), 0)))
+            yield Finding(FOREIGN, 2, kind=kind, extent=(rng.uniform(0.15, 0.3), 0))
             continue
         side, zone = rng.choice(SIDES), rng.choice(ZONES)
         place = (rng.uniform(0.1, 0.9), _place(rng, findings, side, zone)[1])
         size = {"coin": 0.06, "button": 0.05, "pin": 0.10, "bullet": 0.035, "key": 0.10}[kind]
         size *= rng.uniform(0.8, 1.25)
         grade, angle = int(kind != "button"), rng.uniform(-3, 3)
-        foci.append(Finding(FOREIGN, grade, side, zone, kind, True, place, (size, size), angle))
-    return foci
+        yield Finding(FOREIGN, grade, side, zone, kind, True, place, (size, size), angle)
 
 
 DRAWS = {
@@ -218,31 +209,27 @@ DRAWS = {
 }
 
 
-def draw_devices(
-    rng: Random, anatomy: Anatomy, view: str, findings: Findings
-) -> tuple[Device, ...]:
+def draw_devices(rng: Random, anatomy: Anatomy, view: str, findings: Findings) -> Iterator[Device]:
     """Draw tubes, lines and implants; more of them at the bedside."""
     bedside = view == "AP"
-    devices = []
     if anatomy.sternotomy:
-        devices.append(Device("wires"))
+        yield Device("wires")
     if anatomy.pacemaker:
-        devices.append(Device("pacemaker", anatomy.pacemaker, rng.random()))
+        yield Device("pacemaker", anatomy.pacemaker, rng.random())
     intubated = bedside and rng.random() < 0.24
     if intubated:
-        devices.append(Device("ett", reach=rng.random()))
+        yield Device("ett", reach=rng.random())
     if rng.random() < (0.6 if intubated else 0.12 if bedside else 0.01):
-        devices.append(Device("ngt", reach=rng.random()))
+        yield Device("ngt", reach=rng.random())
     if rng.random() < (0.32 if bedside else 0.05):
         kind = rng.choice(("jugular", "picc"))
         side = "right" if rng.random() < 0.65 else "left"
-        devices.append(Device(kind, side, rng.random()))
+        yield Device(kind, side, rng.random())
     elif rng.random() < 0.06:
-        devices.append(Device("port", rng.choice(SIDES), rng.random()))
+        yield Device("port", rng.choice(SIDES), rng.random())
     for f in findings:
         if f.label == PNEUMOTHORAX and bedside and rng.random() < 0.3:
-            devices.append(Device("chest tube", f.side, rng.random()))
-    return tuple(devices)
+            yield Device("chest tube", f.side, rng.random())
 
 
 def labels(findings: Findings) -> dict[str, int]:

@@ -12,24 +12,17 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from random import Random
 
-from medsyn_jax.phantom.findings import (
-    CARDIOMEGALY,
-    CONSOLIDATION,
-    FOREIGN,
-    LESION,
-    OPPOSITE,
-    PNEUMOTHORAX,
-    Device,
-    Finding,
-    Plan,
-)
+from medsyn_jax.phantom.findings import CARDIOMEGALY, FOREIGN, OPPOSITE, Device, Finding, Plan
 
 PHRASES = tomllib.loads((files("medsyn_jax.phantom") / "phrases.toml").read_text("utf-8"))
 OUTSIDE_LUNGS = {CARDIOMEGALY, FOREIGN}
 _SLOT = re.compile(r"<(\w+)>")
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])")
-Groups = Mapping[str, Sequence[Finding]]  # the foci of each label that is present, by urgency
+Groups = Mapping[
+    str, Sequence[Finding]
+]  # foci of each label that is present, the pressing ones first
+Before = Sequence[Finding] | None
 
 
 def say(rng: Random, phrases: str | Sequence[str], **slots: str) -> str:
@@ -48,7 +41,7 @@ def say(rng: Random, phrases: str | Sequence[str], **slots: str) -> str:
     return phrase[:1].upper() + phrase[1:]
 
 
-def write(rng: Random, plan: Plan, before: Sequence[Finding] | None) -> str:
+def write(rng: Random, plan: Plan, before: Before) -> str:
     """Write a report in the manner of MIMIC-CXR, sections under their heads.
 
     Args:
@@ -99,9 +92,7 @@ def _wrap(text: str) -> str:
     return "\n".join([*lines, text[start:]])
 
 
-def _findings(
-    rng: Random, plan: Plan, groups: Groups, before: Sequence[Finding] | None
-) -> list[str]:
+def _findings(rng: Random, plan: Plan, groups: Groups, before: Before) -> list[str]:
     """Sentences of the section FINDINGS."""
     view = plan.pose.view
     lines = [say(rng, PHRASES["opening"][view])] if rng.random() < 0.6 else []
@@ -156,7 +147,7 @@ def _device(rng: Random, device: Device) -> str:
     return say(rng, phrases["words"], side=device.side, tip=tip)
 
 
-def _finding(rng: Random, foci: Sequence[Finding], before: Sequence[Finding] | None) -> str:
+def _finding(rng: Random, foci: Sequence[Finding], before: Before) -> str:
     """One or more sentences on the foci of one label."""
     label = foci[0].label
     if foci[0].certain:
@@ -226,7 +217,7 @@ def _impression(rng: Random, groups: Groups, first: bool) -> list[str]:
         lines.append(say(rng, closing["normal"]))
     elif len(groups) == 1 and rng.random() < 0.3:
         lines.append(say(rng, closing["otherwise"]))
-    if groups.keys() & {PNEUMOTHORAX, CONSOLIDATION, LESION} and rng.random() < 0.35:
+    if groups.keys() & set(closing["advised"]) and rng.random() < 0.35:
         lines.append(say(rng, closing["advice"]))
     if first and rng.random() < 0.3:
         rng.shuffle(lines)

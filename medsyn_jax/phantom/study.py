@@ -52,7 +52,7 @@ def plan(seed: int, subject: int, study: int) -> Plan:
     rng = _random(seed, subject, study + 1, 2)
     pose = thorax.draw_pose(rng, anatomy)
     foci = findings.draw_findings(rng, heart, pose.view)
-    devices = findings.draw_devices(rng, anatomy, pose.view, foci)
+    devices = tuple(findings.draw_devices(rng, anatomy, pose.view, foci))
     return Plan(anatomy, findings.displaced(pose, foci), foci, devices)
 
 
