@@ -19,9 +19,7 @@ OUTSIDE_LUNGS = {CARDIOMEGALY, FOREIGN}
 _SLOT = re.compile(r"<(\w+)>")
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])")
-Groups = Mapping[
-    str, Sequence[Finding]
-]  # foci of each label that is present, the pressing ones first
+Groups = Mapping[str, Sequence[Finding]]  # foci by label, the pressing ones first
 Before = Sequence[Finding] | None
 
 

@@ -66,7 +66,7 @@ def draw_anatomy(rng: Random, ratio: float) -> Anatomy:
     age = min(95, max(18, round(rng.gauss(61, 17))))
     old = max(0.0, (age - 55) / 40)
     bow = rng.uniform(0.05, 0.11) * rng.choice((-1, 1)) if rng.random() < 0.16 else 0.0
-    device = rng.random()
+    surgery = rng.random()
     return Anatomy(
         sex=sex,
         age=age,
@@ -80,7 +80,7 @@ def draw_anatomy(rng: Random, ratio: float) -> Anatomy:
         right_dome=rng.uniform(0.02, 0.06),
         ribs=(rng.uniform(0, 1), rng.uniform(0.135, 0.158), rng.uniform(0.10, 0.22)),
         trees=(rng.randrange(TREES), rng.randrange(TREES)),
-        sternotomy=device < 0.10 + 0.08 * old,
+        sternotomy=surgery < 0.10 + 0.08 * old,
         pacemaker="" if rng.random() < 0.91 else rng.choice(("left", "left", "left", "right")),
     )
 
