@@ -122,12 +122,12 @@ class Judged:
             # draws; their mean, which tells that bias, is put where it belongs.
             value = self.frechet - reference.frechet
             draws = self.frechet_draws - reference.frechet_draws
-            entry = metrics.estimate(value, len(draws), draws - draws.mean() + value)
+            entry = estimates.estimate(value, len(draws), draws - draws.mean() + value)
             found |= _entries("frechet_difference", entry)
         return found
 
 
-def _entries(name: str, entry: metrics.Estimate) -> dict[str, Any]:
+def _entries(name: str, entry: estimates.Estimate) -> dict[str, Any]:
     return {name: entry["value"], f"{name}_ci95": entry.get("ci95")}
 
 
@@ -147,7 +147,7 @@ class Held:
         """x: features [n, f] of images of the reports."""
         draws = [
             fidelity.frechet_distance(x[rows], self.real[rows])
-            for weights in metrics.resample_weights(len(x), self.subjects, DRAWS)
+            for weights in estimates.resample_weights(self.subjects, DRAWS)
             for rows in (np.repeat(np.arange(len(x)), w) for w in weights.astype(int))
         ]
         frechet = fidelity.frechet_distance(x, self.real)
@@ -159,7 +159,7 @@ class Held:
 
     def auroc(self, x: np.ndarray) -> estimates.Figure:
         logits = np.asarray(probe.logits(self.fitted, jnp.asarray(x)))
-        found = estimates.auroc_figures(logits, self.labels, self.names, self.subjects)
+        found = metrics.aurocs(logits, self.labels, self.names, self.subjects)
         return found["mean"]
 
 

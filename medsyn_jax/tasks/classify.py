@@ -100,7 +100,7 @@ def run(config: Any, workdir: Path) -> None:
     pretrained, random = figures["pretrained"], figures["random"]
     figures["pretrained-random"] = {key: pretrained[key] - random[key] for key in pretrained}
     results = {
-        f"{name}/test/{key}": dict(figure.estimate())
+        f"{name}/test/{key}": figure.estimate()
         for name, by_key in figures.items()
         for key, figure in by_key.items()
     }
@@ -352,7 +352,7 @@ def judge(
         names = task.names
     defined = np.flatnonzero(has_both(test))
     names = [names[i] for i in defined]
-    found = estimates.auroc_figures(outputs[..., defined], test[:, defined], names, subjects)
+    found = metrics.aurocs(outputs[..., defined], test[:, defined], names, subjects)
     return figures | {f"auroc/{name}": figure for name, figure in found.items()}
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medsyn_jax.core import estimates, log
+from medsyn_jax.core import estimates, log, metrics
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.config import check_choice, check_files, check_numbers
 from medsyn_jax.core.errors import UserError
@@ -158,7 +158,7 @@ def _diversity(config: Any, sets: dict[str, Collection]) -> Results:
             )
             groups = images.prompts[chosen[:, 0]]  # pairs of one prompt are not independent
             entry = estimates.mean(similarity, groups)
-            results[f"diversity/ms_ssim/{side}/{kind}"] = dict(entry)
+            results[f"diversity/ms_ssim/{side}/{kind}"] = entry
     return results
 
 
@@ -200,8 +200,8 @@ def _label_agreement(
     for side, images in judged.items():
         logits = np.asarray(probe.logits(fitted, jnp.asarray(images.features)))
         y = _targets(config, images)[:, known]
-        entries = estimates.aurocs(logits, y, names, images.subjects)
-        results |= {f"labels/{side}/auroc/{name}": dict(e) for name, e in entries.items()}
+        figures = metrics.aurocs(logits, y, names, images.subjects)
+        results |= {f"labels/{side}/auroc/{k}": f.estimate() for k, f in figures.items()}
     return results
 
 
@@ -254,15 +254,15 @@ def _alignment(
         rows = images.held_out
         true, subjects = scores[side][rows], images.subjects[rows]
         wrong = quality.shuffled_alignment(image[rows], text[rows], images.texts[rows])
-        results[f"alignment/{side}/true"] = dict(estimates.mean(true, subjects))
+        results[f"alignment/{side}/true"] = estimates.mean(true, subjects)
         if np.isfinite(wrong).all():
             for name, values in (("shuffled", wrong), ("difference", true - wrong)):
-                results[f"alignment/{side}/{name}"] = dict(estimates.mean(values, subjects))
+                results[f"alignment/{side}/{name}"] = estimates.mean(values, subjects)
     threshold = quality.alignment_threshold(scores["real"], config.alignment.quantile)
     below = estimates.rate(~quality.keep(scores["synthetic"][synthetic.held_out], threshold))
     below["chance"] = float(np.mean(~quality.keep(scores["real"], threshold)))
     results["alignment/threshold"] = {"value": threshold, "n": len(scores["real"])}
-    results["alignment/synthetic/below"] = dict(below)
+    results["alignment/synthetic/below"] = below
     return scores["synthetic"], results
 
 
@@ -290,11 +290,11 @@ def _privacy(
         results[f"privacy/{name}/threshold"] = {"value": s.threshold, "n": count}
         results[f"privacy/{name}/maximum"] = {"value": s.maximum, "n": count}
         entry = estimates.rate(s.flagged) | {"chance": s.expected}
-        results[f"privacy/{name}/rate"] = dict(entry)
+        results[f"privacy/{name}/rate"] = entry
         above = estimates.rate(s.synthetic.similarity > s.maximum)
-        results[f"privacy/{name}/above_maximum"] = dict(above)
+        results[f"privacy/{name}/above_maximum"] = above
     either = estimates.rate(np.logical_or.reduce([s.flagged for s in screens.values()]))
-    return screens, results | {"privacy/rate": dict(either)}
+    return screens, results | {"privacy/rate": either}
 
 
 def _leftovers(synthetic: Collection) -> Results:

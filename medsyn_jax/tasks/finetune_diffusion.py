@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from medsyn_jax.core import config as checks
-from medsyn_jax.core import log, metrics
+from medsyn_jax.core import estimates, log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.data.images import transforms
 from medsyn_jax.data.loading import loader
@@ -336,9 +336,4 @@ def _half(params: Any) -> Any:
 
 def _figure(errors: np.ndarray, source: loader.Source) -> dict[str, Any]:
     """The mean error over records with its interval over subjects."""
-
-    def mean(weights: np.ndarray) -> np.ndarray:
-        return weights @ errors / weights.sum(1)
-
-    draws = metrics.bootstrap(mean, len(errors), np.array(source.subjects()))
-    return dict(metrics.estimate(float(errors.mean()), len(errors), draws))
+    return estimates.mean(errors, np.array(source.subjects()))
