@@ -17,6 +17,7 @@ import numpy as np
 
 from configs.classify import get_config
 from medsyn_jax.tasks import classify
+from medsyn_jax.train import probe
 from medsyn_jax.train.features import Table
 
 
@@ -39,11 +40,13 @@ def main() -> None:
     config.probe.patience = config.probe.epochs
     policy = np.zeros(args.labels, np.int8)
     names = tuple(f"label {i}" for i in range(args.labels))
-    task = classify.Task("multilabel", names, np.arange(args.labels), policy, policy)
+    task = probe.Task("multilabel", names, np.arange(args.labels), policy, policy)
     keys = [f"record/{i}" for i in range(args.records)]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        figures = classify.probe_features(config, Path(folder), "made-up", task, tables, keys)
+        targets = {split: task.targets(t.labels, split == "test") for split, t in tables.items()}
+        fractions = classify.make_fractions(config, Path(folder), task, targets, keys)
+        figures = classify.probe_features(config, "made-up", task, fractions, targets, tables)
     seconds = time.perf_counter() - start
     for key, figure in figures.items():
         if key.endswith("mean"):

@@ -127,12 +127,12 @@ class Judged:
             # mean, which has that bias, is moved to the value.
             value = self.frechet - reference.frechet
             draws = self.frechet_draws - reference.frechet_draws
-            entry = metrics.estimate(value, len(draws), draws - draws.mean() + value)
+            entry = estimates.estimate(value, len(draws), draws - draws.mean() + value)
             found |= _entries("frechet_difference", entry)
         return found
 
 
-def _entries(name: str, entry: metrics.Estimate) -> dict[str, Any]:
+def _entries(name: str, entry: estimates.Estimate) -> dict[str, Any]:
     return {name: entry["value"], f"{name}_ci95": entry.get("ci95")}
 
 
@@ -152,7 +152,7 @@ class Held:
         """x: features [n, f] of images of the reports."""
         draws = [
             fidelity.frechet_distance(x[rows], self.real[rows])
-            for weights in metrics.resample_weights(len(x), self.subjects, DRAWS)
+            for weights in estimates.resample_weights(self.subjects, DRAWS)
             for rows in (np.repeat(np.arange(len(x)), w) for w in weights.astype(int))
         ]
         frechet = fidelity.frechet_distance(x, self.real)
@@ -164,7 +164,7 @@ class Held:
 
     def auroc(self, x: np.ndarray) -> estimates.Figure:
         logits = np.asarray(probe.logits(self.fitted, jnp.asarray(x)))
-        found = estimates.auroc_figures(logits, self.labels, self.names, self.subjects)
+        found = metrics.aurocs(logits, self.labels, self.names, self.subjects)
         return found["mean"]
 
 
@@ -262,7 +262,7 @@ def main() -> None:
     args = parser.parse_args()
     pipeline, encoder = pipelines.read(args.pipeline), frozen.pretrained(Path(args.encoder))
     held = hold(encoder, Path(args.encoder).parent, args.images)
-    forward = jax.jit(encoder.pooled)
+    forward = jax.jit(frozen.Encoder.pooled)
     costs = Costs(pipeline, generators.native_size(pipeline))
     rows: list[dict[str, Any]] = []
 
@@ -278,7 +278,7 @@ def main() -> None:
         maker = Generator(pipeline, chosen, seed=0, batch=min(BATCH, len(held.texts)))
         images = maker.images(np.arange(len(held.texts)), held.texts)
         parts = [jnp.asarray(images[i : i + 64]) for i in range(0, len(images), 64)]
-        x = [np.asarray(forward(encoder.params, encoder.stats, part)) for part in parts]
+        x = [np.asarray(forward(encoder, part)) for part in parts]
         judged = held.judge(np.concatenate(x))
         gflop = costs.of(chosen, dict(pipeline.scheduler)) / 1e9
         drawn = images if first is None else drawn

@@ -1,61 +1,120 @@
-"""Entries of results.json with intervals: means and AUROCs by subject, rates of rare events."""
+"""Values with 95 % intervals, by bootstrap over subjects, as entries of `results.json`.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+All of it is numpy on the host, vectorised over the resamples: a resample is a row of weights, which
+say how often each record was drawn.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import beta
 
-from medsyn_jax.core import metrics
-from medsyn_jax.core.metrics import Estimate
+RESAMPLES = 1000
+_CHUNK = 2**22  # weights held at a time (16 MB), so memory does not grow with resamples * n
+
+Estimate = dict[str, Any]
+"""An entry of `results.json`: `value` (None where undefined: NaN is no JSON), `n` (the records or
+queries that it rests on), and, where there is one, `ci95`: [low, high]. Others add `chance`, the
+value of a random guess, and what `Figure` names."""
+
+
+def resample_weights(
+    groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """Bootstrap resamples of n records as weights, float32 [r, n] at a time.
+
+    groups: [n] subject of each record (any type). Whole subjects are drawn (cluster bootstrap),
+    because images of one patient are not independent. The same arguments give the same rows, so
+    two figures that were computed with them are paired.
+    """
+    subject = np.unique(groups, return_inverse=True)[1]
+    count, n = int(subject.max(initial=-1)) + 1, len(subject)
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // max(n, 1))
+    for start in range(0, resamples, rows):
+        r = min(rows, resamples - start)
+        drawn = rng.integers(count, size=(r, count)) + np.arange(r)[:, None] * count
+        times = np.bincount(drawn.ravel(), minlength=r * count).reshape(r, count)
+        yield times.astype(np.float32)[:, subject]
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    groups: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> np.ndarray:
+    """[resamples, ...] values of `statistic`, which maps weights [r, n] to values [r, ...]."""
+    return np.concatenate([statistic(w) for w in resample_weights(groups, resamples, seed)])
+
+
+def interval95(draws: np.ndarray) -> list[float] | None:
+    """Percentile interval of the defined draws [r]; None where fewer than half of them are."""
+    defined = draws[np.isfinite(draws)]
+    if 2 * len(defined) < len(draws) or not len(defined):
+        return None
+    return np.percentile(defined, [2.5, 97.5]).tolist()
+
+
+def estimate(value: float | np.floating, n: int, draws: np.ndarray) -> Estimate:
+    """An entry from a value, the records it rests on and its bootstrap draws [r]."""
+    entry = {"value": _number(value), "n": int(n)}
+    interval = interval95(draws)
+    return entry if interval is None else entry | {"ci95": interval}
 
 
 def mean(values: np.ndarray, groups: np.ndarray) -> Estimate:
-    """Mean of values [n] with the bootstrap interval over groups [n] (subjects, prompts)."""
-
-    def statistic(w: np.ndarray) -> np.ndarray:
-        return w @ values / w.sum(axis=1)
-
-    draws = metrics.bootstrap(statistic, len(values), groups)
-    return metrics.estimate(float(np.mean(values)), len(values), draws)
+    """Mean of values [n], with its interval over groups [n] (subjects or prompts)."""
+    draws = bootstrap(lambda w: w @ values / w.sum(axis=1), groups)
+    return estimate(np.mean(values), len(values), draws)
 
 
-def rate(flagged: np.ndarray) -> Estimate:
-    """Share of True in bool [n] with its 95 % interval of Clopper and Pearson (1934).
+def rate(flags: np.ndarray) -> Estimate:
+    """Share of True in bool [n], with the interval of Clopper and Pearson (1934).
 
-    It holds for 0 of n, too, where a bootstrap has nothing to draw. It takes the records for
-    independent: with several images a prompt it is too narrow.
+    Unlike a bootstrap, the interval is right for 0 of n, too. It takes the records for independent,
+    so with several images of one prompt it is too narrow.
     """
-    n, k = len(flagged), int(flagged.sum())
+    n, k = len(flags), int(flags.sum())
     low = float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0
     high = float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
-    return Estimate(value=k / n, n=n, ci95=[low, high])
+    return {"value": k / n, "n": n, "ci95": [low, high]}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of merit of s fitted classifiers over n records, and the same on resamples of them.
+    """A figure of merit of s classifiers (one a training seed) on n records and on resamples.
 
-    Figures over the same records are drawn on the same resamples: a difference of two is paired.
+    Figures of the same records come from the same resamples, so their difference is paired.
     """
 
     values: np.ndarray  # [s]
     draws: np.ndarray  # [r, s]
     n: int
-    positives: int | None = None  # of the n records, where it is a label's
-    labels: int | None = None  # over which it is the mean
+    # "positives" among the n records for the AUROC of a label, "labels" for a mean over labels.
+    counts: dict[str, int] = field(default_factory=dict)
 
     def __sub__(self, other: "Figure") -> "Figure":
         return replace(self, values=self.values - other.values, draws=self.draws - other.draws)
 
     def estimate(self) -> Estimate:
-        """Mean over the classifiers, with its interval over records and classifiers together."""
-        entry = metrics.estimate_over_seeds(self.values, self.draws, self.n)
-        if self.positives is not None:
-            entry["positives"] = self.positives
-        if self.labels is not None:
-            entry["labels"] = self.labels
-        return entry
+        """Mean over the classifiers, with an interval for test records and seeds together.
+
+        Each resample of the records is averaged over s classifiers drawn with replacement, so the
+        interval holds both sources of chance. (With s seeds it understates the variance between
+        seeds by the factor (s - 1) / s.) `seed_std` is the sample standard deviation, None for one
+        seed.
+        """
+        r, s = self.draws.shape
+        chosen = np.random.default_rng(0).integers(s, size=(r, s))
+        draws = np.take_along_axis(self.draws, chosen, axis=1).mean(axis=1)
+        seeds = {
+            "seeds": [_number(v) for v in self.values],
+            "seed_std": _number(np.std(self.values, ddof=1)) if s > 1 else None,
+        }
+        return estimate(np.mean(self.values), self.n, draws) | seeds | self.counts
 
 
 def figure(
@@ -63,43 +122,11 @@ def figure(
 ) -> Figure:
     """The figure of a `statistic` that maps weights [r, n] of the records to values [r, s].
 
-    counted: bool [n], the records that it rests on; subjects [n], who are drawn.
+    counted: bool [n], the records that the figure rests on; subjects [n]: the units drawn.
     """
     values = statistic(np.ones((1, len(counted)), np.float32))[0]
-    draws = metrics.bootstrap(statistic, len(counted), subjects)
-    return Figure(values, draws, int(counted.sum()))
+    return Figure(values, bootstrap(statistic, subjects), int(counted.sum()))
 
 
-def aurocs(
-    logits: np.ndarray, labels: np.ndarray, names: Sequence[str], subjects: np.ndarray
-) -> dict[str, Estimate]:
-    """`auroc_figures` as entries of results.json."""
-    found = auroc_figures(logits, labels, names, subjects)
-    return {name: figure.estimate() for name, figure in found.items()}
-
-
-def auroc_figures(
-    logits: np.ndarray, labels: np.ndarray, names: Sequence[str], subjects: np.ndarray
-) -> dict[str, Figure]:
-    """AUROC of each of c labels, and their `mean`, over s fitted classifiers.
-
-    logits [s, n, c]; labels [n, c]: 1, 0, or negative = left out, both classes of each; subjects
-    [n], for the bootstrap. A resample can lack a class of a rare label: its mean is of the others.
-    """
-
-    def statistic(w: np.ndarray) -> np.ndarray:
-        columns = range(len(names))
-        found = [[metrics.auroc(x[:, i], labels[:, i], w) for i in columns] for x in logits]
-        return np.array(found).transpose(2, 0, 1)  # [r, s, c]
-
-    whole = figure(statistic, np.ones(len(labels), bool), subjects)
-    counts, positives = ((x.sum(axis=0).tolist()) for x in (labels >= 0, labels == 1))
-    found = {
-        name: Figure(whole.values[:, i], whole.draws[..., i], counts[i], positives[i])
-        for i, name in enumerate(names)
-    }
-    known = np.isfinite(whole.draws)
-    count, total = known.sum(axis=-1), np.where(known, whole.draws, 0).sum(axis=-1)
-    means = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-    mean = Figure(whole.values.mean(axis=-1), means, whole.n, labels=len(names))
-    return found | {"mean": mean}
+def _number(value: float | np.floating) -> float | None:
+    return float(value) if np.isfinite(value) else None

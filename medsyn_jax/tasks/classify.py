@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medsyn_jax.core import checks, estimates, log, metrics
+from medsyn_jax.core import checks, log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.estimates import Figure
@@ -18,44 +18,6 @@ from medsyn_jax.objectives import classify
 from medsyn_jax.train import checkpoint, corpus, features, frozen, probe
 
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
-
-
-@dataclass(frozen=True)
-class Task:
-    """The labels of a data set as the probe is taught them."""
-
-    kind: probe.Kind
-    names: tuple[str, ...]
-    columns: np.ndarray  # int [c] in the labels of the data set
-    uncertain: np.ndarray  # int8 [c]: what -1 counts as in training and validation
-    unmentioned: np.ndarray  # int8 [c]: what -2 counts as, everywhere
-
-    def targets(self, labels: np.ndarray, test: bool = False) -> np.ndarray:
-        """int8 [n, c] (1, 0, -2 left out), or int32 [n] classes (-2 left out), of int8 [n, l].
-
-        In a test split "uncertain" is left out whatever the policy: nobody knows the answer.
-        """
-        chosen = jnp.asarray(labels[:, self.columns])
-        uncertain = np.full_like(self.uncertain, classify.UNMENTIONED) if test else self.uncertain
-        known = np.asarray(
-            classify.apply_policy(chosen, jnp.asarray(uncertain), jnp.asarray(self.unmentioned))
-        )
-        if self.kind == "multilabel":
-            return known
-        one = (known == 1).sum(axis=1) == 1
-        return np.where(one, (known == 1).argmax(axis=1), classify.UNMENTIONED).astype(np.int32)
-
-    def columns_of(self, targets: np.ndarray) -> np.ndarray:
-        """Targets as labels [n, c]: of a class 1, of the others 0."""
-        if targets.ndim == 2:
-            return targets
-        columns = (targets[:, None] == np.arange(len(self.names))).astype(np.int8)
-        return np.where(targets[:, None] >= 0, columns, np.int8(classify.UNMENTIONED))
-
-    def without(self, targets: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Targets in which `labels`, bool [c], are left out: their entries, or their records."""
-        gone = labels[None] if targets.ndim == 2 else labels[np.maximum(targets, 0)]
-        return np.where(gone, targets.dtype.type(classify.UNMENTIONED), targets)
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -97,7 +59,7 @@ def run(config: Any, workdir: Path) -> None:
     pretrained, random = figures["pretrained"], figures["random"]
     figures["pretrained-random"] = {key: pretrained[key] - random[key] for key in pretrained}
     results = {
-        f"{name}/test/{key}": dict(figure.estimate())
+        f"{name}/test/{key}": figure.estimate()
         for name, by_key in figures.items()
         for key, figure in by_key.items()
     }
@@ -143,7 +105,7 @@ def _encoders(config: Any) -> list[frozen.Encoder]:
     return found
 
 
-def make_task(settings: Any, available: Sequence[str]) -> Task:
+def make_task(settings: Any, available: Sequence[str]) -> probe.Task:
     names = tuple(settings.names) or tuple(available)
     for field in ("names", "uncertain_ones", "uncertain_zeros"):
         unknown = [name for name in settings[field] if name not in available]
@@ -164,7 +126,7 @@ def make_task(settings: Any, available: Sequence[str]) -> Task:
         return 0 if name in settings.uncertain_zeros else classify.UNMENTIONED
 
     unmentioned = 0 if settings.unmentioned_zero else classify.UNMENTIONED
-    return Task(
+    return probe.Task(
         settings.kind,
         names,
         np.array([list(available).index(name) for name in names]),
@@ -183,7 +145,7 @@ class Fraction:
 
 
 def make_fractions(
-    config: Any, workdir: Path, task: Task, targets: Mapping[str, np.ndarray], keys: list[str]
+    config: Any, workdir: Path, task: probe.Task, targets: Mapping[str, np.ndarray], keys: list[str]
 ) -> list[Fraction]:
     """The fractions at which there is a figure; the others, and labels that a fraction leaves out,
     are named on the terminal.
@@ -199,14 +161,14 @@ def make_fractions(
         subsets = _subsets(config, workdir, share, keys, train if train.ndim == 1 else None)
         columns = task.columns_of(train)
         seeds = {config.seed + i: columns[rows[rows >= 0]] for i, rows in enumerate(subsets)}
-        trained = np.logical_and.reduce([has_both(y) for y in seeds.values()])
+        trained = np.logical_and.reduce([probe.has_both(y) for y in seeds.values()])
         names = [f"{n} ({_lack(seeds, i)})" for i, n in enumerate(task.names) if not trained[i]]
         if names:
             log.say(
                 f"{name} of the labels: left out, not taught by its records: {', '.join(names)}"
             )
         left = {split: task.columns_of(task.without(y, ~trained)) for split, y in targets.items()}
-        blind = [split for split in ("valid", "test") if not has_both(left[split]).any()]
+        blind = [split for split in ("valid", "test") if not probe.has_both(left[split]).any()]
         if not blind:
             fractions.append(Fraction(name, subsets, trained))
             continue
@@ -223,11 +185,6 @@ def make_fractions(
     return fractions
 
 
-def has_both(y: np.ndarray) -> np.ndarray:
-    """bool [c]: which labels have a positive and a negative in y [n, c]."""
-    return (y == 1).any(axis=0) & (y == 0).any(axis=0)
-
-
 def _lack(seeds: Mapping[int, np.ndarray], label: int) -> str:
     """What the training records of some seeds, seed -> [n, c], lack of a label."""
     lack = []
@@ -241,51 +198,43 @@ def _lack(seeds: Mapping[int, np.ndarray], label: int) -> str:
 def probe_features(
     config: Any,
     name: str,
-    task: Task,
+    task: probe.Task,
     fractions: Sequence[Fraction],
     targets: Mapping[str, np.ndarray],
     tables: Mapping[str, features.Table],
 ) -> dict[str, Figure]:
     """Figures on the test split, `<fraction>/<figure>` -> Figure, of one encoder's features."""
-    settings = probe.ProbeSettings(kind=task.kind, **config.probe)
-    seeds = [jax.random.fold_in(jax.random.key(config.seed), i) for i in range(config.seeds)]
     train_x, valid_x, test_x = (jnp.asarray(tables[s].features) for s in splits.SPLITS)
     figures = {}
     for fraction in fractions:
         # What was not taught has no say in when to stop.
         valid = task.without(targets["valid"], ~fraction.trained)
-        fitted = probe.fit(
-            train_x,
-            jnp.asarray(targets["train"]),
-            jnp.asarray(fraction.subsets),
-            valid_x,
-            jnp.asarray(valid),
-            jnp.stack(seeds),
-            classes=len(task.names),
-            settings=settings,
+        fitted = probe.fit_seeds(
+            task,
+            (train_x, targets["train"]),
+            (valid_x, valid),
+            fraction.subsets,
+            seed=config.seed,
+            settings=config.probe,
+            where=f" at {fraction.name} of the labels on {name} features",
         )
-        scores = np.asarray(fitted.score)
-        if not np.isfinite(scores).all():
-            raise UserError(
-                f"config.probe.learning_rate: {settings.learning_rate}: the fit at {fraction.name} "
-                f"of the labels diverged on {name} features: use a smaller one"
-            )
         log.say(
             f"{name}, {fraction.name} of the labels ({fraction.subsets.shape[1]} records): best "
-            f"validation {', '.join(f'{x:.3f}' for x in scores)} at epoch "
+            f"validation {', '.join(f'{x:.3f}' for x in fitted.score.tolist())} at epoch "
             f"{', '.join(map(str, fitted.best_epoch.tolist()))} of {config.probe.epochs}"
         )
         outputs = np.asarray(probe.logits(fitted, test_x))
-        judged = judge(task, outputs, targets["test"], tables["test"].subjects, fraction.trained)
+        subjects = tables["test"].subjects
+        judged = probe.judge(task, outputs, targets["test"], subjects, fraction.trained)
         figures |= {f"{fraction.name}/{key}": figure for key, figure in judged.items()}
     return figures
 
 
-def check_labels(task: Task, targets_of: Mapping[str, np.ndarray]) -> None:
+def check_labels(task: probe.Task, targets_of: Mapping[str, np.ndarray]) -> None:
     """Refuse labels from which nothing can be learnt, no epoch chosen, or no figure computed; say
     which of them are such in valid and test."""
     for split, targets in targets_of.items():
-        usable = has_both(task.columns_of(targets))
+        usable = probe.has_both(task.columns_of(targets))
         if not usable.any():
             raise UserError(
                 f"config.labels: no label of {', '.join(task.names)} has both a positive and a "
@@ -327,43 +276,8 @@ def _subsets(
     return padded
 
 
-def judge(
-    task: Task,
-    outputs: np.ndarray,
-    test: np.ndarray,
-    subjects: np.ndarray,
-    trained: np.ndarray | None = None,
-) -> dict[str, Figure]:
-    """AUROC of each label and their mean (two classes: of the second), accuracy of classes.
-
-    outputs: logits [s, n, c]; test: targets [n, c] or classes [n]; trained: bool [c], what the
-    probe was taught (default all). A label that has one class only in the test split, or was not
-    taught, has no AUROC and is left out; so are the records of a class that was not.
-    """
-    figures = {}
-    trained = np.ones(len(task.names), bool) if trained is None else trained
-    test = task.without(test, ~trained)
-    if test.ndim == 1:
-        predicted = np.where(trained, outputs, -np.inf).argmax(axis=-1)
-
-        def accuracies(w: np.ndarray) -> np.ndarray:
-            return np.stack([metrics.accuracy(p, test, w) for p in predicted], axis=1)
-
-        figures["accuracy"] = estimates.figure(accuracies, test >= 0, subjects)
-        if len(task.names) > 2:
-            return figures
-        names, test = task.names[1:], test[:, None]
-        outputs = outputs[..., 1:] - outputs[..., :1]
-    else:
-        names = task.names
-    defined = np.flatnonzero(has_both(test))
-    names = [names[i] for i in defined]
-    found = estimates.auroc_figures(outputs[..., defined], test[:, defined], names, subjects)
-    return figures | {f"auroc/{name}": figure for name, figure in found.items()}
-
-
 def _print_labels(
-    task: Task,
+    task: probe.Task,
     figures: Mapping[str, Mapping[str, Figure]],
     fractions: Sequence[str],
     test: np.ndarray,

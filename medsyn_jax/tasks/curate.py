@@ -160,7 +160,7 @@ def _diversity(config: Any, sets: dict[str, Collection]) -> Results:
             )
             groups = images.prompts[chosen[:, 0]]  # pairs of one prompt are not independent
             entry = estimates.mean(similarity, groups)
-            results[f"diversity/ms_ssim/{side}/{kind}"] = dict(entry)
+            results[f"diversity/ms_ssim/{side}/{kind}"] = entry
     return results
 
 
@@ -187,59 +187,40 @@ def _label_agreement(
     config: Any, train: Collection, valid: Collection, judged: dict[str, Collection]
 ) -> Results:
     """AUROC of each finding, by a probe that learned from real training images."""
-    every, sets = train.sources[0].label_names, [train, *judged.values()]
+    names = np.array(train.sources[0].label_names)
+
+    def task(columns: np.ndarray) -> probe.Task:
+        uncertain = np.full(len(columns), classify.UNMENTIONED, np.int8)  # always left out
+        unmentioned = np.zeros_like(uncertain) if config.unmentioned_zero else uncertain
+        chosen = tuple(names[columns].tolist())
+        return probe.Task("multilabel", chosen, columns, uncertain, unmentioned)
+
+    def usable(images: Collection) -> np.ndarray:
+        return probe.has_both(task(np.arange(len(names))).targets(images.labels))
+
     # The same labels on both sides, or their means could not be compared.
-    known = np.logical_and.reduce([_has_both(_targets(config, images)) for images in sets])
-    if not (known & _has_both(_targets(config, valid))).any():
+    shared = np.logical_and.reduce([usable(images) for images in (train, *judged.values())])
+    if not (shared & usable(valid)).any():
         log.say("no label agreement: no label has both classes in every split and set")
         return {}
-    names = [name for name, k in zip(every, known, strict=True) if k]
-    if len(names) < len(every):
-        left_out = ", ".join(name for name in every if name not in names)
+    if not shared.all():
+        left_out = ", ".join(names[~shared])
         log.say(f"no label agreement of {left_out}: one class only in a split or set")
-    fitted = _fit(config, train, valid, known)
+    shared_task = task(np.flatnonzero(shared))
+    fitted = probe.fit_seeds(
+        shared_task,
+        *((images.features, shared_task.targets(images.labels)) for images in (train, valid)),
+        subsets=np.tile(np.arange(len(train.labels), dtype=np.int32), (config.seeds, 1)),
+        seed=config.seed,
+        settings=config.probe,
+    )
     results: Results = {}
     for side, images in judged.items():
         logits = np.asarray(probe.logits(fitted, jnp.asarray(images.features)))
-        y = _targets(config, images)[:, known]
-        entries = estimates.aurocs(logits, y, names, images.subjects)
-        results |= {f"labels/{side}/auroc/{name}": dict(e) for name, e in entries.items()}
+        targets = shared_task.targets(images.labels)
+        figures = probe.judge(shared_task, logits, targets, images.subjects)
+        results |= {f"labels/{side}/{name}": f.estimate() for name, f in figures.items()}
     return results
-
-
-def _fit(config: Any, train: Collection, valid: Collection, known: np.ndarray) -> probe.Probe:
-    """Probes of the `known` [l] labels, one a seed, from all real training images."""
-    count, seeds = len(train.labels), range(config.seeds)
-    fitted = probe.fit(
-        jnp.asarray(train.features),
-        jnp.asarray(_targets(config, train)[:, known]),
-        jnp.tile(jnp.arange(count, dtype=jnp.int32), (config.seeds, 1)),
-        jnp.asarray(valid.features),
-        jnp.asarray(_targets(config, valid)[:, known]),
-        jnp.stack([jax.random.fold_in(jax.random.key(config.seed), i) for i in seeds]),
-        classes=int(known.sum()),
-        settings=probe.ProbeSettings(kind="multilabel", **config.probe),
-    )
-    if not np.isfinite(np.asarray(fitted.score)).all():
-        raise UserError(
-            f"config.probe.learning_rate: {config.probe.learning_rate}: the fit diverged: use a "
-            "smaller one"
-        )
-    return fitted
-
-
-def _has_both(y: np.ndarray) -> np.ndarray:
-    """bool [l]: which labels have a positive and a negative in y [n, l]."""
-    return (y == 1).any(axis=0) & (y == 0).any(axis=0)
-
-
-def _targets(config: Any, images: Collection) -> np.ndarray:
-    """int8 [n, l]: 1, 0, or negative = left out, as "uncertain" always is."""
-    width = images.labels.shape[1]
-    out = np.full(width, classify.UNMENTIONED, np.int8)
-    unmentioned = np.zeros(width, np.int8) if config.unmentioned_zero else out
-    labels = jnp.asarray(images.labels)
-    return np.asarray(classify.apply_policy(labels, jnp.asarray(out), jnp.asarray(unmentioned)))
 
 
 def _alignment(
@@ -256,15 +237,15 @@ def _alignment(
         rows = images.held_out
         true, subjects = scores[side][rows], images.subjects[rows]
         wrong = quality.shuffled_alignment(image[rows], text[rows], images.texts[rows])
-        results[f"alignment/{side}/true"] = dict(estimates.mean(true, subjects))
+        results[f"alignment/{side}/true"] = estimates.mean(true, subjects)
         if np.isfinite(wrong).all():
             for name, values in (("shuffled", wrong), ("difference", true - wrong)):
-                results[f"alignment/{side}/{name}"] = dict(estimates.mean(values, subjects))
+                results[f"alignment/{side}/{name}"] = estimates.mean(values, subjects)
     threshold = quality.alignment_threshold(scores["real"], config.alignment.quantile)
     below = estimates.rate(~quality.keep(scores["synthetic"][synthetic.held_out], threshold))
     below["chance"] = float(np.mean(~quality.keep(scores["real"], threshold)))
     results["alignment/threshold"] = {"value": threshold, "n": len(scores["real"])}
-    results["alignment/synthetic/below"] = dict(below)
+    results["alignment/synthetic/below"] = below
     return scores["synthetic"], results
 
 
@@ -292,11 +273,11 @@ def _privacy(
         results[f"privacy/{name}/threshold"] = {"value": s.threshold, "n": count}
         results[f"privacy/{name}/maximum"] = {"value": s.maximum, "n": count}
         entry = estimates.rate(s.flagged) | {"chance": s.expected}
-        results[f"privacy/{name}/rate"] = dict(entry)
+        results[f"privacy/{name}/rate"] = entry
         above = estimates.rate(s.synthetic.similarity > s.maximum)
-        results[f"privacy/{name}/above_maximum"] = dict(above)
+        results[f"privacy/{name}/above_maximum"] = above
     either = estimates.rate(np.logical_or.reduce([s.flagged for s in screens.values()]))
-    return screens, results | {"privacy/rate": dict(either)}
+    return screens, results | {"privacy/rate": either}
 
 
 def _leftovers(synthetic: Collection) -> Results:

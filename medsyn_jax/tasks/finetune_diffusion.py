@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from medsyn_jax.core import checks, log, metrics
+from medsyn_jax.core import checks, estimates, log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.data.images import transforms
 from medsyn_jax.data.loading import loader
@@ -341,9 +341,4 @@ def _half(params: Any) -> Any:
 
 def _figure(errors: np.ndarray, source: loader.Source) -> dict[str, Any]:
     """The mean error over records with its interval over subjects."""
-
-    def mean(weights: np.ndarray) -> np.ndarray:
-        return weights @ errors / weights.sum(1)
-
-    draws = metrics.bootstrap(mean, len(errors), np.array(source.subjects()))
-    return dict(metrics.estimate(float(errors.mean()), len(errors), draws))
+    return estimates.mean(errors, np.array(source.subjects()))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from medsyn_jax.core import checks, log, metrics
+from medsyn_jax.core import checks, estimates, log, metrics
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
 from medsyn_jax.data.images import decode
@@ -149,13 +149,8 @@ def _figures(label: str, valid: _Found, test: _Found) -> dict[str, dict[str, Any
     }
     figures = {kind: _values(maps[0], maps[1], *regions) for kind, maps in compared.items()}
     results = {}
-    for name, value in figures["value"].items():
-
-        def mean(weights: np.ndarray, value: np.ndarray = value) -> np.ndarray:
-            return weights @ value / weights.sum(1)
-
-        draws = metrics.bootstrap(mean, len(value), test.subjects)
-        entry = dict(metrics.estimate(float(value.mean()), len(value), draws))
+    for name, values in figures["value"].items():
+        entry = estimates.mean(values, test.subjects)
         if name == "pointing":
             entry["chance"] = _chance(test.region, side)
         entry |= {kind: float(figures[kind][name].mean()) for kind in ("prior", "ceiling")}

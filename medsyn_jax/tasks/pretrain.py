@@ -407,7 +407,7 @@ class Evaluation:
             both = [(x - x.mean(0)) / np.maximum(x.std(0), 1e-12) for x in kinds.values()]
             kinds["mixed/"] = np.mean(both, 0)
         return {
-            f"{kind}{name}": dict(figure)
+            f"{kind}{name}": figure
             for kind, scores in kinds.items()
             for name, figure in metrics.retrieval(scores, texts, subjects).items()
         }

@@ -1,7 +1,7 @@
-"""The linear probe: one linear layer on frozen features, the whole fit of all seeds in one jit.
+"""The linear probe: one linear layer on frozen features, its labels, its fit and its figures.
 
-Epochs, shuffling, validation and early stopping run on the device, so a fit of 5,000 records and
-50 epochs costs seconds rather than 5,000 dispatches a seed.
+All seeds are fitted in one jit: epochs, shuffling, validation and early stopping run on the device,
+so a fit of 5,000 records and 50 epochs costs seconds rather than 5,000 dispatches a seed.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from medsyn_jax.core import checks
+from medsyn_jax.core import checks, estimates, metrics
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.estimates import Figure
 from medsyn_jax.objectives import classify
 
 Kind = Literal["multilabel", "multiclass"]
@@ -21,6 +24,48 @@ RULES = (
     checks.numbers("above 0", "probe", "learning_rate batch_size epochs patience"),
     checks.numbers("from 0", "probe", "weight_decay"),
 )
+
+
+@dataclass(frozen=True)
+class Task:
+    """The labels of a data set that a probe learns, and how."""
+
+    kind: Kind
+    names: tuple[str, ...]
+    columns: np.ndarray  # int [c]: places among the labels of the data set
+    uncertain: np.ndarray  # int8 [c]: what -1 counts as in training and validation
+    unmentioned: np.ndarray  # int8 [c]: what -2 counts as, everywhere
+
+    def targets(self, labels: np.ndarray, test: bool = False) -> np.ndarray:
+        """int8 [n, c] (1, 0, -2 left out), or int32 [n] classes (-2 left out), of int8 [n, l].
+
+        In a test split "uncertain" is left out whatever the policy: nobody knows the answer.
+        """
+        uncertain = np.full_like(self.uncertain, classify.UNMENTIONED) if test else self.uncertain
+        arrays = (labels[:, self.columns], uncertain, self.unmentioned)
+        targets = np.asarray(classify.apply_policy(*map(jnp.asarray, arrays)))
+        if self.kind == "multilabel":
+            return targets
+        positive = targets == 1
+        classes = np.where(positive.sum(axis=1) == 1, positive.argmax(axis=1), classify.UNMENTIONED)
+        return classes.astype(np.int32)
+
+    def columns_of(self, targets: np.ndarray) -> np.ndarray:
+        """Targets as labels [n, c]; a class is 1 in its own column and 0 in the others."""
+        if targets.ndim == 2:
+            return targets
+        columns = (targets[:, None] == np.arange(len(self.names))).astype(np.int8)
+        return np.where(targets[:, None] >= 0, columns, np.int8(classify.UNMENTIONED))
+
+    def without(self, targets: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Targets with the entries (or the records) of `labels`, bool [c], marked as left out."""
+        left_out = labels[None] if targets.ndim == 2 else labels[np.maximum(targets, 0)]
+        return np.where(left_out, targets.dtype.type(classify.UNMENTIONED), targets)
+
+
+def has_both(y: np.ndarray) -> np.ndarray:
+    """bool [c]: which labels have a positive and a negative in y [n, c]."""
+    return (y == 1).any(axis=0) & (y == 0).any(axis=0)
 
 
 @partial(
@@ -131,6 +176,68 @@ def fit(
     moments = jax.lax.map(partial(_moments, features, standardize=settings.standardize), subsets)
     with jax.default_matmul_precision("float32"):  # a TPU would multiply in bfloat16
         return jax.vmap(one)(subsets, keys, *moments)
+
+
+def fit_seeds(
+    task: Task,
+    train: tuple[Any, Any],
+    valid: tuple[Any, Any],
+    subsets: np.ndarray,
+    *,
+    seed: int,
+    settings: Any,
+    where: str = "",
+) -> Probe:
+    """Fit a probe to each row of `subsets` by `fit`, with a key of its own from `seed`.
+
+    train, valid: (features, targets); settings: the fields of `ProbeSettings` but `kind`. Raises
+    UserError if a fit diverges; `where` then says which.
+    """
+    keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(len(subsets))]
+    arrays = map(jnp.asarray, (*train, subsets, *valid))
+    how = ProbeSettings(kind=task.kind, **settings)
+    fitted = fit(*arrays, jnp.stack(keys), classes=len(task.names), settings=how)
+    if not np.isfinite(np.asarray(fitted.score)).all():
+        raise UserError(
+            f"config.probe.learning_rate: {how.learning_rate}: the fit{where} diverged: use a "
+            "smaller one"
+        )
+    return fitted
+
+
+def judge(
+    task: Task,
+    outputs: np.ndarray,
+    test: np.ndarray,
+    subjects: np.ndarray,
+    trained: np.ndarray | None = None,
+) -> dict[str, Figure]:
+    """AUROC of each label and their mean (two classes: of the second), accuracy of classes.
+
+    outputs: logits [s, n, c]; test: targets [n, c] or classes [n]; trained: bool [c], what the
+    probe was taught (default all). A label that has one class only in the test split, or was not
+    taught, has no AUROC and is left out; so are the records of a class that was not.
+    """
+    figures = {}
+    trained = np.ones(len(task.names), bool) if trained is None else trained
+    test = task.without(test, ~trained)
+    if test.ndim == 1:
+        predicted = np.where(trained, outputs, -np.inf).argmax(axis=-1)
+
+        def accuracies(w: np.ndarray) -> np.ndarray:
+            return np.stack([metrics.accuracy(p, test, w) for p in predicted], axis=1)
+
+        figures["accuracy"] = estimates.figure(accuracies, test >= 0, subjects)
+        if len(task.names) > 2:
+            return figures
+        names, test = task.names[1:], test[:, None]
+        outputs = outputs[..., 1:] - outputs[..., :1]
+    else:
+        names = task.names
+    defined = np.flatnonzero(has_both(test))
+    names = [names[i] for i in defined]
+    aurocs = metrics.aurocs(outputs[..., defined], test[:, defined], names, subjects)
+    return figures | {f"auroc/{name}": figure for name, figure in aurocs.items()}
 
 
 def _linear(key: Key[Array, ""], inputs: int, outputs: int) -> tuple[Array, Array]:

@@ -1,12 +1,10 @@
 """Metrics against scikit-learn and against the same thing written slowly."""
 
-import json
-
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from medsyn_jax.core import metrics
+from medsyn_jax.core import estimates, metrics
 
 
 def _case(seed: int, n: int, levels: int | None = None):
@@ -53,7 +51,7 @@ def test_auroc_refuses_scores_that_are_not_finite():
 @pytest.mark.parametrize("levels", [None, 1])
 def test_weighted_auroc_is_the_auroc_of_the_resampled_records(levels):
     scores, labels = _case(5, 120, levels)
-    (weights,) = metrics.resample_weights(120, resamples=20, seed=1)
+    (weights,) = estimates.resample_weights(np.arange(120), 20, seed=1)
     values = metrics.auroc(scores, labels, weights)
     for value, row in zip(values, weights.astype(int), strict=True):
         drawn = np.repeat(np.arange(120), row)
@@ -67,70 +65,6 @@ def test_accuracy_leaves_unknown_classes_out():
     values = metrics.accuracy(predicted, classes, weights)
     assert values[0] == 0.25
     assert np.isnan(values[1])
-
-
-def test_resamples_draw_n_records_or_whole_subjects():
-    rows = np.concatenate(list(metrics.resample_weights(50, resamples=30, seed=3)))
-    assert rows.shape == (30, 50)
-    assert (rows.sum(axis=1) == 50).all()
-    assert len(np.unique(rows, axis=0)) == 30
-    subjects = np.array(["a", "b", "b", "c", "c", "c"])
-    rows = np.concatenate(list(metrics.resample_weights(6, subjects, 40, seed=3)))
-    assert (rows[:, 1] == rows[:, 2]).all()
-    assert (rows[:, 3] == rows[:, 4]).all()
-    assert (rows[:, [0, 1, 3]].sum(axis=1) == 3).all()
-
-
-def test_resamples_come_in_bounded_chunks_and_repeat_with_the_seed(monkeypatch):
-    whole = metrics.bootstrap(lambda w: w[:, 0], 40, resamples=25, seed=9)
-    again = metrics.bootstrap(lambda w: w[:, 0], 40, resamples=25, seed=9)
-    np.testing.assert_array_equal(whole, again)
-    assert not np.array_equal(whole, metrics.bootstrap(lambda w: w[:, 0], 40, None, 25, seed=10))
-    monkeypatch.setattr(metrics, "_CHUNK", 400)
-    sizes = [len(w) for w in metrics.resample_weights(40, resamples=25, seed=9)]
-    assert sizes == [10, 10, 5]
-
-
-def test_interval_of_a_mean_is_the_textbook_one():
-    values = np.random.default_rng(0).normal(size=400)
-    draws = metrics.bootstrap(lambda w: w @ values / w.sum(1), 400, resamples=4000)
-    low, high = metrics.interval95(draws)
-    half = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
-
-
-def test_interval_by_subject_is_wider_when_subjects_repeat():
-    values = np.repeat(np.random.default_rng(0).normal(size=50), 8)
-    subjects = np.repeat(np.arange(50), 8)
-
-    def width(groups):
-        draws = metrics.bootstrap(lambda w: w @ values / w.sum(1), 400, groups)
-        low, high = metrics.interval95(draws)
-        return high - low
-
-    assert width(subjects) == pytest.approx(np.sqrt(8) * width(None), rel=0.15)
-
-
-def test_estimates_are_strict_json():
-    entry = metrics.estimate(np.nan, 4, np.full(10, np.nan))
-    assert entry == {"value": None, "n": 4}
-    entry = metrics.estimate(np.float32(0.5), np.int64(4), np.array([0.4, 0.6, np.nan]))
-    assert json.loads(json.dumps(entry, allow_nan=False))["ci95"] == pytest.approx([0.405, 0.595])
-
-
-def test_interval_over_seeds_holds_the_spread_between_seeds():
-    test_noise = np.random.default_rng(0).normal(scale=0.01, size=2000)
-    values = np.array([0.6, 0.7, 0.8])
-    entry = metrics.estimate_over_seeds(values, values + test_noise[:, None], n=100)
-    assert entry["value"] == pytest.approx(0.7)
-    assert entry["seed_std"] == pytest.approx(0.1)
-    assert entry["seeds"] == pytest.approx([0.6, 0.7, 0.8])
-    assert entry["ci95"][0] < 0.63
-    assert entry["ci95"][1] > 0.77
-    single = metrics.estimate_over_seeds(values[:1], values[:1] + test_noise[:, None], n=100)
-    assert single["seed_std"] is None
-    assert single["ci95"] == pytest.approx([0.58, 0.62], abs=0.003)
 
 
 # ------------------------------------------------------------ retrieval
@@ -211,7 +145,7 @@ def test_retrieval_works_in_blocks(monkeypatch):
 def test_weighted_median_is_that_of_the_repeated_values():
     rng = np.random.default_rng(2)
     values = rng.integers(1, 9, 30).astype(float)
-    (weights,) = metrics.resample_weights(30, rng.integers(0, 11, 30), 200)
+    (weights,) = estimates.resample_weights(rng.integers(0, 11, 30), 200)
     slow = [np.median(np.repeat(values, row.astype(int))) for row in weights]
     np.testing.assert_array_equal(metrics.weighted_median(values, weights), slow)
 

@@ -1,11 +1,8 @@
-"""Alignment scores, the filter by them, and the intervals of the figures."""
+"""Alignment scores and the filter by them."""
 
 import numpy as np
 import pytest
-from scipy import stats
-from sklearn.metrics import roc_auc_score
 
-from medsyn_jax.core import estimates
 from medsyn_jax.curation import quality
 from medsyn_jax.curation.privacy import unit
 
@@ -34,57 +31,6 @@ def test_the_first_good_attempt_is_kept_or_else_the_best():
     assert kept.tolist() == [True, True, False, True]
     with pytest.raises(ValueError, match="without a scored attempt"):
         quality.choose(np.array([[0.1], [nan]]), 0.05)
-
-
-@pytest.mark.parametrize("count", [0, 3, 40])
-def test_a_rate_has_the_exact_interval(count):
-    entry = estimates.rate(np.arange(40) < count)
-    want = stats.binomtest(count, 40).proportion_ci(method="exact")
-    assert (entry["value"], entry["n"]) == (count / 40, 40)
-    assert entry["ci95"] == pytest.approx([want.low, want.high], abs=1e-9)
-
-
-def test_a_mean_is_drawn_by_group():
-    rng = np.random.default_rng(1)
-    groups = np.repeat(np.arange(30), 10)
-    values = rng.normal(size=30)[groups]
-    clustered = estimates.mean(values, groups)
-    alone = estimates.mean(values, np.arange(300))
-    assert clustered["value"] == pytest.approx(values.mean())
-    assert np.diff(clustered["ci95"])[0] > 2 * np.diff(alone["ci95"])[0]
-
-
-def test_aurocs_are_sklearns_and_a_rare_label_does_not_spoil_the_mean():
-    rng = np.random.default_rng(2)
-    logits = rng.normal(size=(2, 50, 2)).astype(np.float32)
-    labels = rng.choice([1, 0, -2], size=(50, 2)).astype(np.int8)
-    labels[:, 1] = -2
-    labels[:4, 1] = (1, 0, 0, 0)  # its only positive is missing from 1 resample in e
-    args = labels, ("a", "b"), np.arange(50)
-    found, figures = (f(logits, *args) for f in (estimates.aurocs, estimates.auroc_figures))
-    assert list(found) == list(figures) == ["a", "b", "mean"]
-    for i, name in enumerate("ab"):
-        known = labels[:, i] >= 0
-        want = np.mean([roc_auc_score(labels[known, i], x[known, i]) for x in logits])
-        assert found[name]["value"] == pytest.approx(want, abs=1e-9)
-        assert found[name]["n"] == known.sum()
-    both = [found[name]["value"] for name in "ab"]
-    assert found["mean"]["value"] == pytest.approx(np.mean(both))
-    assert len(found["mean"]["ci95"]) == 2
-    assert 0.25 < np.isnan(figures["b"].draws).mean() < 0.5
-    assert np.isfinite(figures["mean"].draws).all()
-
-
-def test_a_difference_is_drawn_on_the_same_resamples():
-    rng = np.random.default_rng(3)
-    labels = rng.integers(0, 2, size=(80, 1)).astype(np.int8)
-    logits = rng.normal(size=(1, 80, 1)) + labels
-    near = logits + 0.05 * rng.normal(size=logits.shape)
-    a, b = (estimates.auroc_figures(x, labels, "a", np.arange(80))["mean"] for x in (near, logits))
-    gain = (a - b).estimate()
-    assert gain["value"] == pytest.approx(a.values[0] - b.values[0])
-    widths = [np.diff(entry["ci95"])[0] for entry in (gain, a.estimate(), b.estimate())]
-    assert widths[0] < 0.2 * min(widths[1:])
 
 
 def test_what_fails_is_made_anew_and_what_passes_is_left_alone():

@@ -15,7 +15,7 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.store import splits
 from medsyn_jax.models.weights import convert
 from medsyn_jax.tasks import classify
-from medsyn_jax.train import features, frozen
+from medsyn_jax.train import features, frozen, probe
 from tests.train.runs import ingest_config, write_pairs, write_run
 
 NAMES = ("a", "b", "c")
@@ -42,9 +42,9 @@ def config_of(world: Path):
     return config
 
 
-def task_of(kind: str, names: tuple[str, ...] = NAMES) -> classify.Task:
+def task_of(kind: str, names: tuple[str, ...] = NAMES) -> probe.Task:
     policy = np.array([1, 0, -2][: len(names)], np.int8)
-    return classify.Task(kind, names, np.arange(len(names)), policy, np.full_like(policy, -2))
+    return probe.Task(kind, names, np.arange(len(names)), policy, np.full_like(policy, -2))
 
 
 def test_a_run_from_workdir_to_results(world, tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_a_class_that_a_seed_cannot_learn_is_left_out_of_a_fraction(tmp_path, ca
     )
     test = np.array([0, 1, 2, 1], np.int32)
     outputs = np.array([[[1, 0, 9], [0, 1, 9], [0, 0, 9], [1, 0, 9]]], np.float32)
-    figure = classify.judge(task_of("multiclass"), outputs, test, np.arange(4), half.trained)
+    figure = probe.judge(task_of("multiclass"), outputs, test, np.arange(4), half.trained)
     assert (figure["accuracy"].n, figure["accuracy"].values.tolist()) == (3, [2 / 3])
 
 
@@ -306,7 +306,7 @@ def test_figures_of_labels_are_sklearns():
     outputs = rng.normal(size=(2, 60, 3)).astype(np.float32)
     test = rng.choice([1, 0, -2], size=(60, 3)).astype(np.int8)
     test[:, 2] = np.minimum(test[:, 2], 0)  # no positive
-    figures = classify.judge(task_of("multilabel"), outputs, test, np.arange(60) // 2)
+    figures = probe.judge(task_of("multilabel"), outputs, test, np.arange(60) // 2)
     assert list(figures) == ["auroc/a", "auroc/b", "auroc/mean"]
     for i, name in enumerate("ab"):
         known = test[:, i] >= 0
@@ -328,7 +328,7 @@ def test_figures_of_classes(count):
     outputs = rng.normal(size=(1, 80, count)).astype(np.float32) + 2 * np.eye(count)[classes]
     classes[:10] = -2
     known = classes >= 0
-    figures = classify.judge(task_of("multiclass", NAMES[:count]), outputs, classes, np.arange(80))
+    figures = probe.judge(task_of("multiclass", NAMES[:count]), outputs, classes, np.arange(80))
     right = outputs[0, known].argmax(1) == classes[known]
     assert figures["accuracy"].values == pytest.approx(right.mean())
     assert figures["accuracy"].n == 70
