@@ -68,9 +68,7 @@ def test_rules_are_run_in_order():
 def test_choices():
     checks.choice("dtype", checks.DTYPES)({"dtype": "bfloat16"})
     checks.choices("data.splits", ("train", "test"))({"data": {"splits": ("test",)}})
-    with pytest.raises(
-        UserError, match=r"config\.dtype: 'int8' is unknown: choose from"
-    ):
+    with pytest.raises(UserError, match=r"config\.dtype: 'int8' is unknown: choose from"):
         checks.choice("dtype", checks.DTYPES)({"dtype": "int8"})
     with pytest.raises(UserError, match=r"config\.data\.splits: 'dev' is unknown"):
         checks.choices("data.splits", ("train", "test"))({"data": {"splits": ("train", "dev")}})

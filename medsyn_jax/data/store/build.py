@@ -83,7 +83,8 @@ class Plan:
             return None
         if not all(name in parts and parts[name].finished(directory) for name in files):
             return None
-        return dataclasses.replace(self, **stored)
+        settings, fingerprint = stored["settings"], stored["fingerprint"]
+        return dataclasses.replace(self, settings=settings, fingerprint=fingerprint)
 
 
 def divide(dataset: str, items: Mapping[str, Sequence[Any]], size: int) -> list[Part]:
@@ -202,14 +203,13 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 
 def _identity_in(path: Path) -> dict[str, Any] | None:
-    """The fingerprint and settings in a JSON file; None where it is missing or damaged."""
+    """The JSON object in a file with a fingerprint and settings; None without one."""
     try:
         value = shards.read_object(path)
     except UserError:
         return None
-    identity = {name: value.get(name) for name in ("fingerprint", "settings")}
-    kinds = [type(part) for part in identity.values()]
-    return identity if kinds == [str, dict] else None
+    kinds = [type(value.get(name)) for name in ("fingerprint", "settings")]
+    return value if kinds == [str, dict] else None
 
 
 def _read_plan(directory: Path) -> dict[str, Any] | None:
