@@ -58,15 +58,15 @@ def child(checkout: str, folder: str, options: argparse.Namespace) -> dict[str, 
 
 def rates(folder: Path, size: int) -> dict[str, float]:
     from configs.ingest import get_config
-    from medsyn_jax.data.sources import records
+    from medsyn_jax.data.sources import pairs
 
     config = get_config("pairs").ingest
     config.update({"path": str(folder / "pairs.csv"), "size": size})
     found = {}
-    for item in records.SOURCES["pairs"](config).items:
+    for item in pairs.list_items(config).items:
         times, start = [], time.process_time()
         while len(times) < 2 or sum(times) < SECONDS:
-            records.example(item, config)
+            pairs.make(item, config)
             times.append(time.process_time() - start)
             start += times[-1]
         found[Path(str(item.image)).stem] = 1 / min(times)

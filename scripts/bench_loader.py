@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.ingest import get_config
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.loading import loader
-from medsyn_jax.data.store import build, shards
+from medsyn_jax.data.sources import ingestion
+from medsyn_jax.data.store import shards
 from medsyn_jax.data.text import tokenizers
 
 SECTIONS = ("findings", "impression")
@@ -53,7 +54,7 @@ def phantoms(folder: Path, size: int) -> Path:
     config = get_config("demo").ingest
     config.update({"size": size, "split_shares": (1.0, 0.0, 0.0)})
     config.phantom.update({"subjects": 256, "studies_per_subject": 2})
-    return build.ingest(config, folder / "shards")
+    return ingestion.ingest(config, folder / "shards")
 
 
 def report(options: argparse.Namespace, data: Path, folder: Path) -> None:

@@ -21,7 +21,8 @@ from configs import ingest as ingest_configs
 from medsyn_jax import main
 from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.data.store import build, plan, shards
+from medsyn_jax.data.sources import ingestion, plan
+from medsyn_jax.data.store import shards
 from medsyn_jax.data.text import tokenizers
 from medsyn_jax.diffusion import generator, schedule
 from medsyn_jax.models.diffusion import pipeline as pipelines
@@ -100,7 +101,7 @@ def shards_prepare(folder: Path) -> None:
     config.update({"size": 32, "records_per_shard": 3, "split_shares": (0.4, 0.3, 0.3)})
     config.phantom.subjects = 6
     made = plan.make_plan(config)
-    root = build.ingest(config, folder / "set", made)
+    root = ingestion.ingest(config, folder / "set", made)
     opened = {name: shards.open_split(root, name) for name in _having(root)}
     read = {name: [part[i] for i in range(len(part))] for name, part in opened.items()}
     files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
@@ -128,7 +129,7 @@ def shard_case(rng: Random, folder: Path) -> None:
                 check(_same(records[i], sound), "another record", (name, i))
     except shards.UserError as error:
         refused = error  # the next ingestion must repair the set
-    build.ingest(config, root, made)
+    ingestion.ingest(config, root, made)
     for name, data in files.items():
         if name.endswith((".lock", ".texts.json")) or "array_record-" in name.partition("/")[0]:
             continue  # records are checked above; a complete set needs no counts of texts

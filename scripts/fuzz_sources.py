@@ -17,8 +17,7 @@ from PIL import Image
 
 from configs import ingest as ingest_configs
 from medsyn_jax.core.errors import RejectedRecord
-from medsyn_jax.data.sources import prompts, records
-from medsyn_jax.data.store import plan
+from medsyn_jax.data.sources import mimic_cxr, plan, prompts
 from medsyn_jax.data.text import reports
 from medsyn_jax.data.text.tokenizers import Tokenizer
 from scripts.fuzz_inputs import bent_bytes, bent_text, check
@@ -244,7 +243,7 @@ def _mimic(i: int) -> list[str]:
 
 def _mimic_case(rng: Random, folder: Path) -> None:
     (folder / "files").symlink_to(_CACHE["tables"] / "files")
-    labels = list(records.sources.MIMIC_LABELS)
+    labels = list(mimic_cxr.LABELS)
     if rng.random() < 0.5:
         labels.reverse()
     study = lambda i: ["10000001", "50000001", *("1.0", "", "-1.0", "0")[i % 4 :], *[""] * 14]  # noqa: E731
@@ -322,8 +321,8 @@ def _ingest(variant: str, path: str) -> Any:
 
 
 def _check_plan(found: plan.Plan, config: Any, count: int) -> None:
-    """Check that rows are items, rejects or dropped, and that items make records or rejects."""
-    listed = found.total + sum(found.dropped.values())
+    """Check that rows are items, rejects or left out, and that items make records or rejects."""
+    listed = found.total + sum(found.left_out.values())
     check(count < 0 or listed == count, "rows are lost", (listed, count))
     items = [item for part in found.parts for item in part.items]
     check(len({item.key for item in items}) == len(items), "keys occur twice")
@@ -331,5 +330,5 @@ def _check_plan(found: plan.Plan, config: Any, count: int) -> None:
     for _, reason in found.rejects[:1]:
         raise RejectedRecord(reason)  # judged like any other message
     for item in items[:2]:
-        made = records.example(item, config)
+        made = plan.SOURCES[config.source].make(item, config)
         check(made["labels"].shape == (len(found.label_names),), "labels of another length")

@@ -27,7 +27,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from medsyn_jax.data.sources.pairs import MIMIC_LABELS
+from medsyn_jax.data.sources.mimic_cxr import LABELS
 
 # Fault of a study -> its number per thousand studies, and a pattern of the reason for rejection.
 FAULTS = {
@@ -96,7 +96,7 @@ def write(root: Path, studies: int, seed: int = 0) -> Counter[str]:
     broken["image constant"] = _jpeg(np.full((32, 24), 7))
     metadata = [["dicom_id", "subject_id", "study_id", "ViewPosition", "Rows", "Columns"]]
     split = [["dicom_id", "study_id", "subject_id", "split"]]
-    chexpert = [["subject_id", "study_id", *MIMIC_LABELS]]
+    chexpert = [["subject_id", "study_id", *LABELS]]
     names, weights = [*FAULTS, ""], [share for share, _ in FAULTS.values()]
     weights.append(1000 - sum(weights))
     home = ""
@@ -124,7 +124,7 @@ def write(root: Path, studies: int, seed: int = 0) -> Counter[str]:
                 sound = pictures[number % len(pictures)]
                 data = sound if i else broken.get(fault, sound)
                 (folder / f"{dicom}.jpg").write_bytes(data)
-        values = rng.choices(("", "1.0", "0.0", "-1.0"), (70, 15, 10, 5), k=len(MIMIC_LABELS))
+        values = rng.choices(("", "1.0", "0.0", "-1.0"), (70, 15, 10, 5), k=len(LABELS))
         chexpert.append([subject, study, *values])
     tables = {"metadata": metadata, "split": split, "chexpert": chexpert}
     for name, table in tables.items():

@@ -12,7 +12,6 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent import futures
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +27,8 @@ from medsyn_jax.data.images import decode
 from medsyn_jax.data.loading import loader
 from medsyn_jax.data.sources import prompts
 from medsyn_jax.data.sources.prompts import Prompt, Prompts
-from medsyn_jax.data.store import card, directory, shards, splits
+from medsyn_jax.data.store import build, card, shards, splits, writer
+from medsyn_jax.data.store.build import Part, Plan
 from medsyn_jax.data.text import reports, tokenizers
 from medsyn_jax.diffusion import generator as generators
 from medsyn_jax.diffusion.generator import Chunk, Generator, NotFinite, Sampling
@@ -51,25 +51,10 @@ class Picture:
     index: int
     prompt: Prompt
 
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """The images of one shard."""
-
-    name: str
-    split: str
-    pictures: tuple[Picture, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is to be made. generator: the id that every record gets."""
-
-    parts: list[Part]
-    label_names: tuple[str, ...]
-    settings: dict[str, Any]
-    fingerprint: str
-    generator: str
+    @property
+    def subject(self) -> str:
+        """That of the report."""
+        return self.prompt.subject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +69,14 @@ class Filter:
         self, part: Part, pixels: Sequence[np.ndarray], generator: Generator
     ) -> tuple[list[np.ndarray], list[int]]:
         """The images to keep, and which attempt each is. pixels: the first attempts."""
-        asked = [picture.prompt for picture in part.pictures]
+        asked = [picture.prompt for picture in part.items]
         texts = [
             reports.select_text(p.findings, p.impression, p.report, self.pair.sections) or p.text
             for p in asked
         ]
 
         def again(rows: list[int], attempt: int) -> Sequence[np.ndarray]:
-            indices = [part.pictures[row].index for row in rows]
+            indices = [part.items[row].index for row in rows]
             return list(generator.images(indices, [asked[row].text for row in rows], attempt))
 
         def score(made: Sequence[np.ndarray], rows: list[int]) -> np.ndarray:
@@ -113,27 +98,23 @@ def run(config: Any, workdir: Path) -> None:
     judge = _filter(config, workdir)
     plan = make_plan(config, found, pipeline, judge.threshold if judge else None)
     log.write_config(workdir, config)
-    total = sum(len(part.pictures) for part in plan.parts)
+    total = sum(len(part.items) for part in plan.parts)
     marks = f", marks of de-identification taken out of {found.marked}" if found.marked else ""
     rejected = f"{len(found.rejects)} rejected"
     log.say(f"generate: {total} images of {len(found.items)} prompts, {rejected}{marks}")
     to, first = workdir / "shards", jax.process_index() == 0
-    with log.full_disk_is_user_error(to), directory.only_writer(to) if first else nullcontext():
+
+    def make(parts: Sequence[Part]) -> None:
         if first:
-            directory.accept(to, plan.fingerprint, plan.settings, "the prompts")
-        meshes.wait_for_all("plan")
-        if not directory.is_complete(to, plan.fingerprint):
-            this, count = jax.process_index(), jax.process_count()
-            own = plan.parts[this::count]
-            if any(shards.finished(to / part.name) is None for part in own):
-                _write_parts(plan, own, _generator(config, pipeline), judge, to)
-            meshes.wait_for_all("parts")
-            if first:
-                _finish(config, plan, found, to)
-        if first and not card.is_written(to):
-            card.write(to)
-    meshes.wait_for_all("set")
+            card.remove(to)
+        if any(part.finished(to) is None for part in parts):
+            _write_parts(plan, parts, _generator(config, pipeline), judge, to)
+
+    build.write(to, plan, make, jax.process_index(), jax.process_count(), meshes.wait_for_all)
     if first:
+        if not card.is_written(to):
+            with log.full_disk_is_user_error(to):
+                card.write(to)
         _write_results(workdir, to)
     log.say_cost("done")
 
@@ -219,13 +200,8 @@ def make_plan(
         for i, p in enumerate(found.items)
         for k in range(count)
     ]
-    parts = []
-    for split in splits.SPLITS:
-        members = [picture for picture in pictures if picture.prompt.split == split]
-        total = -(-len(members) // size)
-        for i in range(total):
-            name = shards.shard_name("synthetic", split, i, total)
-            parts.append(Part(name, split, tuple(members[i * size :][:size])))
+    members = {s: [p for p in pictures if p.prompt.split == s] for s in splits.SPLITS}
+    parts = build.divide("synthetic", members, size)
     weights = generators.fingerprint(pipeline)
     sampling = config.sampler.to_dict()
     content = ("seed", "dtype", "images_per_prompt", "batch_per_device", "records_per_shard")
@@ -243,8 +219,26 @@ def make_plan(
         digest.update(json.dumps(dataclasses.astuple(item)).encode())
     name = _folder(config.pipeline).resolve().name
     short = f"{sampling['name']} {sampling['steps']} steps, guidance {sampling['guidance']:g}"
-    generator = f"{name} {weights[:8]}, {short}"
-    return Plan(parts, found.label_names, settings, digest.hexdigest(), generator)
+    return Plan(
+        parts=parts,
+        label_names=found.label_names,
+        source="generated",
+        settings=settings,
+        fingerprint=digest.hexdigest(),
+        others="the prompts",
+        rejects=found.rejects,
+        info={
+            "generator": f"{name} {weights[:8]}, {short}",
+            "license": config.license,
+            "prompts": {
+                "source": config.data.source,
+                "count": len(found.items),
+                "rejected": len(found.rejects),
+                "truncated": found.truncated,
+                "control_characters": found.control_characters,
+            },
+        },
+    )
 
 
 def _sampling(config: Any) -> Sampling:
@@ -266,8 +260,8 @@ def _write_parts(
     plan: Plan, own: Sequence[Part], generator: Generator, judge: Filter | None, to: Path
 ) -> None:
     """Writes those of the parts that are not there yet; `own` are this process's."""
-    todo = [part for part in own if shards.finished(to / part.name) is None]
-    total, left = (sum(len(part.pictures) for part in parts) for parts in (own, todo))
+    todo = [part for part in own if part.finished(to) is None]
+    total, left = (sum(len(part.items) for part in parts) for parts in (own, todo))
     done = total - left
     stream = generator.stream(chunk for part in todo for chunk in _chunks(part, generator))
     writing: deque[futures.Future] = deque()
@@ -277,7 +271,7 @@ def _write_parts(
         with bar as progress, pool:
             for part in todo:
                 pixels: list[np.ndarray] = []
-                while len(pixels) < len(part.pictures):
+                while len(pixels) < len(part.items):
                     pixels += list(next(stream))
                     progress.show(done + len(pixels))
                     if writing and writing[0].done():
@@ -297,17 +291,17 @@ def _write_parts(
 
 def _chunks(part: Part, generator: Generator) -> Iterator[Chunk]:
     """The records of a part as the devices take them; its distinct prompts are encoded once."""
-    texts = [picture.prompt.text for picture in part.pictures]
+    texts = [picture.prompt.text for picture in part.items]
     distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     contexts = generator.encode(list(distinct))
     rows = np.array([distinct[text] for text in texts])
-    indices = np.array([picture.index for picture in part.pictures])
+    indices = np.array([picture.index for picture in part.items])
     for i in range(0, len(rows), generator.batch):
         yield Chunk(indices[i : i + generator.batch], contexts[rows[i : i + generator.batch]])
 
 
 def _refuse(error: NotFinite, parts: Sequence[Part], sampling: Sampling) -> NoReturn:
-    pictures = (picture for part in parts for picture in part.pictures)
+    pictures = (picture for part in parts for picture in part.items)
     lost = next(picture for picture in pictures if picture.index == error.index)
     raise UserError(
         f"generate: record {lost.key} ({lost.prompt.text[:60]!r}): not finite after step "
@@ -334,36 +328,11 @@ def _write_part(
                 "view": picture.prompt.view,
                 "prompt": picture.prompt.text,
                 "seed": f"{seed}/{picture.index}" + (f"/{attempt}" if attempt else ""),
-                "generator": plan.generator,
+                "generator": plan.info["generator"],
             }
-            for picture, png, attempt in zip(part.pictures, packed, attempts, strict=True)
+            for picture, png, attempt in zip(part.items, packed, attempts, strict=True)
         )
-        shards.write_shard(to / part.name, part.split, records, plan.label_names)
-
-
-def _finish(config: Any, plan: Plan, found: Prompts, to: Path) -> None:
-    written = [shards.finished(to / part.name) for part in plan.parts]
-    lost = [p.name for p, shard in zip(plan.parts, written, strict=True) if shard is None]
-    if lost:
-        raise UserError(f"generate: {to / lost[0]}: is not there: do all processes see {to}?")
-    card.remove(to)
-    info = {
-        "source": "generated",
-        "fingerprint": plan.fingerprint,
-        "settings": plan.settings,
-        "left_out": {},
-        "generator": plan.generator,
-        "license": config.license,
-        "prompts": {
-            "source": config.data.source,
-            "count": len(found.items),
-            "rejected": len(found.rejects),
-            "truncated": found.truncated,
-            "control_characters": found.control_characters,
-        },
-    }
-    whole = [shard for shard in written if shard is not None]
-    directory.finish(to, whole, plan.label_names, found.rejects, info)
+        writer.write_shard(to / part.name, part.split, records, plan.label_names)
 
 
 def _write_results(workdir: Path, to: Path) -> None:

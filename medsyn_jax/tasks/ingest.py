@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from medsyn_jax.core.log import console, write_config, write_results
+from medsyn_jax.data.sources import ingestion
 from medsyn_jax.data.store import build, shards
-from medsyn_jax.data.store import directory as folders
 
 CHECKS = ()  # the source's own are made when it is listed
 FREE = ("ingest.workers", "ingest.max_reject_share", "ingest.path")
@@ -17,9 +17,9 @@ def run(config: Any, workdir: Path) -> None:
     """Ingests `config.ingest`; running it again completes what was begun.
 
     Raises:
-        UserError: as `build.ingest`.
+        UserError: as `ingestion.ingest`.
     """
-    directory = build.ingest(config.ingest, workdir / "shards")
+    directory = ingestion.ingest(config.ingest, workdir / "shards")
     write_config(workdir, config)
     info = shards.describe(directory)
     counts = {split: part["records"] for split, part in info["splits"].items()}
@@ -32,7 +32,7 @@ def run(config: Any, workdir: Path) -> None:
     }
     write_results(workdir, "ingest", metrics)
     lines = [f"{split}: sha256 of its keys {p['sha256']}" for split, p in info["splits"].items()]
-    if (directory / folders.REJECTS).read_text().count("\n") > 1:
-        lines.append(f"what was not taken, and why: {directory / folders.REJECTS}")
+    if (directory / build.REJECTS).read_text().count("\n") > 1:
+        lines.append(f"what was not taken, and why: {directory / build.REJECTS}")
     for line in (*lines, f"fingerprint {info['fingerprint']}"):
         console.print(line, soft_wrap=True)

@@ -8,25 +8,24 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.loading import loader
 from medsyn_jax.data.sources import resolve
-from medsyn_jax.data.store import build, shards
+from medsyn_jax.data.store import shards
 from medsyn_jax.data.text import tokenizers
 
 
 def prepare(source: str, ingest: Any, root: Path, name: str = "source") -> Path:
     """The directory of shards of `source`, below `root` if they had to be made.
 
-    source: as of `resolve.prepare`, or a folder of class folders where `ingest.source` says
-    "folder". Only the first process looks at it: the others need to see the shards alone. name:
-    tells the sources of a run apart. Raises UserError as `resolve.prepare`, on the first process.
+    source: as of `resolve.prepare`. Only the first process looks at it: the others need to see the
+    shards alone. name: tells the sources of a run apart. Raises UserError as `resolve.prepare`, on
+    the first process.
     """
-    found = str(_prepare(source, ingest, root)) if jax.process_index() == 0 else ""
+    found = str(resolve.prepare(source, ingest, root)) if jax.process_index() == 0 else ""
     return Path(meshes.from_first(found, name))
 
 
@@ -45,18 +44,8 @@ def files(config: Any) -> dict[str, str]:
 
 def check_labels(source: str, ingest: Any) -> None:
     """`resolve.check_labels`, on the process that reads the source."""
-    if jax.process_index() == 0 and ingest.source != "folder":
+    if jax.process_index() == 0:
         resolve.check_labels(source, ingest)
-
-
-def _prepare(source: str, ingest: Any, root: Path) -> Path:
-    path = Path(source)
-    if ingest.source != "folder" or (resolve.stored(path) / shards.INFO).exists():
-        return resolve.prepare(source, ingest, root)
-    settings = ConfigDict(ingest.to_dict())
-    settings.path = source
-    plan = build.make_plan(settings)
-    return build.ingest(settings, root / f"{path.name}-{plan.fingerprint[:8]}", plan)
 
 
 def tokenizer(

@@ -4,9 +4,9 @@ At 512 pixels the encoder of an autoencoder takes about half as long as the U-Ne
 step. The text encoder takes 2 % of it, so its states are not kept.
 """
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,28 @@ from rich.progress import track
 from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.data.images import decode
-from medsyn_jax.data.store import directory, shards
+from medsyn_jax.data.store import build, schema, shards, writer
+from medsyn_jax.data.store.build import Part, Plan
 
 BATCH = 8  # images a device
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A record of the set that is copied."""
+
+    records: shards.Records
+    index: int
+
+    @property
+    def key(self) -> str:
+        """Of the record and of its copy."""
+        return self.records.keys[self.index]
+
+    @property
+    def subject(self) -> str:
+        """Of the record and of its copy."""
+        return self.records.subjects()[self.index]
 
 
 def precompute(
@@ -42,57 +61,57 @@ def precompute(
     info = shards.describe(folder)
     settings = {"of": info["fingerprint"], "autoencoder": made_by, "size": size}
     digest = hashlib.sha256(repr((shards.FORMAT, settings)).encode()).hexdigest()
-    to, first = root / f"{folder.name}-latents-{digest[:8]}", jax.process_index() == 0
-    with log.full_disk_is_user_error(to), directory.only_writer(to) if first else nullcontext():
-        if first:
-            directory.accept(to, digest, settings, "the images or the autoencoder")
-        meshes.wait_for_all(f"latents of {folder.name}")
-        if not directory.is_complete(to, digest):
-            mesh = Mesh(np.array(jax.local_devices()), ("data",))
-            run = jax.jit(encode, in_shardings=(None, NamedSharding(mesh, P("data"))))
-            parts = [(name, *part) for name, part in _parts(info).items()]
-            own = parts[jax.process_index() :: jax.process_count()]
-            own = [part for part in own if shards.finished(to / part[0]) is None]
-            title = f"latents of {escape(folder.name)}, shards"
-            quiet = not first or not log.console.is_terminal
-            for name, split, rows in track(own, title, console=log.console, disable=quiet):
-                source = shards.open_split(folder, split)
-                made = _examples(source, rows, lambda x: run(params, x), mesh.size * BATCH, size)
-                shards.write_shard(to / name, split, made, info["label_names"])
-            meshes.wait_for_all(f"latents of {folder.name} written")
-            if first:
-                whole = [s for name, *_ in parts if (s := shards.finished(to / name)) is not None]
-                more = {"source": info["source"], "fingerprint": digest, "settings": settings}
-                directory.finish(to, whole, info["label_names"], [], more | {"left_out": {}})
-    meshes.wait_for_all(f"latents of {folder.name} found")
+    to = root / f"{folder.name}-latents-{digest[:8]}"
+    plan = Plan(
+        parts=_parts(folder, info),
+        label_names=info["label_names"],
+        source=info["source"],
+        settings=settings,
+        fingerprint=digest,
+        others="the images or the autoencoder",
+    )
+
+    def make(parts: Sequence[Part]) -> None:
+        mesh = Mesh(np.array(jax.local_devices()), ("data",))
+        run = jax.jit(encode, in_shardings=(None, NamedSharding(mesh, P("data"))))
+        todo = [part for part in parts if part.finished(to) is None]
+        title = f"latents of {escape(folder.name)}, shards"
+        quiet = jax.process_index() > 0 or not log.console.is_terminal
+        for part in track(todo, title, console=log.console, disable=quiet):
+            made = _examples(part.items, lambda x: run(params, x), mesh.size * BATCH, size)
+            writer.write_shard(to / part.name, part.split, made, plan.label_names)
+
+    build.write(to, plan, make, jax.process_index(), jax.process_count(), meshes.wait_for_all)
     return to
 
 
-def _parts(info: dict[str, Any]) -> dict[str, tuple[str, range]]:
-    """Of each shard its split, and the rows of the split that it holds."""
-    parts, seen = {}, dict.fromkeys(info["splits"], 0)
+def _parts(folder: Path, info: dict[str, Any]) -> list[Part]:
+    """A part for each shard of the set in `folder`, with the same records."""
+    opened = {s: shards.open_split(folder, s) for s, n in info["splits"].items() if n["records"]}
+    parts, starts = [], dict.fromkeys(info["splits"], 0)
     for name, file in info["files"].items():
-        split = next(s for s in seen if f"-{s}.array_record-" in name)
-        parts[name] = (split, range(seen[split], seen[split] + file["records"]))
-        seen[split] += file["records"]
+        split = shards.split_of(name)
+        start = starts[split]
+        starts[split] += file["records"]
+        rows = [Row(opened[split], index) for index in range(start, starts[split])]
+        parts.append(Part(name, split, rows))
     return parts
 
 
 def _examples(
-    source: shards.Records,
-    rows: range,
+    rows: Sequence[Row],
     encode: Callable[[np.ndarray], jax.Array],
     batch: int,
     size: int,
 ) -> Iterator[dict[str, Any]]:
-    for start in range(rows.start, rows.stop, batch):
-        records = [source[row] for row in range(start, min(start + batch, rows.stop))]
+    for start in range(0, len(rows), batch):
+        records = [row.records[row.index] for row in rows[start : start + batch]]
         pixels = [r["image"] for r in records]
         fits = [x if x.shape == (size, size) else decode.square(x, size) for x in pixels]
         found = np.asarray(encode(np.resize(np.stack(fits), (batch, size, size))), np.float16)
         for record, latents in zip(records, found, strict=False):
             packed = {
-                name: decode.encode_png(value) if shards.is_image(name) else value
+                name: decode.encode_png(value) if schema.is_image(name) else value
                 for name, value in record.items()
             }
             yield packed | {"latents": latents}

@@ -1,7 +1,6 @@
 """Stand-ins for generated sets: records made here, or those of another set changed."""
 
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from medsyn_jax.data.images.decode import encode_png
-from medsyn_jax.data.store import shards, splits
+from tests.data import conftest
 
 Record = dict[str, Any]
 
@@ -18,21 +17,8 @@ def write_set(
     folder: Path, records: Mapping[str, Iterable[Record]], label_names: list[str]
 ) -> Path:
     """A whole set, one shard a split, of records as `shards.Records` gives them."""
-    folder.mkdir()
-    written = []
-    for split, members in records.items():
-        path = folder / shards.shard_name("made", split, 0, 1)
-        written.append(shards.write_shard(path, split, map(_stored, members), label_names))
-    shards.write_tfds_info(folder, written, label_names)
-    described = {}
-    for name in splits.SPLITS:
-        keys = [key for shard in written if shard.split == name for key in shard.keys]
-        sha256 = splits.write_keys(folder / "splits" / f"{name}.txt", keys)
-        described[name] = {"records": len(keys), "sha256": sha256}
-    info = {"format": shards.FORMAT, "label_names": label_names, "splits": described}
-    info |= {"fingerprint": str(folder), "source": "made", "settings": {}}
-    info |= {"files": {s.name: {"bytes": s.size, "records": len(s.keys)} for s in written}}
-    (folder / shards.INFO).write_text(json.dumps(info))
+    stored = {split: list(map(_stored, members)) for split, members in records.items()}
+    conftest.write_set(folder, stored, label_names)
     return folder
 
 

@@ -1,8 +1,9 @@
 """Small sources of image-report pairs on disk, for the tests of ingestion and loading."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs.ingest import get_config
+from medsyn_jax.data.store import build, writer
+from medsyn_jax.data.store.items import Item
 
 
 @pytest.fixture
@@ -43,3 +46,20 @@ def make_pairs(tmp_path) -> Callable[..., ConfigDict]:
 def write_rows(path: Path, rows: list[list[str]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("image", "report", "subject", "odd"), *rows])
+
+
+def write_set(
+    directory: Path, records: Mapping[str, Sequence[dict[str, Any]]], label_names: Sequence[str]
+) -> list[writer.Shard]:
+    """A whole set, one shard a split, of records by split, with images as PNG bytes."""
+    items = {s: [Item(r["key"], r["subject"], s, "") for r in rs] for s, rs in records.items()}
+    parts = build.divide("made", items, max(map(len, items.values())))
+    written = []
+
+    def make(todo: Sequence[build.Part]) -> None:
+        for part in todo:
+            path = directory / part.name
+            written.append(writer.write_shard(path, part.split, records[part.split], label_names))
+
+    build.write(directory, build.Plan(parts, label_names, "made", {}, str(directory), "-"), make)
+    return written

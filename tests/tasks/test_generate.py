@@ -12,7 +12,7 @@ from configs.generate import get_config
 from medsyn_jax import main
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.loading import loader
-from medsyn_jax.data.store import card, shards
+from medsyn_jax.data.store import card, schema, shards
 from medsyn_jax.data.text import tokenizers
 from medsyn_jax.diffusion.generator import NotFinite, Sampling
 from medsyn_jax.tasks import generate
@@ -139,7 +139,7 @@ def test_the_metadata_are_croissant(folder, table, tmp_path, drawn):
     assert not read.issues.errors
     assert not [issue for issue in read.issues.warnings if "is recommended" not in issue]
     names = {field.name for field in read.record_sets[0].fields}
-    assert names == {*shards.TEXTS, *shards.ORIGIN, "image", "labels"}
+    assert names == {*schema.TEXTS, *schema.ORIGIN, "image", "labels"}
     assert len(read.distribution) == 7 + 1
 
 

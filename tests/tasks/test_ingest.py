@@ -10,7 +10,7 @@ from configs.ingest import get_config
 from medsyn_jax import main
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.loading import loader
-from medsyn_jax.data.sources import pairs
+from medsyn_jax.data.sources import mimic_cxr
 from medsyn_jax.data.store import shards
 from medsyn_jax.data.text import tokenizers
 
@@ -78,7 +78,7 @@ def packed(path, rows):
 
 def test_the_mimic_cxr_layout_is_ingested(tmp_path):
     root = tmp_path / "mimic"
-    names = pairs.MIMIC_LABELS
+    names = mimic_cxr.LABELS
     studies = [("10000001", "train"), ("10000002", "train"), ("10000003", "validate")]
     studies += [("10000004", "test"), ("10000005", "train")]
     metadata, split, chexpert = [], [], []

@@ -1,4 +1,4 @@
-"""Prompts: what a generator is asked for, from shards, a CSV or the reports of MIMIC-CXR."""
+"""Prompts for a generator, from shards, a CSV or the reports of MIMIC-CXR."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import tokenizers as hf
 
 from medsyn_jax.core.errors import RejectedRecord, UserError
-from medsyn_jax.data.sources import pairs, tables
-from medsyn_jax.data.store import shards, splits
-from medsyn_jax.data.store.items import UNKNOWN, key_of
+from medsyn_jax.data.sources import mimic_cxr, records, tables
+from medsyn_jax.data.store import schema, shards, splits
+from medsyn_jax.data.store.items import key_of
 from medsyn_jax.data.text import reports
 from medsyn_jax.data.text.tokenizers import Tokenizer
 
@@ -24,13 +24,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prompt:
-    """What one image, or several, are made from; all but `text` is handed on to their records."""
+    """The origin of one or several images; all but `text` is handed on to their records."""
 
     key: str  # unique, ASCII without spaces
     subject: str
     split: str  # train, valid or test
     text: str  # what the generator reads
-    report: str = ""  # the whole of it, raw
+    report: str = ""  # whole and raw
     findings: str = ""
     impression: str = ""
     labels: tuple[int, ...] = ()
@@ -39,7 +39,7 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """The prompts of a source, in its order, and what became of the others."""
+    """The prompts of a source, in its order, and those that cannot be used."""
 
     items: list[Prompt]
     label_names: tuple[str, ...]
@@ -63,12 +63,11 @@ def from_shards(
     for split in wanted:
         if not info["splits"].get(split, {}).get("records"):
             continue
-        records = shards.open_split(directory, split)
-        left = limit - len(items) if limit else len(records)
-        for i in range(min(left, len(records))):
-            stored = records.features(i)
-            names = ("key", "subject", "report", "findings", "impression", "view")
-            texts = {name: shards.value(stored, name) for name in names}
+        opened = shards.open_split(directory, split)
+        left = limit - len(items) if limit else len(opened)
+        for i in range(min(left, len(opened))):
+            stored = opened.features(i)
+            texts = {name: shards.value(stored, name) for name in schema.TEXTS}
             labels = tuple(shards.value(stored, "labels").tolist())
             text = shards.text(stored, sections)
             items.append(Prompt(split=split, text=text, labels=labels, **texts))
@@ -106,7 +105,7 @@ def from_csv(
     names = [n for n in ("prompt", "key", "subject", "split", "view") if columns[n]]
     settings = {columns[n]: f"data.columns.{n}" for n in names}
     settings |= dict.fromkeys(columns.labels, "data.columns.labels")
-    found: dict[str, tuple[Prompt, str | None]] = {}
+    rows: dict[str, tuple[Prompt, str | None]] = {}
     rejects = []
     with tables.read(path, settings) as (header, table):
         for number, row in table:
@@ -114,16 +113,15 @@ def from_csv(
                 fields = tables.fields(header, row)
             except RejectedRecord as error:
                 raise UserError(f"prompts: {path}: row {number}: {error}: mend the table") from None
-            fields[""] = ""  # no column, even where one has no name, as pandas' index has
-            key = key_of(fields.get(columns.key, "").strip()) or f"row-{number}"
+            key = key_of(fields[columns.key].strip()) or f"row-{number}"
             try:
-                if key in found:
+                if key in rows:
                     raise RejectedRecord(f"key {key} was listed before")
-                found[key] = _from_row(key, fields, columns), fields.get(columns.split, "").strip()
+                rows[key] = _from_row(key, fields, columns), fields[columns.split].strip() or None
             except RejectedRecord as error:
                 rejects.append((key, f"{path}: row {number}: {error}"))
-    homes = splits.assign([(p.key, p.subject, s or None) for p, s in found.values()], shares, seed)
-    placed = [dataclasses.replace(p, split=homes[p.key]) for p, _ in found.values()]
+    homes = splits.assign([(p.key, p.subject, s) for p, s in rows.values()], shares, seed)
+    placed = [dataclasses.replace(p, split=homes[p.key]) for p, _ in rows.values()]
     items = [p for p in placed if p.split in wanted]
     if placed and not items:
         raise UserError(f"prompts: {path}: no row in the splits {', '.join(wanted)}")
@@ -132,20 +130,18 @@ def from_csv(
 
 def _from_row(key: str, fields: dict[str, str], columns: Any) -> Prompt:
     text = fields[columns.prompt]
-    for name in columns.labels:
-        if fields[name].strip() not in pairs.LABEL_VALUES:
-            raise RejectedRecord(f"column {name!r}: {fields[name]!r} is not 1, 0, -1 or empty")
-    found = {n: reports.clean(t) for n, t in reports.sections(text).items()}
-    view = fields.get(columns.view, "").strip().upper()
+    labels = tables.labels(fields, columns.labels)
+    sections = {n: reports.clean(t) for n, t in reports.sections(text).items()}
+    view = fields[columns.view].strip().upper()
     return Prompt(
         key=key,
-        subject=fields.get(columns.subject, "").strip() or key,
+        subject=fields[columns.subject].strip() or key,
         split="",
         text=text,
         report=text,
-        findings=found.get("findings", ""),
-        impression=found.get("impression", ""),
-        labels=tuple(pairs.LABEL_VALUES[fields[name].strip()] for name in columns.labels),
+        findings=sections.get("findings", ""),
+        impression=sections.get("impression", ""),
+        labels=labels,
         view=view if view in ("PA", "AP") else "",
     )
 
@@ -205,7 +201,7 @@ def _shortened(text: str, count: Callable[[str], int], length: int) -> str:
 
 def is_mimic(path: Path) -> bool:
     """Whether a folder holds the tables of MIMIC-CXR-JPG, and no shards."""
-    return pairs.mimic_table(path, "metadata").exists() and not (path / shards.INFO).exists()
+    return mimic_cxr.table_path(path, "metadata").exists() and not (path / shards.INFO).exists()
 
 
 def from_mimic(
@@ -229,42 +225,35 @@ def from_mimic(
         UserError: a table or the reports are missing, or a table is broken.
     """
     root = Path(root)
-    homes, labels = pairs.mimic_splits(root), pairs.mimic_labels(root)
-    found, rejects, _ = pairs.mimic_images(root, homes, frontal_only=True)
-    if not found:
+    listing = mimic_cxr.read_tables(root, frontal_only=True)
+    rejects = listing.rejects
+    if not listing.items:
         first = f", first: {rejects[0][1]}" if rejects else ""
         raise UserError(f"prompts: {root}: its tables list no frontal image{first}: check them")
-    found = {key: row for key, row in found.items() if homes[row[0]] in wanted}
-    if not found:
+    images = [item for item in listing.items if item.split in wanted][: limit or None]
+    if not images:
         raise UserError(f"prompts: {root}: no frontal image in the splits {', '.join(wanted)}")
-    found = dict(list(found.items())[: limit or None])
-    studies = list(dict.fromkeys(key.rpartition("/")[0] for key in found))
-    base = Path(folder or root)
-    bases = (base / "files", base / "mimic-cxr-reports" / "files", base)
-    at, _ = pairs.find_files(studies, bases, (".txt",), "report", "data.reports")
+    studies = [*dict.fromkeys(mimic_cxr.study_of(item.key) for item in images)]
+    place = mimic_cxr.find_reports(studies, folder or root, "data.reports")
     with futures.ThreadPoolExecutor(32) as pool:  # a network disk may take its time for each
-        texts = dict(
-            zip(studies, pool.map(lambda s: _report(at / f"{s}.txt"), studies), strict=True)
-        )
+        texts = pool.map(lambda study: _report(f"{place / study}.txt"), studies)
+        by_study = dict(zip(studies, texts, strict=True))
     items = []
-    for key, (dicom, subject, study, view) in found.items():
-        report = texts[key.rpartition("/")[0]]
+    for item in images:
+        report = by_study[mimic_cxr.study_of(item.key)]
         if isinstance(report, RejectedRecord):
-            rejects.append((key, str(report)))
+            rejects.append((item.key, str(report)))
             continue
         parts = reports.sections(report)
         main = {n: reports.clean(parts.get(n, "")) for n in ("findings", "impression")}
         text = reports.select_text(**main, report=report, sections=tuple(sections))
-        known = labels.get(study, (UNKNOWN,) * len(pairs.MIMIC_LABELS))
-        view = view if view in ("PA", "AP") else ""
-        items.append(
-            Prompt(key, subject, homes[dicom], text, report, **main, labels=known, view=view)
-        )
-    return Prompts(items, pairs.MIMIC_LABELS, rejects)
+        more = {**main, "labels": item.labels, "view": item.view}
+        items.append(Prompt(item.key, item.subject, item.split or "", text, report, **more))
+    return Prompts(items, listing.label_names, rejects)
 
 
-def _report(path: Path) -> str | RejectedRecord:
+def _report(path: str) -> str | RejectedRecord:
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        return RejectedRecord(f"{path}: the report cannot be read as UTF-8 text: {error}")
+        return records.read_report(path)
+    except RejectedRecord as error:
+        return error

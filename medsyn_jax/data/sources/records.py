@@ -1,72 +1,18 @@
-"""The sources of image-report records: what a source holds, and how one record is made.
+"""Makes records from files: image, masks, boxes and texts of an item."""
 
-A source is listed first (`SOURCES[config.source](config)`), then each item becomes an example on
-its own (`example`), in any process and in any order.
-
-Fields of `config` (the ingest config) that are read here and in `sources`:
-  source, path, size (pixels), sections, min_tokens, frontal_only, seed,
-  bits: used in the images of 16, 0 = each image's own (`decode.decode_grey`),
-  display: of DICOM files (`dicom.decode`),
-  inverted: whether bone is dark in the files of this source, although they do not say so,
-  square: how images become square (`decode.square`),
-  phantom.{subjects, studies_per_subject},
-  pairs.{image, report, findings, impression, subject, split, labels, view}: column names, "" = no
-    such column,
-  mimic_cxr.reports: the folder that holds the reports, "" = `path`,
-  folder.subject: regular expression, "" = the file name's stem is the subject.
-"""
-
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medsyn_jax.core.errors import LeftOutRecord, RejectedRecord, UserError
+from medsyn_jax.core.errors import LeftOutRecord, RejectedRecord
 from medsyn_jax.data.images import decode
-from medsyn_jax.data.sources import pairs
-from medsyn_jax.data.store.items import Item, Listing
+from medsyn_jax.data.store.items import Item
 from medsyn_jax.data.text import reports
 
-__all__ = ["SOURCES", "Item", "Listing", "example"]
 
-
-def _phantom(config: Any) -> Listing:
-    """`phantom.subjects` x `phantom.studies_per_subject` procedural radiographs."""
-    from medsyn_jax.phantom import study as phantom
-
-    seed, size, counts = config.seed, config.size, config.phantom
-    if not 0 <= seed < 2**64 or not 32 <= size <= 1024:
-        raise UserError(
-            f"ingest: seed={seed}, size={size}: the phantom needs a seed from 0 to 2**64 - 1 and a "
-            "size of 32 to 1024 pixels"
-        )
-    if min(counts.subjects, counts.studies_per_subject) < 1:
-        what = f"subjects={counts.subjects}, studies_per_subject={counts.studies_per_subject}"
-        raise UserError(f"ingest.phantom: {what}: give at least 1 of each")
-    items = [
-        Item(
-            key=f"p{seed}/s{subject:06d}/{study}",
-            subject=f"p{seed}s{subject:06d}",
-            split=None,
-            image=(seed, subject, study),
-        )
-        for subject in range(config.phantom.subjects)
-        for study in range(config.phantom.studies_per_subject)
-    ]
-    return Listing(items, tuple(phantom.LABELS))
-
-
-SOURCES: dict[str, Callable[[Any], Listing]] = {
-    "phantom": _phantom,
-    "pairs": pairs.pairs,
-    "mimic_cxr": pairs.mimic_cxr,
-    "folder": pairs.folder,
-}
-
-
-def example(item: Item, config: Any) -> dict:
-    """Makes one record.
+def make(item: Item, config: Any) -> dict[str, Any]:
+    """Makes one record, in any process and in any order.
 
     Args:
       item: of a listing.
@@ -74,32 +20,30 @@ def example(item: Item, config: Any) -> dict:
 
     Returns:
       key, subject, report, findings, impression, view: str; image: PNG bytes of a grey uint8
-      [size, size]; labels: int8 [l]; a `mask_<name>` for each mask of the item (PNG bytes, 0
-      or 255); the phantom has mask_lungs, mask_pneumothorax, mask_effusion and boxes, a list of
-      {"bbox": float32 [4], "label": str}.
+      [size, size]; labels: int8 [l]; each mask of the item: PNG bytes, 0 or 255; boxes, if the
+      item has them: a list of {"bbox": float32 [4] left, top, right, bottom in pixels of the
+      stored image, "label": str}.
 
     Raises:
       RejectedRecord: the image, a mask or the report cannot be used; the message names the file.
       LeftOutRecord: the report has fewer than `min_tokens` words.
     """
-    if isinstance(item.image, tuple):
-        return _phantom_example(item, item.image, config)
-    report = _read_report(item.report_path) if item.report_path else item.report
     # The report is cheap to read and to reject: before the image.
-    texts = _texts(report, item, config)
-    # Half of the decoder's work on a large JPEG is saved without a visible loss.
-    pixels = decode.decode_grey(item.image, 2 * config.size, config.bits, config.display)
+    report = read_report(item.report_path) if item.report_path else item.report
+    record = {"key": item.key, "subject": item.subject, **texts(report, item, config)}
+    # Half of the decoder's work on a large JPEG is saved without a visible loss. Boxes are in
+    # pixels of the whole image.
+    at_least = 2 * config.size if item.boxes is None else 0
+    pixels = decode.decode_grey(str(item.image), at_least, config.bits, config.display)
     if config.inverted:
         pixels = 255 - pixels
-    return {
-        "key": item.key,
-        "subject": item.subject,
-        "image": decode.encode_png(decode.square(pixels, config.size, config.square)),
-        **texts,
-        "labels": np.array(item.labels, np.int8),
-        "view": item.view,
-        **{name: _mask(path, pixels.shape, config) for name, path in item.masks},
-    }
+    image = decode.encode_png(decode.square(pixels, config.size, config.square))
+    labels = np.array(item.labels, np.int8)
+    record |= {"image": image, "labels": labels, "view": item.view}
+    record |= {name: _mask(path, pixels.shape, config) for name, path in item.masks}
+    if item.boxes is not None:
+        record["boxes"] = _boxes(item, pixels.shape, config)
+    return record
 
 
 def _mask(path: str, shape: tuple[int, ...], config: Any) -> bytes:
@@ -121,52 +65,48 @@ def _mask(path: str, shape: tuple[int, ...], config: Any) -> bytes:
     return decode.encode_png(np.where(squared > 127, np.uint8(255), np.uint8(0)))
 
 
-def _phantom_example(item: Item, which: tuple[int, int, int], config: Any) -> dict:
-    from medsyn_jax.phantom import study as phantom
-
-    made = phantom.study(*which, config.size)
-    masks = {
-        f"mask_{name}": decode.encode_png(mask.astype(np.uint8) * np.uint8(255))
-        for name, mask in made.masks.items()
-    }
-    boxes = [
-        {"bbox": np.array(corners, np.float32), "label": label} for label, *corners in made.boxes
-    ]
-    return {
-        "key": item.key,
-        "subject": item.subject,
-        "image": decode.encode_png(made.image),
-        **_texts(made.report, item, config),
-        "labels": np.array([made.labels[name] for name in phantom.LABELS], np.int8),
-        "view": made.view,
-        **masks,
-        "boxes": boxes,
-    }
+def _boxes(item: Item, shape: tuple[int, ...], config: Any) -> list[dict[str, Any]]:
+    """The boxes of an item whose image has `shape`, moved as `decode.square` moves the pixels and
+    cut off at the edges of the square; a box wholly outside of the square is dropped."""
+    sides = np.array(shape[::-1])  # width, height
+    if config.square == "stretch":
+        scale = config.size / sides
+    else:
+        scale = config.size / (sides.min() if config.square == "crop" else sides.max())
+    offset = (config.size - scale * sides) / 2
+    boxes = []
+    for label, *corners in item.boxes or ():
+        moved = np.reshape(corners, (2, 2)) * scale + offset
+        bbox = moved.clip(0, config.size).astype(np.float32)
+        if (bbox[1] > bbox[0]).all():
+            boxes.append({"bbox": bbox.ravel(), "label": label})
+    return boxes
 
 
-def _texts(report: str, item: Item, config: Any) -> dict[str, str]:
-    """The report and its cleaned sections; a source that brings no report has no rule to keep."""
-    found = reports.sections(report) if None in item.sections else {}
-    named = zip(("findings", "impression"), item.sections, strict=True)
+def texts(report: str | None, item: Item, config: Any) -> dict[str, str]:
+    """The report, and its findings and impression, cleaned.
+
+    Raises:
+      LeftOutRecord: `config.sections` have fewer than `min_tokens` words. A source without
+        reports, where `report` is None, has no such minimum.
+    """
+    whole = report or ""
+    cut = reports.sections(whole) if None in item.sections else {}
     findings, impression = (
-        reports.clean(found.get(name, "") if text is None else text) for name, text in named
+        reports.clean(cut.get(name, "") if text is None else text)
+        for name, text in zip(("findings", "impression"), item.sections, strict=True)
     )
-    text = reports.select_text(findings, impression, report, tuple(config.sections))
-    count = reports.token_count(text)
-    if _has_reports(config) and count < config.min_tokens:
-        where = item.report_path or item.key
-        what = f"{', '.join(config.sections)}: {count} words"
-        raise LeftOutRecord(f"{where}: the report has too few words in {what}")
-    return {"report": report, "findings": findings, "impression": impression}
+    if report is not None:
+        text = reports.select_text(findings, impression, whole, tuple(config.sections))
+        if (count := reports.token_count(text)) < config.min_tokens:
+            what = f"{', '.join(config.sections)}: {count} words"
+            where = item.report_path or item.key
+            raise LeftOutRecord(f"{where}: the report has too few words in {what}")
+    return {"report": whole, "findings": findings, "impression": impression}
 
 
-def _has_reports(config: Any) -> bool:
-    columns = config.pairs
-    named = columns.report or columns.findings or columns.impression
-    return config.source != "folder" and not (config.source == "pairs" and not named)
-
-
-def _read_report(path: str) -> str:
+def read_report(path: str) -> str:
+    """The text of a report file; raises RejectedRecord."""
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""From what a user names as data to a directory of shards."""
+"""Turns what a user names as data into a directory of shards."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 
 from medsyn_jax.core.errors import UserError, shortened
 from medsyn_jax.core.log import say
-from medsyn_jax.data.sources import tables
-from medsyn_jax.data.sources.pairs import LABEL_VALUES
-from medsyn_jax.data.store import build, plan, shards
+from medsyn_jax.data.sources import ingestion, plan, tables
+from medsyn_jax.data.store import shards
 
 _TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
@@ -24,19 +23,15 @@ def stored(path: Path) -> Path:
 
 
 def check_labels(source: str, ingest_config: Any) -> None:
-    """Refuses a CSV of which no label column is named, before anything is ingested.
-
-    Raises:
-        UserError: naming the columns that look like labels.
-    """
-    columns = ingest_config.pairs
-    if not source.lower().endswith(_TABLES) or any(columns.labels):
+    """Raises UserError for a CSV of which no label column is named, with the columns that look
+    like labels: before anything is ingested."""
+    if not source.lower().endswith(_TABLES) or any(ingest_config.pairs.labels):
         return
     with tables.read(Path(source), ()) as (header, table):
         values: dict[str, set[str]] = {name: set() for name in header if name}
         for _, row in table:
             for name, cell in zip(header, row, strict=False):
-                if name in values and cell.strip() in LABEL_VALUES:
+                if name in values and cell.strip() in tables.LABEL_VALUES:
                     values[name].add(cell.strip())
                 else:
                     values.pop(name, None)
@@ -53,28 +48,29 @@ def prepare(source: str, ingest_config: Any, root: Path | str) -> Path:
     """The shard directory for `source`, ingested first if need be.
 
     Args:
-        source: 'phantom', the path of a CSV of pairs, or a directory of shards, or the workdir of
-            the run that wrote them.
-        ingest_config: how to ingest the first two (`config.ingest`); its `source` and `path` are
-            set here. The caller's is left unchanged.
+        source: 'phantom', the path of a CSV of pairs, a directory of shards or the workdir of the
+            run that wrote them, or a folder of images in the layout that `ingest_config.source`
+            names.
+        ingest_config: how to ingest (`config.ingest`); not changed. Its `path` is `source`.
         root: where ingested sets are kept, as <name>-<fingerprint>; the same source and settings
             find the same directory again.
 
     Raises:
-        UserError: when it is none of the three, or cannot be ingested (`build.ingest`).
+        UserError: when it is none of these, or cannot be ingested (`ingestion.ingest`).
     """
-    path = Path(source)
-    if source != "phantom" and not path.exists():
+    path, config = Path(source), ConfigDict(ingest_config.to_dict())
+    if source == "phantom":
+        config.source, config.path, name = "phantom", "", "phantom"
+    elif path.is_dir():
+        home = stored(path)
+        if config.source in ("phantom", "pairs") or (home / shards.INFO).exists():
+            shards.describe(home)
+            return home
+        config.path, name = source, path.name
+    elif not path.exists():
         raise UserError(
             f"data: {source}: no such file or directory: give 'phantom', a CSV or shards"
         )
-    if path.is_dir() and source != "phantom":
-        path = stored(path)
-        shards.describe(path)
-        return path
-    config = ConfigDict(ingest_config.to_dict())
-    if source == "phantom":
-        config.source, config.path, name = "phantom", "", "phantom"
     elif path.name.lower().endswith(_TABLES):
         config.source, config.path = "pairs", str(path)
         name = re.sub(r"\W+", "_", path.name.split(".")[0]).strip("_") or "pairs"
@@ -91,4 +87,4 @@ def prepare(source: str, ingest_config: Any, root: Path | str) -> Path:
             f"ingest: a set beside {kept} in {root}, of other settings, source or version: delete "
             "what no run needs"
         )
-    return build.ingest(config, directory, todo)
+    return ingestion.ingest(config, directory, todo)

@@ -5,10 +5,20 @@ import csv
 import gzip
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medsyn_jax.core.errors import RejectedRecord, UserError, shortened
+from medsyn_jax.data.store.items import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
+
+LABEL_VALUES = {
+    **dict.fromkeys(("1", "1.0"), POSITIVE),
+    **dict.fromkeys(("0", "0.0"), NEGATIVE),
+    **dict.fromkeys(("-1", "-1.0"), UNCERTAIN),
+    **dict.fromkeys(("", "-2", "-2.0"), UNKNOWN),
+}
+# What pandas and spreadsheets write into an empty cell.
+_MISSING = {"nan", "NaN", "NAN", "None", "none", "null", "NULL", "N/A", "n/a", "NA", "<NA>", "#N/A"}
 
 
 def _lines(path: Path, stream: Iterable[bytes]) -> Iterator[str]:
@@ -27,6 +37,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _garbled(text: str) -> bool:
+    """Whether bytes of a text were not UTF-8."""
     return any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
@@ -41,15 +52,22 @@ def check(header: list[str], row: list[str]) -> None:
             raise RejectedRecord(f"column {shortened(name)!r} is not UTF-8 text")
 
 
-# What pandas and spreadsheets write into an empty cell.
-_MISSING = {"nan", "NaN", "NAN", "None", "none", "null", "NULL", "N/A", "n/a", "NA", "<NA>", "#N/A"}
-
-
 def fields(header: list[str], row: list[str]) -> dict[str, str]:
-    """A row by column name, '' where it says `nan`, `None`, `N/A` or the like; raises
-    RejectedRecord as `check` does."""
+    """A row by column name, '' for `nan`, `None`, `N/A` and the like; raises RejectedRecord as
+    `check` does. The name '' stands for no column, even where one has no name, as pandas' index
+    has none: always ''."""
     check(header, row)
-    return dict(zip(header, ["" if cell in _MISSING else cell for cell in row], strict=True))
+    cells = ["" if cell in _MISSING else cell for cell in row]
+    return dict(zip(header, cells, strict=True)) | {"": ""}
+
+
+def labels(fields: Mapping[str, str], names: Sequence[str]) -> tuple[int, ...]:
+    """The values of label columns; raises RejectedRecord for a cell that is no label."""
+    for name in names:
+        if fields[name].strip() not in LABEL_VALUES:
+            value = shortened(fields[name])
+            raise RejectedRecord(f"column {name!r}: {value!r} is not 1, 0, -1 or empty")
+    return tuple(LABEL_VALUES[fields[name].strip()] for name in names)
 
 
 @contextlib.contextmanager

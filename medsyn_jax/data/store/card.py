@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from medsyn_jax.core.files import replaced
 from medsyn_jax.data.images import decode
 from medsyn_jax.data.store import shards
+from medsyn_jax.data.store.writer import write_text
 
 README, CROISSANT, SHEET = FILES = ("README.md", "croissant.json", "contact_sheet.png")
 _SHOWN, _COLUMNS, _SIDE, _GAP = 24, 6, 192, 8  # images, and pixels
@@ -68,8 +69,8 @@ def remove(directory: Path) -> None:
 def write(directory: Path) -> None:
     """Writes the three files for the set of synthetic images in `directory`."""
     info = shards.describe(directory)
-    shards.write_text(directory / README, _card(info))
-    shards.write_text(directory / CROISSANT, json.dumps(_croissant(directory, info), indent=2))
+    write_text(directory / README, _card(info))
+    write_text(directory / CROISSANT, json.dumps(_croissant(directory, info), indent=2))
     _write_sheet(directory, info)
 
 

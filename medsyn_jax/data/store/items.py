@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 from medsyn_jax.core.errors import shortened
 
-POSITIVE, NEGATIVE, UNCERTAIN, UNKNOWN = 1, 0, -1, -2
+POSITIVE, NEGATIVE, UNCERTAIN, UNKNOWN = 1, 0, -1, -2  # labels
+NOT_FRONTAL = "not a frontal view"  # a reason to leave an item out
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +19,15 @@ class Item:
     subject: str
     split: str | None  # as the source calls it; None where it brings no split
     image: str | tuple[int, int, int]  # a path, or the phantom's (seed, subject, study)
-    report: str = ""
+    report: str | None = None  # None where the source has no reports, or `report_path` names one
     labels: tuple[int, ...] = ()  # in the order of Listing.label_names; () until made (phantom)
     view: str = ""  # PA, AP, or '' when it is neither or not said
-    report_path: str = ""  # where the report lies when it is read with the image (MIMIC-CXR)
+    report_path: str = ""  # of a report that is read with the image (MIMIC-CXR)
     # Findings and impression where they have columns of their own; None: read from the report.
     sections: tuple[str | None, str | None] = (None, None)
-    masks: tuple[tuple[str, str], ...] = ()  # (field of the record, path)
+    masks: tuple[tuple[str, str], ...] = ()  # (mask_<name>, path), the same names in all items
+    # (label, left, top, right, bottom) in pixels of the image file; None where the source has none.
+    boxes: tuple[tuple[str, float, float, float, float], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Listing:
     label_names: tuple[str, ...]
     rejects: list[tuple[str, str]] = field(default_factory=list)  # unusable rows: (key, reason)
     dropped: dict[str, int] = field(default_factory=dict)  # left out by choice: reason -> count
-    notes: list[str] = field(default_factory=list)  # lines that are said before the ingestion
+    notes: list[str] = field(default_factory=list)  # lines for the user before the ingestion
 
 
 def key_of(path: str) -> str:
@@ -47,13 +50,15 @@ def key_of(path: str) -> str:
 
 
 def label_counts(items: Sequence[Item], homes: Mapping[str, str], names: Sequence[str]) -> str:
-    """How many records are positive for each label, and in which split: one line, '' if no item
-    says. homes: key -> split."""
+    """One line with the positive records of each label by split; "" for items without labels.
+
+    homes: key -> split.
+    """
     counts = Counter((n, homes[i.key]) for i in items for n, x in enumerate(i.labels) if x == 1)
     parts = []
-    for n, name in enumerate(names):
+    for n, name in enumerate(names[:20]):
         by_split = {split: counts[n, split] for split in ("train", "valid", "test")}
         inside = ", ".join(f"{split} {count}" for split, count in by_split.items())
         parts.append(f"{shortened(name, 40)} {sum(by_split.values())} ({inside})")
-    more = f" and {len(parts) - 20} more" if len(parts) > 20 else ""
-    return "; ".join(parts[:20]) + more if any(item.labels for item in items) else ""
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return "; ".join(parts) + more if any(item.labels for item in items) else ""

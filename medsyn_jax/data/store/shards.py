@@ -1,70 +1,33 @@
-"""Shards: TFDS data sets on ArrayRecord, written and read without TensorFlow.
+"""Reads shard directories: TFDS data sets on ArrayRecord, without TensorFlow.
 
-`tfds.builder_from_directory(directory).as_data_source(split)` reads what is written here without
-this package. `medsyn.json`, written last, tells what TFDS does not keep: label names, the sizes
+`tfds.builder_from_directory(directory).as_data_source(split)` reads the same directories without
+this package. `medsyn.json`, written last, holds what TFDS does not keep: label names, the sizes
 that prove the files whole, hashes of the split files, and what the set was made from.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import errno
 import functools
 import io
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 from PIL import Image
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
-from tensorflow_datasets.proto import tf_example_pb2
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.files import replaced
-from medsyn_jax.data.store import description, splits
+from medsyn_jax.data.store import schema, splits
 from medsyn_jax.data.text import reports
 
 FORMAT = 1
-RECORDS_VERSION = 2  # raised by hand when the same source and settings give other records
 INFO = "medsyn.json"
-TEXTS = ("key", "subject", "report", "findings", "impression", "view")
-ORIGIN = ("prompt", "seed", "generator")  # texts: what a synthetic image was made from
-OPTIONAL = ("boxes", "latents", *ORIGIN)  # and any mask_<name>
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """What one finished shard file holds."""
-
-    name: str
-    split: str
-    keys: list[str]
-    rejects: list[tuple[str, str]]  # (key, reason) of records that cannot be used
-    left_out: list[tuple[str, str]]  # (key, reason) of records that a rule of selection drops
-    optional: Sequence[str] | None  # the optional fields of its records; None when it has no record
-    payload: int  # bytes of the records
-    size: int  # bytes of the file
-
-
-def is_mask(name: str) -> bool:
-    """Whether a field of a record is a mask: any `mask_<name>`, 0 or 255."""
-    return re.fullmatch(r"mask_\w+", name) is not None
-
-
-def is_image(name: str) -> bool:
-    """Whether a field of a record holds pixels."""
-    return name == "image" or is_mask(name)
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 def shard_name(dataset: str, split: str, index: int, count: int) -> str:
@@ -72,123 +35,22 @@ def shard_name(dataset: str, split: str, index: int, count: int) -> str:
     return f"{dataset}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
-def features(
-    label_names: Sequence[str], optional: Sequence[str] = ()
-) -> tfds.features.FeaturesDict:
-    """The TFDS features of the record schema, with the `optional` fields that this set has."""
-    t = tfds.features
-    grey = functools.partial(t.Image, shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
-    labels = f"1 positive, 0 negative, -1 uncertain, -2 unknown: {', '.join(label_names)}"
-    boxes = t.Sequence({"bbox": t.Tensor(shape=(4,), dtype=np.float32), "label": t.Text()})
-    moments = "mean and log-variance of an autoencoder's latents, one behind the other"
-    latents = t.Tensor(shape=(None,) * 3, dtype=np.float16, encoding="bytes", doc=moments)
-    kinds = {"boxes": boxes, "latents": latents} | {name: t.Text() for name in ORIGIN}
-    return t.FeaturesDict(
-        {name: t.Text() for name in TEXTS}
-        | {"image": grey(doc="grey, high is bright as on a viewing screen")}
-        | {"labels": t.Tensor(shape=(len(label_names),), dtype=np.int8, doc=labels)}
-        | {name: grey() if is_image(name) else kinds[name] for name in sorted(optional)}
-    )
-
-
-def write_shard(
-    path: Path,
-    split: str,
-    examples: Iterable[Mapping[str, Any]],
-    label_names: Sequence[str],
-    rejects: Sequence[tuple[str, str]] = (),
-    left_out: Sequence[tuple[str, str]] = (),
-) -> Shard:
-    """Writes one shard under a temporary name, checks it, notes what it holds, and renames it.
-
-    Args:
-        path: the final name.
-        split: of the records.
-        examples: records of the schema, images as PNG bytes.
-        label_names: one for each entry of `labels`.
-        rejects: (key, reason) of records that could not be used,
-        left_out: and of those not wanted; both complete once `examples` has been consumed.
-
-    Returns:
-        What the shard holds; `finished(path)` gives it again later.
-
-    Raises:
-        OSError: with errno ENOSPC and the like when the disk is full; nothing is left at `path`.
-    """
-    with replaced(path) as temporary:
-        writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
-        try:
-            keys, optional, payload = _write_records(writer, examples, label_names)
-            writer.close()
-            _check_written(temporary, len(keys))
-        except RuntimeError as error:  # array_record tells of a full disk in words only, at the end
-            for number in _DISK_FULL:
-                if os.strerror(number) in str(error):
-                    raise OSError(number, os.strerror(number), str(path)) from error
-            raise
-        finally:
-            if writer.is_open():
-                _close_quietly(writer)
-        size, lists = temporary.stat().st_size, (list(rejects), list(left_out))
-        shard = Shard(path.name, split, keys, *lists, optional, payload, size)
-        write_text(_note(path), json.dumps(dataclasses.asdict(shard)))
-    return shard
-
-
-def finished(path: Path) -> Shard | None:
-    """What the shard at `path` holds; None when it, or the note of what it holds, is not whole."""
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; UserError if there is none."""
     try:
-        shard = Shard(**json.loads(_note(path).read_text()))
-        lists = {n: [(k, why) for k, why in getattr(shard, n)] for n in ("rejects", "left_out")}
-        texts = [text for pairs in lists.values() for pair in pairs for text in pair]
-        sound = all(isinstance(text, str) for text in (*texts, *shard.keys))
-        sound &= isinstance(shard.keys, list) and description.is_count(shard.payload)
-        sound &= shard.name == path.name and f"-{shard.split}.array_record-" in path.name
-        if not sound or shard.size != path.stat().st_size:
-            return None
-        count, first = _look(path)
-        begun = [value(first, "key")] if first else []
-        sound = (len(shard.keys), shard.keys[:1]) == (count, begun)
-        if not sound or _optional(first) != shard.optional:
-            return None
-    except (OSError, ValueError, TypeError, RuntimeError, LookupError, DecodeError):
-        return None
-    return dataclasses.replace(shard, **lists)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that readers see the old one or the new one, never a part."""
-    with replaced(path) as temporary:
-        temporary.write_text(text)
-
-
-def write_tfds_info(directory: Path, shards: Sequence[Shard], label_names: Sequence[str]) -> None:
-    """Writes `dataset_info.json` and `features.json` for all `shards`, given in file order."""
-    optional = {tuple(shard.optional) for shard in shards if shard.optional is not None}
-    if len(optional) > 1:
-        raise ValueError(f"{directory}: shards differ in their optional fields: {optional}")
-    infos = []
-    for split in dict.fromkeys(shard.split for shard in shards):
-        members = [shard for shard in shards if shard.split == split]
-        infos.append(
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[len(shard.keys) for shard in members],
-                num_bytes=sum(shard.payload for shard in members),
-            )
-        )
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory,
-        features=features(label_names, optional.pop() if optional else ()),
-        split_infos=infos,
-        check_data=False,  # that check reads through TensorFlow
-        description="Radiographs with reports, written by medsyn_jax",
-    )
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _refusal(path, f"cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise _refusal(path, "is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise _refusal(path, "holds no JSON object")
+    return value
 
 
 def describe(directory: Path | str) -> dict[str, Any]:
-    """Reads `medsyn.json`, and checks that what else describes the set agrees with it and that the
-    files it lists are whole, by name and size.
+    """Reads `medsyn.json`, and checks that TFDS's own files agree with it and that all shards
+    exist and have their sizes.
 
     Raises:
         UserError: naming the directory when it is no finished data set, or the file that is
@@ -202,20 +64,134 @@ def describe(directory: Path | str) -> dict[str, Any]:
         if not (directory / "dataset_info.json").exists():
             what = "holds no data set"
         raise UserError(f"data: {directory}: {what}: run the ingest command into it")
-    info = description.read_object(directory / INFO)
+    info = read_object(directory / INFO)
     if info.get("format") != FORMAT:
         raise UserError(
             f"data: {directory}: has format {str(info.get('format'))[:40]}, this version reads "
             f"{FORMAT}: ingest again into another directory"
         )
-    description.check(directory, info, _stored_features)
+    if field := _wrong_field(info):
+        raise _refusal(directory / INFO, f"{field}: is not as it was written")
+    _check_tfds_files(directory, info)
+    for name, file in info["files"].items():
+        path = directory / name
+        if not path.exists():
+            raise UserError(f"data: {path}: is missing: restore it, or ingest again")
+        if path.stat().st_size != file["bytes"]:
+            raise UserError(
+                f"data: {path}: has {path.stat().st_size} bytes instead of {file['bytes']}, "
+                "it was cut short or changed: restore it, or delete it and ingest again"
+            )
     return info
 
 
-def _stored_features(label_names: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
-    """What `features.json` holds for records of these fields."""
-    optional = sorted({*fields} - {*TEXTS, "image", "labels"})
-    return MessageToDict(features(label_names, optional).to_proto())
+def _refusal(path: Path, what: str) -> UserError:
+    return UserError(f"data: {path}: {what}: restore the file, or ingest again")
+
+
+def _wrong_field(info: dict[str, Any]) -> str:
+    """The field that is missing, of another type, or at odds with another; "" for none."""
+
+    def lengths_agree() -> bool:
+        records = {split: part["records"] for split, part in info["splits"].items()}
+        lengths = _lengths(info["files"])
+        summed = {split: sum(lengths.get(split, ())) for split in records}
+        return lengths.keys() <= records.keys() and summed == records
+
+    rules = {
+        "label_names": lambda: (
+            isinstance(info["label_names"], list)
+            and all(isinstance(name, str) for name in info["label_names"])
+        ),
+        "fingerprint": lambda: isinstance(info["fingerprint"], str),
+        "source": lambda: isinstance(info["source"], str),
+        "settings": lambda: isinstance(info["settings"], dict),
+        "left_out": lambda: all(map(_is_count, info.get("left_out", {}).values())),
+        "rejects": lambda: _is_count(info.get("rejects", 0)),
+        "splits": lambda: all(
+            split in splits.SPLITS and _is_count(part["records"]) and _hashes(part)
+            for split, part in info["splits"].items()
+        ),
+        "files": lambda: (
+            list(info["files"]) == _names(info["files"])
+            and all(
+                _is_count(file[n]) for file in info["files"].values() for n in ("records", "bytes")
+            )
+        ),
+        "splits, files": lengths_agree,
+    }
+    for field, is_sound in rules.items():
+        try:
+            if not is_sound():
+                return field
+        except (AttributeError, KeyError, TypeError):
+            return field
+    return ""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _hashes(part: dict[str, Any]) -> bool:
+    return all(isinstance(part.get(name, ""), str) for name in ("sha256", "subjects"))
+
+
+def split_of(name: str) -> str:
+    """The split in the name of a shard file."""
+    return name.partition(".array_record-")[0].rpartition("-")[2]
+
+
+def _dataset(files: Mapping[str, Any]) -> str | None:
+    return next((name.rpartition(f"-{split_of(name)}.array_record")[0] for name in files), None)
+
+
+def _lengths(files: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The numbers of records of the shards of each split, in file order."""
+    lengths: dict[str, list[int]] = {}
+    for name, file in files.items():
+        lengths.setdefault(split_of(name), []).append(file["records"])
+    return lengths
+
+
+def _names(files: Mapping[str, Any]) -> list[str]:
+    """The names that the files of a set must have."""
+    dataset = (_dataset(files) or "").replace("/", "")
+    lengths = {split: len(counts) for split, counts in _lengths(files).items()}
+    return [shard_name(dataset, s, i, count) for s, count in lengths.items() for i in range(count)]
+
+
+def _check_tfds_files(directory: Path, info: dict[str, Any]) -> None:
+    """Raises UserError unless `features.json` and `dataset_info.json` agree with `medsyn.json`.
+
+    TFDS reports damage in exceptions of every kind, or not at all, so its reader is not used.
+    """
+    path = directory / "features.json"
+    stored = read_object(path)
+    try:
+        optional = {*stored["featuresDict"]["features"]} - {*schema.TEXTS, "image", "labels"}
+        features = schema.features(info["label_names"], sorted(optional))
+        agrees = MessageToDict(features.to_proto()) == stored
+    except (KeyError, TypeError):
+        agrees = False
+    if not agrees:
+        raise _refusal(path, "has other fields or label names than medsyn.json says")
+    path, files = directory / "dataset_info.json", info["files"]
+    stored = read_object(path)
+    try:
+        parts = stored.get("splits", [])
+        lengths = {part["name"]: [int(n) for n in part.get("shardLengths", [])] for part in parts}
+        agrees = len(parts) == len(lengths) and lengths == _lengths(files)
+        agrees &= all(part["filepathTemplate"] == _TEMPLATE for part in parts)
+        agrees &= all(int(part.get("numBytes", 0)) >= 0 for part in parts)
+        agrees &= re.fullmatch(r"\d+\.\d+\.\d+", stored["version"]) is not None
+        kind = (stored["fileFormat"], stored["name"]) if files else ()
+        agrees &= kind == (("array_record", _dataset(files)) if files else ())
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        agrees = False
+    if not agrees:
+        what = "has other splits, numbers of records, name, fileFormat or version"
+        raise _refusal(path, f"{what} than medsyn.json says")
 
 
 class Records:
@@ -235,69 +211,66 @@ class Records:
         if not self.info["splits"].get(split, {}).get("records"):
             have = [name for name, s in self.info["splits"].items() if s["records"]]
             raise UserError(f"data: {directory}: split {split} has no record, it has {have}")
+        files = self.info["files"].items()
+        self._files = {name: file["records"] for name, file in files if split_of(name) == split}
         # With the number of records, no file is opened before it is read from.
-        paths = [
-            f"{self.directory / name}[0:{file['records']}]"
-            for name, file in self.info["files"].items()
-            if f"-{split}.array_record-" in name
-        ]
-        self.source = ArrayRecordDataSource(paths)
+        self.source = ArrayRecordDataSource(
+            [f"{self.directory / name}[0:{count}]" for name, count in self._files.items()]
+        )
         self.label_names: list[str] = list(self.info["label_names"])
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        features = self.features(index)
-        names = ("image", *sorted(filter(is_mask, features)), *OPTIONAL)
-        return {name: value(features, name) for name in (*TEXTS, "labels")} | {
-            name: value(features, name) for name in names if _present(features, name)
-        }
+        stored = self.features(index)
+        names = (*schema.TEXTS, "labels", "image", *schema.optional_fields(stored))
+        return {name: value(stored, name) for name in names}
 
     def features(self, index: int) -> Mapping[str, Any]:
         """The stored fields of a record, to be decoded by `value` one by one."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            stored = _parsed(self.source[index])
+            stored = schema.parse(self.source[index])
             if value(stored, "key") != self.keys[index]:
                 raise ValueError(f"its key is not that of splits/{self.split}.txt")
             return stored
         except (RuntimeError, ValueError, LookupError, DecodeError) as error:
+            bounds = np.cumsum([*self._files.values()])
+            name = [*self._files][int(np.searchsorted(bounds, index, "right"))]
             raise UserError(
-                f"data: record {index} of {self.split} cannot be read, {self._file_of(index)} is "
+                f"data: record {index} of {self.split} cannot be read, {self.directory / name} is "
                 f"damaged ({str(error)[:80]}): restore it, or delete it and ingest again"
             ) from error
-
-    def _file_of(self, index: int) -> Path:
-        for name, file in self.info["files"].items():
-            if f"-{self.split}.array_record-" in name:
-                if index < file["records"]:
-                    return self.directory / name
-                index -= file["records"]
-        raise IndexError(index)
 
     def texts(self, sections: Sequence[str]) -> list[str]:
         """What a model reads of every record, in order; see `text`."""
         return [text(self.features(index), sections) for index in range(len(self))]
 
-    def subjects(self) -> list[str]:
-        """The subject of every record, in order."""
-        return [value(self.features(index), "subject") for index in range(len(self))]
-
     @functools.cached_property
     def keys(self) -> list[str]:
         """The key of every record, in order, from the split file, whose hash is checked."""
-        sha256 = self.info["splits"][self.split]["sha256"]
-        return splits.read_keys(self.directory / "splits" / f"{self.split}.txt", sha256)
+        part = self.info["splits"][self.split]
+        return splits.read_keys(splits.keys_path(self.directory, self.split), part["sha256"])
+
+    def subjects(self) -> list[str]:
+        """The subject of every record, in order. Sets of earlier versions have no file of
+        subjects: there, every record is read."""
+        return self._subjects
+
+    @functools.cached_property
+    def _subjects(self) -> list[str]:
+        sha256 = self.info["splits"][self.split].get("subjects")
+        if sha256 is None:
+            return [value(self.features(index), "subject") for index in range(len(self))]
+        return splits.read_subjects(splits.subjects_path(self.directory, self.split), sha256)
 
 
 def text(features: Mapping[str, Any], sections: Sequence[str]) -> str:
     """What a model reads of a stored record: its `sections`, or the whole report without them."""
-    findings, impression, report = (
-        value(features, n) for n in ("findings", "impression", "report")
-    )
-    return reports.select_text(findings, impression, report, tuple(sections))
+    names = ("findings", "impression", "report")
+    return reports.select_text(*(value(features, name) for name in names), tuple(sections))
 
 
 def open_split(directory: Path | str, split: str) -> Records:
@@ -317,86 +290,10 @@ def value(features: Mapping[str, Any], name: str) -> Any:
         shape = features["latents/shape"].int64_list.value
         return np.frombuffer(features["latents/value"].bytes_list.value[0], "<f2").reshape(shape)
     data = features[name].bytes_list.value[0]
-    return decode_png(data) if is_image(name) else data.decode()
+    return decode_png(data) if schema.is_image(name) else data.decode()
 
 
 def decode_png(data: bytes) -> np.ndarray:
     """PNG bytes to uint8[h, w]."""
     with Image.open(io.BytesIO(data)) as image:
         return np.array(image if image.mode == "L" else image.convert("L"))
-
-
-def _present(features: Mapping[str, Any], name: str) -> bool:
-    return {"boxes": "boxes/bbox", "latents": "latents/value"}.get(name, name) in features
-
-
-def _note(path: Path) -> Path:
-    return path.parent / "parts" / f"{path.name}.json"
-
-
-def _write_records(
-    writer: Any, examples: Iterable[Mapping[str, Any]], label_names: Sequence[str]
-) -> tuple[list[str], Sequence[str] | None, int]:
-    keys: list[str] = []
-    optional: Sequence[str] | None = None
-    encode = _encoder(label_names, ())
-    payload = 0
-    for example in examples:
-        present = sorted(name for name in example if is_mask(name) or name in OPTIONAL)
-        if optional is None:
-            optional, encode = present, _encoder(label_names, present)
-        if present != optional:
-            raise ValueError(f"record {example['key']} has {present}, those before have {optional}")
-        data = encode(example)
-        writer.write(data)
-        keys.append(example["key"])
-        payload += len(data)
-    return keys, optional, payload
-
-
-def _encoder(label_names: Sequence[str], optional: Sequence[str]) -> Callable[[Mapping], bytes]:
-    schema = features(label_names, optional)
-    serializer = ExampleSerializer(schema.get_serialized_info())  # pyright: ignore[reportArgumentType]
-
-    def encode(example: Mapping[str, Any]) -> bytes:
-        stored = serializer.get_tf_example(schema.encode_example(dict(example)))
-        # Without it, the order of the fields, and so every byte of a shard, is by chance.
-        return stored.SerializeToString(deterministic=True)
-
-    return encode
-
-
-def _check_written(path: Path, count: int) -> None:
-    """A shard that cannot be read back is found now, not in the middle of a training."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    if (found := _look(path)[0]) != count:
-        raise OSError(errno.EIO, f"only {found} of {count} records can be read back", str(path))
-
-
-def _look(path: Path) -> tuple[int, Mapping[str, Any] | None]:
-    """The number of records in a shard file, and the stored fields of the first."""
-    reader = array_record_module.ArrayRecordReader(str(path))
-    try:
-        count = reader.num_records()
-        return count, _parsed(reader.read([0])[0]) if count else None
-    finally:
-        reader.close()
-
-
-def _parsed(data: bytes) -> Mapping[str, Any]:
-    example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
-    return example.FromString(data).features.feature
-
-
-def _optional(stored: Mapping[str, Any] | None) -> list[str] | None:
-    """The optional fields of a stored record; None without one."""
-    if stored is None:
-        return None
-    names = (*filter(is_mask, stored), *OPTIONAL)
-    return sorted(name for name in names if _present(stored, name))
-
-
-def _close_quietly(writer: array_record_module.ArrayRecordWriter) -> None:
-    with contextlib.suppress(RuntimeError):  # the error that brought us here is the one to tell
-        writer.close()

@@ -1,6 +1,6 @@
-"""Which record belongs to which split: by subject, never by record, and written down.
+"""Splits by subject, and label fractions: how they are drawn, written and read.
 
-A subject's split is a hash of (seed, subject), so that records added later never move anybody.
+A subject's split is a hash of (seed, subject), so records added later move no subject.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAMES = re.compile(
 def split_name(text: str) -> str | None:
     """train, valid or test by any usual name: `Val`, `TRAINING`, `test_set`, `01_train`; else None.
 
-    The one table of such names, for columns and folders alike.
+    For columns and folders alike.
     """
     match = _NAMES.fullmatch(text.strip())
     return match.lastgroup if match else None
@@ -40,9 +40,9 @@ def assign(
     """Gives every record its split.
 
     Args:
-        records: (key, subject, split given by the source or None). Either all or none of the
-            records bring a split. Given splits are kept; where there is no valid or no test, it
-            is drawn from the subjects of train.
+        records: (key, subject, the source's split or None), a split for all records or for none.
+            The source's splits are kept; a valid or test that it lacks is drawn from the subjects
+            of train.
         shares: of train, valid and test, adding up to 1. They count subjects, not records.
         seed: of the draw.
 
@@ -50,8 +50,8 @@ def assign(
         key -> 'train' | 'valid' | 'test'.
 
     Raises:
-        UserError: for shares or split names that make no sense, for a set of which only a part
-            has a split, and for a subject in two splits.
+        UserError: for invalid shares or split names, a split for some records only, and a subject
+            in two splits.
     """
     weights = _weights(shares)
     given = [(key, subject, _canonical(split, key)) for key, subject, split in records if split]
@@ -81,8 +81,8 @@ def assign(
 
 
 def remarks(records: Sequence[tuple[str, str, str | None]], homes: Mapping[str, str]) -> list[str]:
-    """What the user should know of the splits that `assign` gave to the same `records`: which were
-    drawn although the source brings others, and which are empty."""
+    """Lines for the user on what `assign` made of `records`: splits drawn although the source
+    brings others, and empty ones. homes: key -> split."""
     given = {split_name(split) for *_, split in records if split}
     lines = []
     for name in SPLITS:
@@ -103,14 +103,7 @@ def remarks(records: Sequence[tuple[str, str, str | None]], homes: Mapping[str, 
 
 
 def check_leaks(records: Iterable[tuple[str, str, str]]) -> None:
-    """Refuses a subject that is in two splits.
-
-    Args:
-        records: (key, subject, split).
-
-    Raises:
-        UserError: naming the subject and the two splits, with a record of each.
-    """
+    """Raises UserError for a subject in two splits. records: (key, subject, split)."""
     home: dict[str, tuple[str, str]] = {}
     for key, subject, split in records:
         before, first = home.setdefault(subject, (split, key))
@@ -124,13 +117,13 @@ def check_leaks(records: Iterable[tuple[str, str, str]]) -> None:
 
 
 def fraction(keys: Sequence[str], labels: np.ndarray | None, share: float, seed: int) -> list[str]:
-    """Draws a label fraction; for one seed the 1 % set lies within the 10 % set, and so on.
+    """Draws a label fraction; for one seed, a smaller share lies within a larger one.
 
     Args:
         keys: of the records to draw from.
         labels: int[n] classes or int[n, l] labels in the order of `keys`. Where every record has
-            exactly one positive label, each class is drawn in its own proportion, and at least
-            one record of it. None, or several positives a record: drawn without regard to labels.
+            exactly one positive label, each class is drawn in its own proportion, at least one
+            record of it. Otherwise, or for None, labels play no part.
         share: in (0, 1].
         seed: of the draw.
 
@@ -148,6 +141,16 @@ def fraction(keys: Sequence[str], labels: np.ndarray | None, share: float, seed:
     return [key for i, key in enumerate(keys) if i in chosen]
 
 
+def keys_path(directory: Path, split: str) -> Path:
+    """The file with the keys of a split."""
+    return directory / "splits" / f"{split}.txt"
+
+
+def subjects_path(directory: Path, split: str) -> Path:
+    """The file with the subjects of a split, in the order of its keys."""
+    return directory / "splits" / f"{split}.subjects.txt"
+
+
 def write_keys(path: Path, keys: Sequence[str]) -> str:
     """Writes one key a line, all or nothing, and returns the sha256 of the file."""
     text = "".join(f"{key}\n" for key in keys).encode()
@@ -156,65 +159,11 @@ def write_keys(path: Path, keys: Sequence[str]) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def write_fraction(path: Path, keys: Sequence[str]) -> None:
-    """Writes a label fraction and, beside it in <name>.sha256, its hash for `sha256sum -c`.
-
-    The hash comes first: whatever a kill leaves, there is no list without its hash.
-    """
-    text = "".join(f"{key}\n" for key in keys).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(text).hexdigest()
-    path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
-    write_keys(path, keys)
-
-
-def read_fraction(path: Path, known: Mapping[str, int]) -> list[int]:
-    """Reads a label fraction that `write_fraction` wrote.
-
-    Args:
-        path: of the list; its hash is beside it.
-        known: the place of each key that may be drawn.
-
-    Returns:
-        The places of the keys, in the order of the file.
-
-    Raises:
-        UserError: when a file is missing, the list has been changed or holds nothing, holds a key
-            twice, or one that is not known.
-    """
-    beside = path.with_suffix(".sha256")
-    try:
-        recorded = beside.read_text().split()
-    except OSError as error:
-        raise UserError(
-            f"split file: {beside}: cannot be read ({error.strerror}): make it by `sha256sum "
-            f"{path.name} > {beside.name}`, or take the folder of another run"
-        ) from None
-    keys = read_keys(path, (recorded or [""])[0])
-    strange = [key for key in keys if key not in known]
-    if strange or len(set(keys)) < max(len(keys), 1):
-        what = (
-            f"{len(strange)} of its {len(keys)} keys, such as {strange[0]}, are not in the train "
-            "split of this data set"
-            if strange
-            else "holds no key, or one twice"
-        )
-        raise UserError(
-            f"split file: {path}: {what}: take one that was drawn from this data set, or move it "
-            "away to have it drawn"
-        )
-    return [known[key] for key in keys]
-
-
 def read_keys(path: Path, sha256: str | None = None) -> list[str]:
-    """Reads the keys of a split file.
-
-    Args:
-        path: written by `write_keys`.
-        sha256: what the file must hash to, if known.
+    """Reads the keys that `write_keys` wrote.
 
     Raises:
-        UserError: when the file is missing or has been changed.
+        UserError: when the file is missing, or does not hash to `sha256`.
     """
     try:
         text = path.read_bytes()
@@ -226,6 +175,63 @@ def read_keys(path: Path, sha256: str | None = None) -> list[str]:
             "recorded one): restore it, or make the data set again"
         )
     return text.decode().splitlines()
+
+
+def write_subjects(path: Path, subjects: Sequence[str]) -> str:
+    """Writes one subject a line as `write_keys` does; line breaks and letters beyond ASCII are
+    escaped as in Python."""
+    return write_keys(path, [s.encode("unicode_escape").decode() for s in subjects])
+
+
+def read_subjects(path: Path, sha256: str) -> list[str]:
+    """Reads the subjects that `write_subjects` wrote; raises UserError as `read_keys`."""
+    return [line.encode().decode("unicode_escape") for line in read_keys(path, sha256)]
+
+
+def write_fraction(path: Path, keys: Sequence[str]) -> None:
+    """Writes a label fraction, and its hash for `sha256sum -c` beside it in <name>.sha256."""
+    text = "".join(f"{key}\n" for key in keys).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(text).hexdigest()
+    # The hash comes first: whatever a kill leaves, there is no list without its hash.
+    path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
+    write_keys(path, keys)
+
+
+def read_fraction(path: Path, places: Mapping[str, int]) -> list[int]:
+    """Reads a label fraction that `write_fraction` wrote.
+
+    Args:
+        path: of the list; its hash is beside it.
+        places: the place of each key that may be drawn.
+
+    Returns:
+        The places of the keys, in the order of the file.
+
+    Raises:
+        UserError: when a file is missing, or the list has been changed, is empty, or holds a key
+            twice or without a place.
+    """
+    beside = path.with_suffix(".sha256")
+    try:
+        recorded = beside.read_text().split()
+    except OSError as error:
+        raise UserError(
+            f"split file: {beside}: cannot be read ({error.strerror}): make it by `sha256sum "
+            f"{path.name} > {beside.name}`, or take the folder of another run"
+        ) from None
+    keys = read_keys(path, (recorded or [""])[0])
+    strange = [key for key in keys if key not in places]
+    if strange or len(set(keys)) < max(len(keys), 1):
+        what = "holds no key, or one twice"
+        if strange:
+            some = f"{len(strange)} of its {len(keys)} keys, such as {strange[0]}"
+            what = f"{some}, are not in the train split of this data set"
+        raise UserError(
+            f"split file: {path}: {what}: take one that was drawn from this data set, or move it "
+            "away to have it drawn"
+        )
+    return [places[key] for key in keys]
 
 
 def unit(seed: int, name: str) -> float:

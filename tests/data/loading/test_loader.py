@@ -10,9 +10,10 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.images import decode
 from medsyn_jax.data.loading import dataset as source_module
 from medsyn_jax.data.loading import loader
-from medsyn_jax.data.store import directory, shards
-from medsyn_jax.data.store.build import ingest
+from medsyn_jax.data.sources.ingestion import ingest
+from medsyn_jax.data.store import schema
 from medsyn_jax.data.text import tokenizers
+from tests.data.conftest import write_set
 
 SECTIONS = ("findings", "impression")
 
@@ -294,16 +295,13 @@ def test_texts_and_subjects_of_a_source(make_source):
 
 def test_records_without_a_report_have_the_tokens_of_an_empty_text(tmp_path, tokenizer):
     rng = np.random.default_rng(0)
-    record = dict.fromkeys(shards.TEXTS, "") | {"labels": np.array([], np.int8)}
+    record = dict.fromkeys(schema.TEXTS, "") | {"labels": np.array([], np.int8)}
     records = []
     for i in range(3):
         png = decode.encode_png(rng.integers(0, 256, (16, 16), np.uint8))
         records.append(record | {"key": str(i), "image": png})
-    path = tmp_path / shards.shard_name("folder", "train", 0, 1)
-    shard = shards.write_shard(path, "train", records, [])
-    made_from = {"source": "folder", "fingerprint": "0", "settings": {}, "left_out": {}}
-    directory.finish(tmp_path, [shard], [], [], made_from)
-    source = loader.Source(tmp_path, "train", SECTIONS, tokenizer, 6, 16)
+    write_set(tmp_path / "set", {"train": records}, [])
+    source = loader.Source(tmp_path / "set", "train", SECTIONS, tokenizer, 6, 16)
     batch = next(loader.train_loader([source], [1.0], 3, seed=0))
     np.testing.assert_array_equal(batch["ids"], [[2, 3, 0, 0, 0, 0]] * 3)
     assert batch["mask"].sum() == 6

@@ -10,9 +10,8 @@ from PIL import Image
 
 from configs.ingest import get_config
 from medsyn_jax.core.errors import RejectedRecord, UserError
-from medsyn_jax.data.sources import records
-from medsyn_jax.data.sources.folders import folder
-from medsyn_jax.data.store import build, plan, shards
+from medsyn_jax.data.sources import folder, ingestion, plan, records
+from medsyn_jax.data.store import shards
 
 NOISE = np.random.default_rng(0).integers(0, 255, (24, 20), np.uint8)
 
@@ -31,7 +30,7 @@ def settings(root, **fields):
 
 
 def listed(root, **fields):
-    return folder(settings(root, **fields))
+    return folder.list_items(settings(root, **fields))
 
 
 def classes(listing) -> Counter:
@@ -169,9 +168,9 @@ def test_masks_are_no_images_but_fields_of_them(tmp_path, image, mask, field):
     draw(tmp_path, image)
     draw(tmp_path, mask, pixels=np.where(DISC, np.uint8(255), np.uint8(0)))
     config = settings(tmp_path)
-    (item,) = folder(config).items
+    (item,) = folder.list_items(config).items
     assert item.image == str(tmp_path / image)
-    record = records.example(item, config)
+    record = folder.make(item, config)
     assert [name for name in record if name.startswith("mask_")] == [field]
     with Image.open(io.BytesIO(record[field])) as stored:
         assert stored.mode == "L"
@@ -200,8 +199,8 @@ def test_masks_of_every_coding_become_the_same(tmp_path, pixels):
     draw(tmp_path, "A/images/1.png")
     draw(tmp_path, "A/masks/1.png", pixels=pixels)
     draw(tmp_path, "B/masks/1.png", pixels=np.where(DISC, np.uint8(255), np.uint8(0)))
-    (item,) = folder(settings(tmp_path)).items
-    made = records.example(item, settings(tmp_path))["mask_masks"]
+    (item,) = folder.list_items(settings(tmp_path)).items
+    made = folder.make(item, settings(tmp_path))["mask_masks"]
     plain = records._mask(str(tmp_path / "B/masks/1.png"), (24, 20), settings(tmp_path))
     pair = [np.asarray(Image.open(io.BytesIO(data))) > 0 for data in (made, plain)]
     assert (pair[0] != pair[1]).mean() < 0.02
@@ -213,16 +212,14 @@ def test_an_empty_mask_is_one_and_a_bad_one_rejects_its_record(tmp_path):
     draw(tmp_path, "A/masks/1.png", pixels=np.zeros((24, 40), np.uint8))
     (tmp_path / "A/masks/2.png").write_bytes(b"no picture")
     config = settings(tmp_path)
-    empty, other, broken = folder(config).items
-    assert (
-        np.asarray(Image.open(io.BytesIO(records.example(empty, config)["mask_masks"]))).max() == 0
-    )
+    empty, other, broken = folder.list_items(config).items
+    assert np.asarray(Image.open(io.BytesIO(folder.make(empty, config)["mask_masks"]))).max() == 0
     with pytest.raises(
         RejectedRecord, match=r"masks/1\.png: a mask of 40 x 24 pixels, of other prop"
     ):
-        records.example(other, config)
+        folder.make(other, config)
     with pytest.raises(RejectedRecord, match=r"masks/2\.png: not a PNG"):
-        records.example(broken, config)
+        folder.make(broken, config)
 
 
 def test_a_mask_that_some_images_lack_is_left_out_and_said(tmp_path):
@@ -249,7 +246,7 @@ def test_a_whole_set_with_masks_is_stored_and_says_its_classes(tmp_path, capsys)
             for n in range(2):
                 mask = np.where(DISC, np.uint8(255), np.uint8(0))
                 draw(source, f"{split}/{name}/lung masks/{split}{name}{n}.png", pixels=mask)
-    out = build.ingest(settings(source), tmp_path / "out")
+    out = ingestion.ingest(settings(source), tmp_path / "out")
     said = capsys.readouterr().err
     assert "COVID 6 (train 2, valid 2, test 2)" in said
     assert "Normal 6 (train 2, valid 2, test 2)" in said
@@ -280,7 +277,7 @@ def test_names_that_are_not_utf_8(tmp_path):
     assert len({item.key for item in found.items}) == 12
     assert all(item.key.isascii() and " " not in item.key for item in found.items)
     assert len(found.label_names) == 3
-    out = build.ingest(settings(source, split_shares=(1.0, 0.0, 0.0)), tmp_path / "out")
+    out = ingestion.ingest(settings(source, split_shares=(1.0, 0.0, 0.0)), tmp_path / "out")
     stored = shards.open_split(out, "train")
     assert len(stored) == 9
     assert len(set(stored.subjects())) == 9
@@ -295,5 +292,5 @@ def test_a_subject_pattern_that_is_none(tmp_path, text):
     with pytest.raises(
         UserError, match=r"folder\.subject: .*: give a regular expression"
     ) as caught:
-        folder(config)
+        folder.list_items(config)
     assert len(str(caught.value)) < 500

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from configs import common
 from configs.generate import get_config
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data.sources import pairs, prompts, resolve
+from medsyn_jax.data.sources import mimic_cxr, prompts, resolve
 from medsyn_jax.data.store import shards
 from medsyn_jax.data.text import tokenizers
 
@@ -172,7 +172,7 @@ def test_shards_give_the_sections_asked_for(tmp_path, tokenizer):
 
 
 def test_reports_of_mimic_cxr_need_no_image(tmp_path):
-    names = pairs.MIMIC_LABELS
+    names = mimic_cxr.LABELS
     root, studies = tmp_path / "mimic", [("10000001", "train"), ("10000002", "validate")]
     rows = {"metadata": [["dicom_id", "subject_id", "study_id", "ViewPosition"]]}
     rows |= {"split": [["dicom_id", "study_id", "subject_id", "split"]]}
@@ -196,7 +196,7 @@ def test_reports_of_mimic_cxr_need_no_image(tmp_path):
     assert (first.text, first.findings, first.view) == ("Edema 0 of.", "Wet.", "PA")
     assert (first.subject, first.split, first.labels[0]) == ("10000001", "train", 1)
     assert [key for key, _ in found.rejects] == [f"p10/p10000002/s51/{v}1" for v in ("PA", "AP")]
-    assert "s51.txt: the report cannot be read as UTF-8" in found.rejects[0][1]
+    assert "s51.txt: the report is not UTF-8 at byte 12" in found.rejects[0][1]
     part = prompts.from_mimic(root, "", ("train",), ("impression",))
     assert (part.items, part.rejects) == (found.items, [])
     with pytest.raises(UserError, match=r"no frontal image in the splits test"):

@@ -1,6 +1,7 @@
 """Sources: what they list, what they reject and why, and the records made from them."""
 
 import csv
+import dataclasses
 import gc
 import gzip
 import io
@@ -12,8 +13,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from medsyn_jax.core.errors import LeftOutRecord, RejectedRecord, UserError
-from medsyn_jax.data.sources import records
-from medsyn_jax.data.sources.pairs import MIMIC_LABELS
+from medsyn_jax.data.sources import mimic_cxr, plan, records
+from medsyn_jax.data.store.items import Item, Listing
 from medsyn_jax.phantom import study as phantom
 
 IMAGE = np.arange(64 * 48, dtype=np.uint32).reshape(64, 48) // 12
@@ -53,8 +54,12 @@ def settings(source: str, path="", **fields) -> ConfigDict:
     return config
 
 
-def listing(config: ConfigDict) -> records.Listing:
-    return records.SOURCES[config.source](config)
+def listing(config: ConfigDict) -> Listing:
+    return plan.SOURCES[config.source].list_items(config)
+
+
+def make(item: Item, config: ConfigDict) -> dict:
+    return plan.SOURCES[config.source].make(item, config)
 
 
 def decoded(png: bytes) -> np.ndarray:
@@ -81,7 +86,7 @@ def test_phantom_records_follow_the_schema():
     assert found.label_names == tuple(phantom.LABELS)
     item = found.items[3]
     made = phantom.study(5, 1, 1, 32)
-    record = records.example(item, config)
+    record = make(item, config)
     assert (record["key"], record["subject"]) == (item.key, item.subject)
     assert (item.key, item.subject) == ("p5/s000001/1", "p5s000001")
     assert np.array_equal(decoded(record["image"]), made.image)
@@ -97,9 +102,7 @@ def test_phantom_records_follow_the_schema():
 
 def test_phantom_boxes():
     config = settings("phantom", **{"phantom.subjects": 40})
-    boxes = [
-        box for item in listing(config).items for box in records.example(item, config)["boxes"]
-    ]
+    boxes = [box for item in listing(config).items for box in make(item, config)["boxes"]]
     assert boxes
     for box in boxes:
         assert box["bbox"].dtype == np.float32
@@ -112,7 +115,7 @@ def test_items_travel_to_other_processes():
     item = listing(config).items[0]
     again, config_again = pickle.loads(pickle.dumps((item, config)))
     assert again == item
-    assert records.example(again, config_again)["image"] == records.example(item, config)["image"]
+    assert make(again, config_again)["image"] == make(item, config)["image"]
 
 
 # ---- pairs
@@ -157,7 +160,7 @@ def test_pairs_with_every_column(tmp_path):
     assert (first.subject, first.split, first.view) == ("7", "val", "AP")
     assert (first.labels, second.labels) == ((1, -2), (-1, 0))
     assert second.view == "PA"
-    record = records.example(first, config)
+    record = make(first, config)
     assert set(record) == {
         *("key", "subject", "image", "report", "findings", "impression", "labels", "view")
     }
@@ -179,7 +182,7 @@ def test_pairs_with_the_two_needed_columns(tmp_path):
     (item,) = listing(config).items
     assert item.subject == item.key == "a.png"
     assert item.split is None
-    assert records.example(item, config)["labels"].shape == (0,)
+    assert make(item, config)["labels"].shape == (0,)
 
 
 def test_inverted_source(tmp_path):
@@ -187,9 +190,9 @@ def test_inverted_source(tmp_path):
     picture(tmp_path / "a.png")
     config = settings("pairs", path)
     (item,) = listing(config).items
-    plain = decoded(records.example(item, config)["image"])
+    plain = decoded(make(item, config)["image"])
     config.inverted = True
-    inverted = decoded(records.example(item, config)["image"])
+    inverted = decoded(make(item, config)["image"])
     inside = plain.max(0) > 0
     assert np.abs(inverted[:, inside] + plain[:, inside].astype(int) - 255).max() <= 1
     assert inverted[:, ~inside].max() == 0  # the padding stays black
@@ -202,7 +205,7 @@ def test_how_images_become_square(tmp_path):
     (item,) = listing(config).items
     sides = {}
     for config.square in ("pad", "edge", "crop", "stretch"):
-        made = decoded(records.example(item, config)["image"])
+        made = decoded(make(item, config)["image"])
         assert made.shape == (32, 32)
         sides[config.square] = made
     assert sides["pad"][:, :4].max() == 0
@@ -319,9 +322,9 @@ def test_short_reports_are_rejected(tmp_path, report, reason):
     config = settings("pairs", path)
     (item,) = listing(config).items
     with pytest.raises(RejectedRecord, match=reason):
-        records.example(item, config)
+        make(item, config)
     config.min_tokens = 0
-    assert records.example(item, config)["report"] == report
+    assert make(item, config)["report"] == report
 
 
 def test_bad_images_are_rejected_by_name(tmp_path):
@@ -334,7 +337,7 @@ def test_bad_images_are_rejected_by_name(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     for item in listing(config).items:
         with pytest.raises(RejectedRecord, match=f"{tmp_path}/{item.key}: "):
-            records.example(item, config)
+            make(item, config)
 
 
 def test_sections_in_columns_of_their_own(tmp_path):
@@ -356,7 +359,7 @@ def test_sections_in_columns_of_their_own(tmp_path):
     found = listing(config)
     assert found.rejects == []
     assert any("no column 'report'" in note for note in found.notes)
-    made = [records.example(item, config) for item in found.items[:3]]
+    made = [make(item, config) for item in found.items[:3]]
     assert [(r["findings"], r["impression"]) for r in made] == [
         ("The lungs are clear. SUMMARY: none.", "No acute process."),
         ("", "No acute process today."),
@@ -365,7 +368,7 @@ def test_sections_in_columns_of_their_own(tmp_path):
     assert made[1]["report"] == "IMPRESSION: 1. No acute process today."
     assert made[2]["report"] == "FINDINGS: The heart is large."
     with pytest.raises(LeftOutRecord, match="too few words in findings, impression: 0 words"):
-        records.example(found.items[3], config)
+        make(found.items[3], config)
 
 
 def test_sections_beside_a_report_column(tmp_path):
@@ -381,12 +384,12 @@ def test_sections_beside_a_report_column(tmp_path):
     config = settings("pairs", path)
     config.pairs.update({"findings": "section_findings", "impression": "section_impression"})
     picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
-    first, second = (records.example(item, config) for item in listing(config).items)
+    first, second = (make(item, config) for item in listing(config).items)
     assert first["report"].startswith(REPORT)
     assert (first["findings"], first["impression"]) == ("", "Effusion on the left.")
     assert second["report"] == "IMPRESSION: Effusion on the right."
     config.pairs.findings = ""  # then the report has the say
-    first, second = (records.example(item, config) for item in listing(config).items)
+    first, second = (make(item, config) for item in listing(config).items)
     assert (first["findings"], first["impression"]) == (
         "The lungs are clear.",
         "Effusion on the left.",
@@ -409,7 +412,7 @@ def test_cells_of_nothing_and_own_heads_in_columns_of_sections(tmp_path, empty):
     assert [item.labels for item in found.items] == [(-2,), (1,), (0,)]
     for name in "abc":
         picture(tmp_path / f"{name}.png")
-    made = [records.example(item, config) for item in found.items]
+    made = [make(item, config) for item in found.items]
     assert [(r["findings"], r["impression"]) for r in made] == [
         ("", "No acute process."),
         ("The lungs are clear.", ""),
@@ -449,7 +452,7 @@ def test_labels_without_reports_have_no_fewest_words(tmp_path):
     path = table(tmp_path / "labels.csv", [["image", "Edema"], ["a.png", "1"], ["b.png", "0"]])
     picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
     config = settings("pairs", path, **{"pairs.report": "", "pairs.labels": ("Edema",)})
-    made = [records.example(item, config) for item in listing(config).items]
+    made = [make(item, config) for item in listing(config).items]
     assert [record["labels"].tolist() for record in made] == [[1], [0]]
     assert [record["report"] for record in made] == ["", ""]
 
@@ -495,7 +498,7 @@ def test_long_and_odd_cells_are_quoted_in_short(tmp_path):
     assert not any("\n" in reason for reason in reasons)
     (item,) = found.items  # too long a name is a reject of its own
     with pytest.raises(RejectedRecord) as caught:
-        records.example(item, settings("pairs", path))
+        make(item, settings("pairs", path))
     assert len(str(caught.value)) <= 1000
     with pytest.raises(UserError) as caught:
         listing(settings("pairs", path, **{"pairs.labels": ("Oedema" * 1000,)}))
@@ -550,7 +553,7 @@ def test_real_pairs(shared_data):
     assert {item.view for item in found.items} == {"PA", "AP"}
     assert found.rejects == []
     for item in found.items[::20]:
-        record = records.example(item, config)
+        record = make(item, config)
         assert decoded(record["image"]).shape == (32, 32)
 
 
@@ -585,7 +588,7 @@ def mimic(tmp_path):
     values = ["1.0", "0.0", "-1.0", *[""] * 11]
     packed(
         tmp_path / "mimic-cxr-2.0.0-chexpert.csv.gz",
-        f"subject_id,study_id,{','.join(MIMIC_LABELS)}\n10000032,50414267,{','.join(values)}\n",
+        f"subject_id,study_id,{','.join(mimic_cxr.LABELS)}\n10000032,50414267,{','.join(values)}\n",
     )
     for study in ("p10/p10000032/s50414267", "p11/p11000011/s56699142"):
         report = tmp_path / "files" / f"{study}.txt"
@@ -606,7 +609,7 @@ def test_mimic_listing(mimic):
     assert [item.split for item in found.items] == ["train", "train", "valid"]
     assert [item.view for item in found.items] == ["PA", "AP", "AP"]
     assert found.items[0].subject == "10000032"
-    assert found.label_names == MIMIC_LABELS
+    assert found.label_names == mimic_cxr.LABELS
     assert found.items[0].labels == (1, 0, -1, *[-2] * 11)
     assert found.items[1].labels == (-2,) * 14  # no row in the label table
     assert found.dropped == {"not a frontal view": 3}
@@ -622,21 +625,21 @@ def test_mimic_listing(mimic):
 def test_mimic_examples(mimic):
     config = settings("mimic_cxr", mimic)
     first, second, third = listing(config).items
-    record = records.example(first, config)
+    record = make(first, config)
     assert record["findings"] == "The lungs are clear."
     assert record["report"].startswith(" FINAL REPORT")
     assert record["labels"].tolist() == [1, 0, -1, *[-2] * 11]
     report = mimic / "files/p10/p10000032/s53189527.txt"
     with pytest.raises(RejectedRecord, match=f"{report}: no such report"):
-        records.example(second, config)
+        make(second, config)
     report.write_bytes(b"IMPRESSION: 38\xb0C is too hot")
     with pytest.raises(RejectedRecord, match=f"{report}: the report is not UTF-8 at byte 14"):
-        records.example(second, config)
+        make(second, config)
     report.write_text("IMPRESSION: Normal.")
     with pytest.raises(RejectedRecord, match=f"{report}: the report has too few words"):
-        records.example(second, config)
+        make(second, config)
     with pytest.raises(RejectedRecord, match=r"s56699142/d4\.jpg: no such file"):
-        records.example(third, config)
+        make(third, config)
 
 
 def test_mimic_reports_elsewhere(mimic):
@@ -652,7 +655,7 @@ def test_mimic_reports_elsewhere(mimic):
     assert str(caught.value).startswith(f"no report: mimic_cxr: looked for {first}, ")
     assert str(caught.value).endswith("set mimic_cxr.reports")
     config = settings("mimic_cxr", mimic, **{"mimic_cxr.reports": str(other)})
-    assert records.example(listing(config).items[0], config)["impression"] == "No acute process."
+    assert make(listing(config).items[0], config)["impression"] == "No acute process."
 
 
 @pytest.mark.parametrize("name", ["metadata", "split", "chexpert"])
@@ -679,7 +682,7 @@ def test_mimic_broken_rows_and_no_image(mimic):
         listing(settings("mimic_cxr", mimic))
     packed(mimic / "mimic-cxr-2.0.0-split.csv.gz", "dicom_id,split\nd1,train\n")
     labels = mimic / "mimic-cxr-2.0.0-chexpert.csv.gz"
-    packed(labels, f"study_id,{','.join(MIMIC_LABELS)}\n1,{'2,' * 13}2\n")
+    packed(labels, f"study_id,{','.join(mimic_cxr.LABELS)}\n1,{'2,' * 13}2\n")
     with pytest.raises(UserError, match=r"chexpert\.csv\.gz: row 2: expected 1, 0, -1 or nothing"):
         listing(settings("mimic_cxr", mimic))
 
@@ -688,7 +691,7 @@ def test_mimic_broken_rows_and_no_image(mimic):
 def test_mimic_label_rows_of_another_length(mimic, row):
     """The study may stand in the last column."""
     labels = mimic / "mimic-cxr-2.0.0-chexpert.csv.gz"
-    packed(labels, f"{','.join(MIMIC_LABELS)},study_id\n{'1,' * 14}50414267\n{row}\n")
+    packed(labels, f"{','.join(mimic_cxr.LABELS)},study_id\n{'1,' * 14}50414267\n{row}\n")
     if not row:  # a blank line is none
         assert listing(settings("mimic_cxr", mimic)).items[0].labels == (1,) * 14
         return
@@ -720,7 +723,7 @@ def test_folder_with_splits(tmp_path):
         "test/C/deep/z.dcm": ("z", "test", (0, 0, 1)),
     }
     assert found.dropped == {"outside a class folder": 2, "not a .jpg, .png or .dcm file": 2}
-    record = records.example(found.items[0], config)
+    record = make(found.items[0], config)
     assert record["report"] == record["findings"] == record["impression"] == record["view"] == ""
     assert record["labels"].dtype == np.int8
 
@@ -775,4 +778,26 @@ def test_real_folder(shared_data):
     assert counts.tolist() == [1341, 3875]
     subjects = [{i.subject for i in found.items if i.split == split} for split in ("train", "test")]
     assert not subjects[0] & subjects[1]
-    assert decoded(records.example(found.items[0], config)["image"]).shape == (32, 32)
+    assert decoded(make(found.items[0], config)["image"]).shape == (32, 32)
+
+
+@pytest.mark.parametrize("square", ["pad", "edge", "crop", "stretch"])
+@pytest.mark.parametrize("shape", [(128, 96), (60, 96)])
+def test_boxes_move_with_the_pixels(tmp_path, square, shape):
+    pixels = np.full(shape, 10, np.uint8)
+    pixels[24:40, 30:60] = 250
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
+    boxes = (("Nodule", 30, 24, 60, 40), ("Outside", 0, 0, 0.5, 0.5))
+    item = Item("a", "a", None, str(tmp_path / "a.jpg"), boxes=boxes)
+    config = settings("folder", square=square)
+    record = records.make(item, config)
+    rows, columns = np.nonzero(decoded(record["image"]) > 130)
+    box = record["boxes"][0]
+    assert box["label"] == "Nodule"
+    assert box["bbox"].dtype == np.float32
+    edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    np.testing.assert_allclose(box["bbox"], edges, atol=1)
+    assert len(record["boxes"]) == (1 if square == "crop" else 2)
+    bare = records.make(dataclasses.replace(item, boxes=()), config)
+    assert bare["boxes"] == []
+    assert "boxes" not in records.make(dataclasses.replace(item, boxes=None), config)

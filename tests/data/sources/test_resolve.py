@@ -4,8 +4,8 @@ import pytest
 
 from configs.ingest import get_config
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data.sources import resolve
-from medsyn_jax.data.store import build, shards
+from medsyn_jax.data.sources import ingestion, resolve
+from medsyn_jax.data.store import shards
 from medsyn_jax.train import corpus
 
 
@@ -66,7 +66,7 @@ def test_what_is_no_data_is_refused(tmp_path):
 
 def test_the_workdir_of_a_run_stands_for_its_shards(make_pairs, tmp_path):
     config = make_pairs()
-    directory = build.ingest(config, tmp_path / "run" / "shards")
+    directory = ingestion.ingest(config, tmp_path / "run" / "shards")
     assert resolve.prepare(str(tmp_path / "run"), config, tmp_path / "data") == directory
     folders = get_config("folder").ingest  # as classify asks for class folders
     assert corpus.prepare(str(tmp_path / "run"), folders, tmp_path / "data") == directory

@@ -16,10 +16,10 @@ from PIL import Image
 
 from configs.ingest import get_config
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data.sources import records, resolve
-from medsyn_jax.data.store import build, plan, shards
-from medsyn_jax.data.store import directory as folders
-from medsyn_jax.data.store.build import ingest
+from medsyn_jax.data.sources import ingestion, pairs, plan, resolve
+from medsyn_jax.data.sources.ingestion import ingest
+from medsyn_jax.data.store import build, shards
+from medsyn_jax.data.store.items import Listing
 from tests.data.conftest import write_rows
 
 
@@ -64,17 +64,16 @@ def test_a_killed_run_keeps_its_shards_and_ends_the_same(make_pairs, tmp_path):
     cut = tmp_path / "cut"
     program = f"""
 import os, signal
-from medsyn_jax.data.sources import records
-from medsyn_jax.data.store import build
+from medsyn_jax.data.sources import ingestion, pairs
 from ml_collections import ConfigDict
-made, example = [], records.example
+made, make = [], pairs.make
 def dying(item, config):
     if len(made) == 13:
         os.kill(os.getpid(), signal.SIGKILL)
     made.append(item)
-    return example(item, config)
-records.example = dying
-build.ingest(ConfigDict({config.to_dict()!r}), {str(cut)!r})
+    return make(item, config)
+pairs.make = dying
+ingestion.ingest(ConfigDict({config.to_dict()!r}), {str(cut)!r})
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == -signal.SIGKILL, run.stderr
@@ -144,7 +143,7 @@ def test_a_fingerprint_covers_the_ends_of_each_file_but_not_its_inside(make_pair
 def test_a_set_is_named_by_its_records_version_and_not_by_code(make_pairs, monkeypatch):
     config = make_pairs()
     first = plan.make_plan(config).fingerprint
-    monkeypatch.setattr(shards, "RECORDS_VERSION", shards.RECORDS_VERSION + 1)
+    monkeypatch.setattr(plan, "RECORDS_VERSION", plan.RECORDS_VERSION + 1)
     assert plan.make_plan(config).fingerprint != first
 
 
@@ -325,13 +324,13 @@ def test_one_text_for_too_many_records_stops_the_run(make_pairs, tmp_path, worke
 
 
 def test_one_text_for_nearly_all_records_stops_the_run_early(make_pairs, tmp_path, monkeypatch):
-    config, tried, example = make_pairs(count=200), [], records.example
+    config, tried, make = make_pairs(count=200), [], pairs.make
 
     def counted(item, config):
         tried.append(item.key)
-        return example(item, config)
+        return make(item, config)
 
-    monkeypatch.setattr(records, "example", counted)
+    monkeypatch.setattr(pairs, "make", counted)
     share_a_text(config, "IMPRESSION: I wrote the same of every single record.", range(150))
     with pytest.raises(UserError, match="records read 'I wrote the same"):
         ingest(config, tmp_path / "out")
@@ -359,13 +358,13 @@ def test_a_run_that_wrote_nothing_does_not_hold_its_directory(make_pairs, tmp_pa
 
 def test_a_record_is_never_written_twice(make_pairs, tmp_path, monkeypatch):
     config = make_pairs()
-    listed = records.SOURCES["pairs"]
+    listed = pairs.list_items
 
     def doubled(config):
         listing = listed(config)
-        return records.Listing(listing.items + listing.items[3:4], listing.label_names)
+        return Listing(listing.items + listing.items[3:4], listing.label_names)
 
-    monkeypatch.setitem(records.SOURCES, "pairs", doubled)
+    monkeypatch.setattr(pairs, "list_items", doubled)
     directory = ingest(config, tmp_path / "out")
     assert list(rejects(directory)) == ["img/003.png"]
     assert "was listed before" in rejects(directory)["img/003.png"]
@@ -376,13 +375,13 @@ def test_too_many_rejects_stop_the_run_early_and_keep_what_is_written(
     make_pairs, tmp_path, monkeypatch
 ):
     config = make_pairs(count=200)
-    folder, tried, example = Path(config.path).parent, [], records.example
+    folder, tried, make = Path(config.path).parent, [], pairs.make
 
     def counted(item, config):
         tried.append(item.key)
-        return example(item, config)
+        return make(item, config)
 
-    monkeypatch.setattr(records, "example", counted)
+    monkeypatch.setattr(pairs, "make", counted)
     for i in range(0, 200, 5):
         (folder / "img" / f"{i:03d}.png").unlink()
     directory = tmp_path / "out"
@@ -412,11 +411,11 @@ def test_rows_that_the_listing_rejects_are_no_sample_of_the_rest(make_pairs, tmp
 
 
 def test_a_rejected_share_that_is_allowed_does_not_stop_early():
-    assert not build._too_many(rejected=5, seen=100, total=100, limit=0.05)
-    assert build._too_many(rejected=6, seen=100, total=100, limit=0.05)
-    assert not build._too_many(rejected=8, seen=100, total=10_000, limit=0.05)
-    assert build._too_many(rejected=100, seen=1000, total=100_000, limit=0.05)
-    assert build._too_many(rejected=1, seen=1, total=100, limit=0.0)
+    assert not ingestion._too_many(rejected=5, tried=100, total=100, limit=0.05)
+    assert ingestion._too_many(rejected=6, tried=100, total=100, limit=0.05)
+    assert not ingestion._too_many(rejected=8, tried=100, total=10_000, limit=0.05)
+    assert ingestion._too_many(rejected=100, tried=1000, total=100_000, limit=0.05)
+    assert ingestion._too_many(rejected=1, tried=1, total=100, limit=0.0)
 
 
 def test_a_split_with_nothing_but_rejects_is_empty(make_pairs, tmp_path):
@@ -499,11 +498,11 @@ def test_a_shard_damaged_inside_is_mended_alone_once_deleted(make_pairs, tmp_pat
     damaged[middle : middle + 64] = bytes(64)
     victim.write_bytes(damaged)
     with pytest.raises(UserError, match=f"{victim.name} is damaged .*delete it and ingest again"):
-        shards.open_split(directory, "train").subjects()
+        shards.open_split(directory, "train").texts(("findings",))
     victim.unlink()
     ingest(config, directory)
     assert snapshot(directory) == whole
-    assert len(shards.open_split(directory, "train").subjects()) > 5
+    assert len(shards.open_split(directory, "train").texts(("findings",))) > 5
     after = times(directory)
     assert {name for name in after if after[name] != before[name]} == {victim.name}
     assert (directory / "medsyn.json").read_bytes() == info
@@ -518,7 +517,7 @@ def test_a_second_writer_waits_for_the_first(make_pairs, tmp_path, monkeypatch):
         said.append(line)
         waiting.set()
 
-    monkeypatch.setattr(folders, "say", say)
+    monkeypatch.setattr(build, "say", say)
     second = threading.Thread(target=ingest, args=(config, directory))
     with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -534,6 +533,6 @@ def test_a_bug_keeps_its_traceback(make_pairs, tmp_path, monkeypatch):
     def broken(item, config):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(records, "example", broken)
+    monkeypatch.setattr(pairs, "make", broken)
     with pytest.raises(ZeroDivisionError):
         ingest(make_pairs(), tmp_path / "out")

@@ -9,9 +9,9 @@ from PIL import Image
 
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.images import decode
-from medsyn_jax.data.store import directory as folders
-from medsyn_jax.data.store import shards
-from medsyn_jax.data.store.build import ingest
+from medsyn_jax.data.sources.ingestion import ingest
+from medsyn_jax.data.store import schema, shards, splits, writer
+from tests.data.conftest import write_set
 
 
 def test_records_come_back_as_they_went_in(make_pairs, tmp_path):
@@ -48,7 +48,7 @@ def test_records_come_back_as_they_went_in(make_pairs, tmp_path):
 def test_masks_and_boxes_come_back(tmp_path):
     mask = np.zeros((8, 8), np.uint8)
     mask[2:4] = 255
-    example = {name: name for name in shards.TEXTS} | {
+    example = {name: name for name in schema.TEXTS} | {
         "image": decode.encode_png(np.arange(64, dtype=np.uint8).reshape(8, 8)),
         "labels": np.array([1, -1, -2], np.int8),
         "mask_lungs": decode.encode_png(mask),
@@ -58,13 +58,12 @@ def test_masks_and_boxes_come_back(tmp_path):
         ],
     }
     names = ["a", "b", "c"]
-    path = tmp_path / shards.shard_name("x", "train", 0, 1)
-    written = shards.write_shard(path, "train", [example, example | {"boxes": []}], names)
+    records = [example, example | {"key": "other", "boxes": []}]
+    directory = tmp_path / "set"
+    (written,) = write_set(directory, {"train": records}, names)
     assert written.optional == ["boxes", "mask_lungs"]
-    assert shards.finished(path) == written
-    made_from = {"source": "x", "fingerprint": "0", "settings": {}, "left_out": {}}
-    folders.finish(tmp_path, [written], names, [], made_from)
-    data = shards.open_split(tmp_path, "train")
+    assert writer.finished(directory / written.name) == written
+    data = shards.open_split(directory, "train")
     np.testing.assert_array_equal(data[0]["mask_lungs"], mask)
     assert data[0]["labels"].tolist() == [1, -1, -2]
     assert [box["label"] for box in data[0]["boxes"]] == ["nodule", "edema"]
@@ -72,7 +71,7 @@ def test_masks_and_boxes_come_back(tmp_path):
     assert data[1]["boxes"] == []
     unlike = {k: v for k, v in example.items() if k != "boxes"}
     with pytest.raises(ValueError, match="those before have"):
-        shards.write_shard(tmp_path / "y", "train", [example, unlike], names)
+        writer.write_shard(tmp_path / "y", "train", [example, unlike], names)
     assert not (tmp_path / "y").exists()
 
 
@@ -240,3 +239,71 @@ def test_a_share_of_rejects_that_is_none_is_told_before_any_work(make_pairs, tmp
     with pytest.raises(UserError, match=r"max_reject_share: .*give a share from 0 to 1"):
         ingest(make_pairs(max_reject_share=share), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def without_subjects(directory: Path) -> None:
+    """The set as earlier versions wrote it."""
+
+    def edit(info):
+        del info["settings"]["records_version"]
+        for part in info["splits"].values():
+            del part["subjects"]
+        return info
+
+    _edit(directory, "medsyn.json", edit)
+    for path in (directory / "splits").glob("*.subjects.txt"):
+        path.unlink()
+
+
+def test_subjects_are_read_without_the_records(make_pairs, tmp_path, monkeypatch):
+    directory = ingest(make_pairs(), tmp_path / "out")
+    opened = {s: shards.open_split(directory, s) for s in ("train", "valid", "test")}
+    stored = {s: [r[i]["subject"] for i in range(len(r))] for s, r in opened.items()}
+    for path in directory.glob("*.array_record-*"):
+        path.unlink()
+    assert {split: records.subjects() for split, records in opened.items()} == stored
+
+
+def test_sets_of_earlier_versions_have_their_subjects_in_the_records(make_pairs, tmp_path):
+    directory = ingest(make_pairs(), tmp_path / "out")
+    subjects = shards.open_split(directory, "train").subjects()
+    without_subjects(directory)
+    assert shards.open_split(directory, "train").subjects() == subjects
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed", "unnamed"])
+def test_a_damaged_file_of_subjects_is_told_and_mended_without_reading_images(
+    make_pairs, tmp_path, damage
+):
+    config = make_pairs()
+    directory = ingest(config, tmp_path / "out")
+    sound = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    path = directory / "splits" / "train.subjects.txt"
+    times = {p: p.stat().st_mtime_ns for p in directory.glob("*.array_record-*")}
+    if damage == "unnamed":
+        _edit(directory, "medsyn.json", lambda tree: _removed(tree, "splits", "train", "subjects"))
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_text(path.read_text().replace("p1", "p2"))
+    if damage != "unnamed":
+        with pytest.raises(UserError, match=r"train\.subjects\.txt: (cannot be read|was changed)"):
+            shards.open_split(directory, "train").subjects()
+    ingest(config, directory)
+    assert {path: path.read_bytes() for path in sound} == sound
+    assert {p: p.stat().st_mtime_ns for p in directory.glob("*.array_record-*")} == times
+
+
+def _removed(tree, *path):
+    inside = tree
+    for key in path[:-1]:
+        inside = inside[key]
+    del inside[path[-1]]
+    return tree
+
+
+def test_subjects_of_any_letters_stay_apart(tmp_path):
+    subjects = ["p 1", "Müller", "a\nb", "a\u2028b", "a\\nb", "a\\", "ä\x85", "\x1c", "胸部", ""]
+    sha256 = splits.write_subjects(tmp_path / "s.txt", subjects)
+    assert splits.read_subjects(tmp_path / "s.txt", sha256) == subjects
+    assert (tmp_path / "s.txt").read_text().count("\n") == len(subjects)

@@ -1,15 +1,16 @@
-"""Lists class folders: which files are images and which masks, and where split and class stand."""
+"""The source `folder`: class folders, with or without splits and masks, and no reports."""
 
 import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from medsyn_jax.core.errors import UserError, shortened
+from medsyn_jax.data.sources import records
 from medsyn_jax.data.store.items import NEGATIVE, POSITIVE, Item, Listing, key_of
 from medsyn_jax.data.store.splits import split_name
 
@@ -24,6 +25,8 @@ _MASK_STEM = re.compile(  # mask_1.png, 1_mask.png, 1_mask_2.png, 1_seg.png
 )
 _NO_CLASS = "outside a class folder"
 
+make = records.make
+
 
 @dataclass(frozen=True)
 class _Image:
@@ -31,18 +34,25 @@ class _Image:
     place: tuple[str, ...]  # its folders, but those that only tell images from masks
     stem: str
 
+    @property
+    def at(self) -> tuple[tuple[str, ...], str]:
+        """What an image and its masks have in common."""
+        return self.place, self.stem
 
-def folder(config: Any) -> Listing:
-    """Class folders: `path`/[SPLIT/]CLASS/**/* or `path`/CLASS/SPLIT/**/*, each a .jpg, .png or
-    .dcm; no reports.
+
+Masks = Mapping[tuple[tuple[str, ...], str], Mapping[str, str]]  # `_Image.at` -> field -> path
+Classed = list[tuple[_Image, str, str | None]]  # image, class, split
+
+
+def list_items(config: Any) -> Listing:
+    """Images in `path`/[SPLIT/]CLASS/**/* or `path`/CLASS/SPLIT/**/*, each a .jpg, .png or .dcm.
 
     SPLIT is any name that `splits.split_name` knows. A folder `images` below a class is passed
-    through, and what else the class holds is left out; files in folders of masks, or called
-    `..._mask`, are no images but become the field `mask_<name>` of the image with the same name in
-    the same class, where every image has one. The labels are one-hot over the class names in
-    sorted order. The subject is the file name's stem, or what `config.folder.subject`, a regular
-    expression, finds in the path below `path`: its groups joined by '-'. A file in which it finds
-    nothing is rejected.
+    through, and what else the class holds is left out. Files in folders of masks, or called
+    `..._mask`, become the field `mask_<name>` of the image with the same name in the same class,
+    where every image has one. The labels are one-hot over the class names in sorted order. The
+    subject is the file name's stem, or what `config.folder.subject`, a regular expression, finds
+    in the path below `path`: its groups joined by '-'. A file without a match is rejected.
 
     Raises:
       UserError: no such folder, no image in a class folder, a broken expression, several sets.
@@ -59,9 +69,9 @@ def folder(config: Any) -> Listing:
     notes: list[str] = []
     images, masks = _images_and_masks(_image_files(root, dropped))
     classed = _without_rest(_classed(root, images, dropped, notes), dropped)
-    spelled: dict[str, str] = {}  # train/Normal and test/NORMAL are one class
+    spellings: dict[str, str] = {}  # train/Normal and test/NORMAL are one class
     classed = [
-        (image, spelled.setdefault(name.strip().casefold(), name.strip()), split)
+        (image, spellings.setdefault(name.strip().casefold(), name.strip()), split)
         for image, name, split in classed
     ]
     names = tuple(sorted({name for _, name, _ in classed}))
@@ -91,8 +101,7 @@ def folder(config: Any) -> Listing:
             rejects.append((key, f"{path}: {reason}"))
             continue
         labels = tuple(POSITIVE if name == other else NEGATIVE for other in names)
-        own = masks.get((image.place, image.stem), {})
-        paths = tuple((field, str(root / own[field])) for field in fields)
+        paths = tuple((field, str(root / masks[image.at][field])) for field in fields)
         items.append(Item(key, _utf8(subject), split, path, labels=labels, masks=paths))
     return Listing(items, names, rejects, dict(dropped), notes)
 
@@ -126,10 +135,7 @@ def _image_files(root: Path, dropped: Counter[str]) -> Iterator[str]:
                 dropped["not a .jpg, .png or .dcm file"] += 1
 
 
-def _images_and_masks(
-    paths: Iterable[str],
-) -> tuple[list[_Image], dict[tuple[tuple[str, ...], str], dict[str, str]]]:
-    """The images, and by place and stem of an image the paths of its masks by field."""
+def _images_and_masks(paths: Iterable[str]) -> tuple[list[_Image], Masks]:
     images: list[_Image] = []
     masks: dict[tuple[tuple[str, ...], str], dict[str, str]] = {}
     for path in paths:
@@ -170,18 +176,15 @@ def _field(folders: Sequence[str]) -> str:
         rest = "_".join(word for word in words if word not in ("png", "jpg", "image", "images"))
         if rest:
             return f"mask_{'lungs' if rest == 'lung' else rest}"
-    found = _MASKS.search(folders[-1])
-    return f"mask_{found[0].lower() if found else 'masks'}"
+    word = _MASKS.search(folders[-1])
+    return f"mask_{word[0].lower() if word else 'masks'}"
 
 
 def _fields(
-    images: Sequence[_Image],
-    masks: dict[tuple[tuple[str, ...], str], dict[str, str]],
-    dropped: Counter[str],
-    notes: list[str],
+    images: Sequence[_Image], masks: Masks, dropped: Counter[str], notes: list[str]
 ) -> list[str]:
     """The masks that every image has: a set has the same fields in all its records."""
-    counts = Counter(field for i in images for field in masks.get((i.place, i.stem), ()))
+    counts = Counter(field for image in images for field in masks.get(image.at, ()))
     fields = sorted(field for field, count in counts.items() if count == len(images))
     for field, count in sorted(counts.items()):
         if field in fields:
@@ -191,11 +194,11 @@ def _fields(
                 f"{field}: only {count} of {len(images)} images have this mask, so it is left out "
                 "of all records: to keep it, move the images without it away"
             )
-    own = {(image.place, image.stem) for image in images}
+    own = {image.at for image in images}
     left = sum(map(len, masks.values())) - len(fields) * len(own)
     if left:
         dropped["masks"] = left
-    lone = sorted(p for at, found in masks.items() if at not in own for p in found.values())
+    lone = sorted(p for at, paths in masks.items() if at not in own for p in paths.values())
     if lone:
         notes.append(f"{len(lone)} masks are of no image of the set, such as {shortened(lone[0])}")
     return fields
@@ -203,8 +206,8 @@ def _fields(
 
 def _classed(
     root: Path, images: Sequence[_Image], dropped: Counter[str], notes: list[str]
-) -> list[tuple[_Image, str, str | None]]:
-    """(image, class, split) of the images in class folders."""
+) -> Classed:
+    """The images in class folders, with class and split."""
     places = {image.place for image in images}
     at = {p: next((n for n, name in enumerate(p) if split_name(name)), None) for p in places}
     above: dict[tuple[str, ...], set[str]] = {}  # folders of split folders: what is in those
@@ -226,25 +229,25 @@ def _classed(
             f"split folders: {root}: there are images in {split}, but {lone or 'the folder itself'}"
             " has no split folder: give one to every class, or to none"
         )
-    base = bases[0] if bases else () if below else _wrapper(root.name, list(at))
+    base = bases[0] if bases else () if below else _wrapper(root.name, [*at])
     beside: Counter[str] = Counter()
-    found = []
+    classed: Classed = []
     for image in images:
         place, n = image.place, at[image.place]
         rest = place[len(base) :]
         if below and n:
-            found.append((image, _utf8(place[n - 1]), split_name(place[n])))
+            classed.append((image, _utf8(place[n - 1]), split_name(place[n])))
         elif above and place[: len(base)] == base and n == len(base) and len(rest) > 1:
-            found.append((image, _utf8(rest[1]), split_name(rest[0])))
+            classed.append((image, _utf8(rest[1]), split_name(rest[0])))
         elif not above and rest and n != len(base):
-            found.append((image, _utf8(rest[0]), None))
+            classed.append((image, _utf8(rest[0]), None))
         else:
             dropped[_NO_CLASS] += 1
             beside["/".join(place[: len(base) + 1]) or "no folder"] += 1
-    if beside and found:
+    if beside and classed:
         names = ", ".join(f"{name} ({count} images)" for name, count in beside.items())
         notes.append(f"{root}: {_NO_CLASS}, and so left out: {shortened(names, 300)}")
-    return found
+    return classed
 
 
 def _wrapper(name: str, places: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -259,22 +262,21 @@ def _wrapper(name: str, places: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     return base
 
 
-def _without_rest(
-    classed: Sequence[tuple[_Image, str, str | None]], dropped: Counter[str]
-) -> list[tuple[_Image, str, str | None]]:
-    """Where there is a folder `images`, what else stands beside it is left out."""
-    folders = [PurePath(image.path).parts[:-1] for image, *_ in classed]
-    holders = {
-        names[:n] for names in folders for n, name in enumerate(names) if _IMAGES.fullmatch(name)
-    }
-    kept = [
-        entry
-        for entry, names in zip(classed, folders, strict=True)
-        if all(
-            names[:n] not in holders or _IMAGES.fullmatch("".join(names[n : n + 1]))
-            for n in range(len(names) + 1)
+def _without_rest(classed: Classed, dropped: Counter[str]) -> Classed:
+    """Leaves out what stands beside a folder `images`."""
+    holders = set()  # of such folders
+    for image, *_ in classed:
+        parts = PurePath(image.path).parts[:-1]
+        holders |= {parts[:n] for n, name in enumerate(parts) if _IMAGES.fullmatch(name)}
+
+    def is_beside(image: _Image) -> bool:
+        parts = PurePath(image.path).parts[:-1]
+        return any(
+            parts[:n] in holders and not _IMAGES.fullmatch(name)
+            for n, name in enumerate((*parts, ""))
         )
-    ]
+
+    kept = [entry for entry in classed if not is_beside(entry[0])]
     if len(kept) < len(classed):
         dropped["beside a folder of images"] = len(classed) - len(kept)
     return kept

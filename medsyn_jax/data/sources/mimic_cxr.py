@@ -1,0 +1,173 @@
+"""The source `mimic_cxr`: MIMIC-CXR-JPG 2.x (Johnson et al. 2019) in its own layout."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medsyn_jax.core.errors import RejectedRecord, UserError, shortened
+from medsyn_jax.data.sources import records, tables
+from medsyn_jax.data.store.items import NOT_FRONTAL, UNKNOWN, Item, Listing, key_of
+
+LABELS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
+
+make = records.make
+
+
+def list_items(config: Any) -> Listing:
+    """All images with the official split.
+
+    `config.path` holds `mimic-cxr-2.0.0-{metadata,split,chexpert}.csv.gz` and `files/`; the reports
+    (`files/p10/p10000032/s50414267.txt`) lie there too, or under `config.mimic_cxr.reports`.
+    Keys are the image paths without `files/` and without suffix. No image is opened and no file
+    asked for one by one: a missing one is rejected when its record is made.
+
+    Raises:
+      UserError: a table is missing or broken, or no image or no report lies where it should.
+    """
+    root = Path(config.path)
+    listing = read_tables(root, config.frontal_only)
+    if not listing.items:
+        path = table_path(root, "metadata")
+        raise UserError(f"mimic_cxr: {path}: lists no usable image: check the file")
+    keys = [item.key for item in listing.items]
+    suffixes = (".jpg", ".png", ".dcm")
+    images, suffix = _find_files(keys, (root / "files", root), suffixes, "image", "path")
+    folder = config.mimic_cxr.reports or root
+    reports = find_reports([study_of(key) for key in keys], folder, "mimic_cxr.reports")
+    items = [
+        dataclasses.replace(
+            item,
+            image=f"{images}/{item.key}{suffix}",
+            report_path=sys.intern(f"{reports}/{study_of(item.key)}.txt"),
+        )
+        for item in listing.items
+    ]
+    return dataclasses.replace(listing, items=items)
+
+
+def read_tables(root: Path, frontal_only: bool) -> Listing:
+    """What the tables tell of the images: items without the paths of image and report.
+
+    Raises:
+      UserError: a table is missing or broken.
+    """
+    homes, labels = _splits(root), _labels(root)
+    path = table_path(root, "metadata")
+    columns = ("dicom_id", "subject_id", "study_id", "ViewPosition")
+    items: dict[str, Item] = {}
+    rejects: list[tuple[str, str]] = []
+    laterals = 0
+    with tables.read(path, columns) as (header, rows):
+        places = [header.index(name) for name in columns]
+        for number, row in rows:
+            try:
+                tables.check(header, row)
+                dicom, subject, study, view = (row[place] for place in places)
+                if frontal_only and view not in ("PA", "AP"):
+                    laterals += 1
+                    continue
+                if not (dicom and subject and study) or "\0" in dicom + subject + study:
+                    raise RejectedRecord("dicom_id, subject_id or study_id is empty or has a NUL")
+                if dicom not in homes:
+                    raise RejectedRecord(f"dicom_id {shortened(dicom)} is not in the split table")
+                key = key_of(f"p{subject[:2]}/p{subject}/s{study}/{dicom}")
+                if key in items:
+                    raise RejectedRecord(f"dicom_id {shortened(dicom)} is listed twice")
+                items[key] = Item(
+                    key=key,
+                    subject=sys.intern(subject),
+                    split=homes[dicom],
+                    image="",
+                    labels=labels.get(study, (UNKNOWN,) * len(LABELS)),
+                    view=view if view in ("PA", "AP") else "",
+                )
+            except RejectedRecord as error:
+                rejects.append((f"row-{number}", f"{path}: row {number}: {error}"))
+    dropped = {NOT_FRONTAL: laterals} if laterals else {}
+    return Listing([*items.values()], LABELS, rejects, dropped)
+
+
+def table_path(root: Path, name: str) -> Path:
+    """Where a table of MIMIC-CXR-JPG is, packed or, if there is no such file, unpacked."""
+    path = root / f"mimic-cxr-2.0.0-{name}.csv.gz"
+    plain = path.with_suffix("")
+    return plain if plain.is_file() and not path.is_file() else path
+
+
+def study_of(key: str) -> str:
+    """The study of an image, as the path of its report without suffix."""
+    return key.rpartition("/")[0]
+
+
+def find_reports(studies: Sequence[str], folder: Path | str, setting: str) -> Path:
+    """The folder, in `folder`, that the paths of reports start from; UserError if none does."""
+    base = Path(folder)
+    bases = (base / "files", base / "mimic-cxr-reports" / "files", base)
+    return _find_files(studies, bases, (".txt",), "report", setting)[0]
+
+
+def _splits(root: Path) -> dict[str, str]:
+    """dicom_id -> train, valid or test."""
+    path = table_path(root, "split")
+    names = {"train": "train", "validate": "valid", "test": "test"}
+    homes = {}
+    with tables.read(path, ("dicom_id", "split")) as (header, rows):
+        dicom, split = header.index("dicom_id"), header.index("split")
+        for number, row in rows:
+            if len(row) != len(header) or row[split] not in names:
+                where = f"{path}: row {number}"
+                raise UserError(f"broken table: {where}: expected train, validate or test")
+            homes[row[dicom]] = names[row[split]]
+    return homes
+
+
+def _labels(root: Path) -> dict[str, tuple[int, ...]]:
+    """study_id -> values of LABELS; the few studies without a row are unknown throughout."""
+    path = table_path(root, "chexpert")
+    labels = {}
+    same: dict[tuple[int, ...], tuple[int, ...]] = {}  # few of the combinations differ
+    with tables.read(path, ("study_id", *LABELS)) as (header, rows):
+        study, places = header.index("study_id"), [header.index(name) for name in LABELS]
+        for number, row in rows:
+            try:
+                tables.check(header, row)
+                values = tuple(tables.LABEL_VALUES[row[place]] for place in places)
+            except RejectedRecord as error:
+                raise UserError(f"broken table: {path}: row {number}: {error}") from None
+            except KeyError:
+                raise UserError(
+                    f"broken table: {path}: row {number}: expected 1, 0, -1 or nothing"
+                ) from None
+            labels[row[study]] = same.setdefault(values, values)
+    return labels
+
+
+def _find_files(
+    names: Sequence[str], bases: Sequence[Path], suffixes: Sequence[str], what: str, setting: str
+) -> tuple[Path, str]:
+    """The folder and suffix that hold some of the files; a sample of them is enough to tell."""
+    for name in names[:: max(1, len(names) // 100)]:
+        for base in bases:
+            for suffix in suffixes:
+                if os.path.isfile(base / f"{name}{suffix}"):  # also of names that are too long
+                    return base, suffix
+    tried = ", ".join(str(base / f"{shortened(names[0])}{suffixes[0]}") for base in bases)
+    raise UserError(f"no {what}: mimic_cxr: looked for {tried} and others: set {setting}")
