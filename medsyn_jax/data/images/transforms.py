@@ -4,8 +4,6 @@ Crops, scalings and shifts are two matrix products per record (`jax.image.scale_
 only a rotation needs a gather. Each record has its own key: `split(key, b)`.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
@@ -36,16 +34,12 @@ def _finished(x: Array, mean: float, std: float, channels: int, upsample: int) -
     x = (x - mean) / std
     if upsample:
         scale = jnp.array([(upsample - 1) / max(n - 1, 1) for n in x.shape[1:]], jnp.float32)
-        enlarge = functools.partial(
-            jax.image.scale_and_translate,
-            shape=(upsample, upsample),
-            spatial_dims=(0, 1),
-            scale=scale,
-            translation=0.5 - 0.5 * scale,
-            method="linear",
-            antialias=False,
-        )
-        x = jax.vmap(enlarge)(x)
+        shape, shift = (upsample, upsample), 0.5 - 0.5 * scale
+        x = jax.vmap(
+            lambda image: jax.image.scale_and_translate(
+                image, shape, (0, 1), scale, shift, "linear", antialias=False
+            )
+        )(x)
     return jnp.broadcast_to(x[..., None], (*x.shape, channels))
 
 
