@@ -11,7 +11,7 @@ def check(variant: str, known: tuple[str, ...] = VARIANTS) -> None:
 
 
 def phantom(size: int, subjects: int) -> ConfigDict:
-    """How the embedded corpus, or a CSV of one's own pairs, becomes shards."""
+    """How the phantom corpus, or a CSV of pairs, is ingested into shards."""
     return ConfigDict(
         {
             "source": "phantom",
@@ -20,10 +20,10 @@ def phantom(size: int, subjects: int) -> ConfigDict:
             "sections": ("findings", "impression"),
             "min_tokens": 3,
             "frontal_only": True,
-            "bits": 0,  # that 16-bit files really use, say 12; 0: by the largest value of each
-            "display": "window",  # of a DICOM; quantile: stretched, whatever window the file has
-            "square": "pad",  # with black; edge: with the outermost pixels; crop; stretch
-            "inverted": False,  # True where bone is dark and the files do not say so
+            "bits": 0,  # used by 16-bit files, for example 12; 0: from the largest value of each
+            "display": "window",  # of a DICOM; quantile: stretch, ignore the window
+            "square": "pad",  # with black; or edge (with the outermost pixels), crop, stretch
+            "inverted": False,  # True if bone is dark and the files do not say so
             "max_reject_share": 0.05,
             "records_per_shard": 512,
             "workers": 0,
@@ -33,7 +33,7 @@ def phantom(size: int, subjects: int) -> ConfigDict:
             "pairs": {
                 "image": "image",
                 "report": "report",
-                "findings": "",  # a column of its own; report may then be missing
+                "findings": "",  # its own column; report is then optional
                 "impression": "",
                 "subject": "",
                 "split": "",
@@ -45,7 +45,7 @@ def phantom(size: int, subjects: int) -> ConfigDict:
 
 
 def resnet(depths: tuple[int, ...], width: int, block: str, channels: int, stem: str) -> ConfigDict:
-    """An image encoder; `weights` names a safetensors file, empty for a random start."""
+    """A ResNet; `weights` is a safetensors file or model folder, empty for a random start."""
     return ConfigDict(
         {
             "kind": "resnet",
@@ -59,7 +59,7 @@ def resnet(depths: tuple[int, ...], width: int, block: str, channels: int, stem:
             "layout": "",
             "mean": 0.5,
             "std": 0.25,
-            "upsample": 0,  # side that images are brought to before the encoder; 0: as they are
+            "upsample": 0,  # side to which images are enlarged for the encoder; 0: unchanged
         }
     )
 
@@ -69,7 +69,7 @@ def resnet50() -> ConfigDict:
 
 
 def vit() -> ConfigDict:
-    """ViT-B/16 at 224 pixels; `weights` names a file in timm's or Hugging Face's layout."""
+    """ViT-B/16 at 224 pixels; `weights` is a file or folder in timm's or Hugging Face's layout."""
     return ConfigDict(
         {
             "kind": "vit",
@@ -92,7 +92,7 @@ def vit() -> ConfigDict:
 
 
 def bert(width: int, layers: int, heads: int, max_length: int, dropout: float) -> ConfigDict:
-    """A text encoder; `weights` names a safetensors file or Hugging Face folder."""
+    """A text encoder; `weights` is a safetensors file or Hugging Face folder, empty for none."""
     return ConfigDict(
         {
             "width": width,
@@ -106,22 +106,22 @@ def bert(width: int, layers: int, heads: int, max_length: int, dropout: float) -
             "eps": 1e-12,
             "remat": False,
             "pooling": "cls",  # or mean, max
-            "summed": 1,  # the last so many layers
+            "summed": 1,  # number of last layers that are summed
             "weights": "",
-            "truncate": False,  # True: keep the first `layers` of a file that has more
+            "truncate": False,  # True: keep the first `layers` of a deeper file
             "layout": "",
         }
     )
 
 
 def heads(kind: str, hidden: int, width: int, local: bool = False) -> ConfigDict:
-    """From the encoders to the shared space; `local`: of regions and words, too."""
+    """Heads from the encoders to the shared space; `local` adds heads for regions and words."""
     return ConfigDict(
         {
             "kind": kind,
             "hidden": hidden,
             "width": width,
-            "text": True,  # False: the text encoder's space is the shared one
+            "text": True,  # False: the text encoder's space is the shared space
             "local": local,
             "prototypes": 0,
         }
@@ -129,7 +129,7 @@ def heads(kind: str, hidden: int, width: int, local: bool = False) -> ConfigDict
 
 
 def vae(widths: tuple[int, ...], groups: int, size: int) -> ConfigDict:
-    """An autoencoder of grey images as diffusers' config.json has it."""
+    """An autoencoder of grey images, in the fields of diffusers' config.json."""
     return ConfigDict(
         {
             "in_channels": 1,
@@ -146,7 +146,7 @@ def vae(widths: tuple[int, ...], groups: int, size: int) -> ConfigDict:
 
 
 def unet(widths: tuple[int, ...], heads: tuple[int, ...], groups: int, context: int) -> ConfigDict:
-    """A latent U-Net with attention at every level, as diffusers' config.json has it."""
+    """A latent U-Net with attention at every level, in the fields of diffusers' config.json."""
     return ConfigDict(
         {
             "in_channels": 4,
@@ -155,7 +155,7 @@ def unet(widths: tuple[int, ...], heads: tuple[int, ...], groups: int, context: 
             "down_block_types": ("CrossAttnDownBlock2D",) * len(widths),
             "up_block_types": ("CrossAttnUpBlock2D",) * len(widths),
             "layers_per_block": 1,
-            "attention_head_dim": heads,  # the number of heads, as diffusers has it
+            "attention_head_dim": heads,  # the number of heads, despite diffusers' name
             "cross_attention_dim": context,
             "use_linear_projection": True,
             "norm_num_groups": groups,
@@ -165,7 +165,7 @@ def unet(widths: tuple[int, ...], heads: tuple[int, ...], groups: int, context: 
 
 
 def clip_text(width: int, layers: int, heads: int) -> ConfigDict:
-    """A text encoder as transformers' config.json has it; its vocabulary comes with the data."""
+    """A text encoder, in the fields of transformers' config.json; the data set the vocabulary."""
     return ConfigDict(
         {
             "hidden_size": width,
@@ -180,13 +180,13 @@ def clip_text(width: int, layers: int, heads: int) -> ConfigDict:
 def augment(
     size: int, area: tuple[float, float], jitter: tuple[float, float] = (1.0, 1.0)
 ) -> ConfigDict:
-    """Random views on the device; the fields are those of `transforms.augment`."""
+    """Augmentation on the device; the fields are those of `transforms.augment`."""
     return ConfigDict(
         {
             "size": size,
             "area": area,
             "aspect": (1.0, 1.0),
-            "flip": 0.0,  # laterality is in the reports
+            "flip": 0.0,  # reports name the side
             "rotate": 0.0,
             "shift": 0.0,
             "zoom": (1.0, 1.0),
@@ -197,7 +197,7 @@ def augment(
 
 
 def adamw(lr: float, warmup: float, weight_decay: float, clip: float) -> ConfigDict:
-    """AdamW with warm-up over a share of all steps, then a cosine to `end_lr`."""
+    """AdamW with warm-up over the share `warmup` of all steps, then a cosine to `end_lr`."""
     return ConfigDict(
         {
             "lr": lr,
@@ -207,23 +207,23 @@ def adamw(lr: float, warmup: float, weight_decay: float, clip: float) -> ConfigD
             "clip": clip,
             "b1": 0.9,
             "b2": 0.999,
-            "frozen": (),  # regexes over names of parameters and running statistics: ("text/.*",)
-            "held": (),  # regexes of what does not move during the first `held_epochs`
+            "frozen": (),  # regexes of parameters and running statistics: ("text/.*",)
+            "held": (),  # regexes of parameters frozen during the first `held_epochs`
             "held_epochs": 0.0,
-            "unit_rows": (),  # regexes of matrices whose rows are normalized after every update
-            "accumulate": 1,  # micro-batches a step; each is contrasted within itself
+            "unit_rows": (),  # regexes of matrices whose rows are normalized after each update
+            "accumulate": 1,  # micro-batches in a step; each is contrasted within itself
         }
     )
 
 
 def schedule(epochs: float) -> ConfigDict:
-    """How long to train, and how often to evaluate, to save and to log."""
+    """How long to train, and how often to evaluate, save and log."""
     return ConfigDict(
         {
             "epochs": epochs,
             "evals_per_epoch": 1.0,
             "checkpoints_per_epoch": 2.0,
-            "patience": 5,  # evaluations without a lower validation loss; 0 for no limit
+            "patience": 5,  # evaluations without a lower validation loss; 0: no limit
             "log_every": 10,  # steps
         }
     )

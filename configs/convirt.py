@@ -1,13 +1,13 @@
 """ConVIRT: contrastive pre-training on image-report pairs (arXiv 2010.00747).
 
-demo: the embedded phantom corpus, minutes on two CPU cores, nothing to download.
+demo: the embedded phantom corpus, in minutes on two CPU cores, nothing to download.
 smoke: the same in seconds, for tests.
-paper: MIMIC-CXR, ResNet-50 and Bio_ClinicalBERT, in the parametrisation of MGCA's code.
-original: the same in the paper's: one random sentence, batch 32, strong augmentation, the last six
-  layers of BERT, Adam at a constant rate (the paper halves it when validation stalls).
-pairs: your own pairs at 224 with a ResNet-50, and a text encoder of MiniLM's shape whose weights
-  and tokenizer --config.text.weights=DIR --config.data.tokenizer=DIR name:
-  --config.data.sources="('pairs.csv',)" (columns by --config.ingest.pairs.image=image and so on).
+paper: MIMIC-CXR, ResNet-50 and Bio_ClinicalBERT, with the settings of MGCA's code.
+original: the same by ConVIRT's paper: one random sentence, batch 32, strong augmentation, the last
+  six layers of BERT, Adam at a constant rate (the paper halves the rate when validation stalls).
+pairs: your own pairs at 224 pixels with a ResNet-50 and a text encoder of MiniLM's shape:
+  --config.data.sources="('pairs.csv',)" --config.text.weights=DIR --config.data.tokenizer=DIR
+  (columns by --config.ingest.pairs.image=image and so on).
 """
 
 from ml_collections import ConfigDict
@@ -22,12 +22,12 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config = ConfigDict({"task": "pretrain", "method": "convirt", "seed": 0, "dtype": "float32"})
     config.data = ConfigDict(
         {
-            "sources": ("phantom",),  # ingested folders, CSV files, or the embedded corpus;
-            "weights": (1.0,),  # how often a record comes from each; the first is also evaluated
+            "sources": ("phantom",),  # folders of shards, CSV files, or the phantom corpus;
+            "weights": (1.0,),  # relative frequency of each; the first source is also evaluated
             "sections": ("findings", "impression"),
-            "random_sentence": False,  # train on one sentence of the report, a new one each time
-            "size": 64,  # side of the images that the loader hands over
-            "tokenizer": "",  # Hugging Face folder; empty: WordPiece trained on the corpus
+            "random_sentence": False,  # train on one sentence of the report, drawn anew each time
+            "size": 64,  # side of the images from the loader
+            "tokenizer": "",  # Hugging Face folder; empty: train WordPiece on the corpus
             "vocab_size": 1000,
             "tokens": 96,
             "batch_size": 64,
@@ -38,7 +38,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.augment = common.augment(size=64, area=(0.8, 1.0), jitter=(0.9, 1.1))
     config.image = common.resnet((1, 1, 1, 1), 32, "basic", 1, "7x7")
     config.text = common.bert(width=128, layers=1, heads=4, max_length=128, dropout=0.0)
-    config.text.pooling = "mean"  # a [CLS] that starts untrained takes many more steps
+    config.text.pooling = "mean"  # an untrained [CLS] needs many more steps
     config.heads = common.heads("normed", hidden=256, width=128)
     config.loss = ConfigDict({"temperature": 0.07, "image_to_text": 1.0, "text_to_image": 1.0})
     config.optim = common.adamw(lr=1e-3, warmup=0.1, weight_decay=0.05, clip=1.0)
@@ -74,7 +74,7 @@ def _pairs(config: ConfigDict) -> ConfigDict:
 def _paper(config: ConfigDict) -> ConfigDict:
     config.dtype = "bfloat16"
     config.data.update({"sources": ("data/mimic-cxr",), "size": 256, "tokens": 112})
-    config.data.sections = ("impression", "findings")  # cut at 112 tokens, so what matters first
+    config.data.sections = ("impression", "findings")  # in this order: cut at 112 tokens
     config.data.update({"tokenizer": "weights/Bio_ClinicalBERT", "batch_size": 144, "threads": 16})
     config.augment.update({"size": 224, "area": (0.765625, 0.765625), "jitter": (1.0, 1.0)})
     config.image = common.resnet50()

@@ -1,11 +1,11 @@
-"""Curation: how good a synthetic set is, and whether it gives away what it was trained on.
+"""Curation: the quality of a synthetic set, and whether its images reveal training images.
 
-demo: a set generated from the embedded phantom corpus, with the pair of encoders of
-  `--config configs/convirt.py`, which is trained on real images alone.
-smoke: the same in seconds, for tests, with the pair of `--config configs/convirt.py:smoke`.
+demo: a set generated from the embedded phantom corpus, judged by the encoders of
+  `--config configs/convirt.py`, which are trained on real images alone.
+smoke: the same in seconds, for tests, with the encoders of `--config configs/convirt.py:smoke`.
 paper: a set generated from the reports of MIMIC-CXR.
-Any other: --config.synthetic=DIR --config.real=DIR --config.encoder.workdir=runs/...
-Writes results.json, records.csv (a line for each synthetic image) and report.html.
+Any other set: --config.synthetic=DIR --config.real=DIR --config.encoder.workdir=runs/...
+Writes results.json, records.csv (a row for each synthetic image) and report.html.
 """
 
 from ml_collections import ConfigDict
@@ -18,19 +18,19 @@ VARIANTS = common.VARIANTS
 def get_config(variant: str = "demo") -> ConfigDict:
     common.check(variant, VARIANTS)
     config = ConfigDict({"task": "curate", "seed": 0})
-    config.synthetic = "runs/generate-demo/shards"  # or the workdir
-    config.splits = ()  # of it; empty: all that it has
-    config.real = "phantom"  # what the generator was trained on: corpus, CSV of pairs, or shards
-    config.encoder = {"workdir": "runs/convirt-demo"}  # of a pre-training run on real images
+    config.synthetic = "runs/generate-demo/shards"  # or the workdir of the generation
+    config.splits = ()  # of the synthetic set; empty: all
+    config.real = "phantom"  # training data of the generator: phantom, CSV of pairs, or shards
+    config.encoder = {"workdir": "runs/convirt-demo"}  # a pre-training run on real images
     config.data = {"batch_size": 64, "threads": 2}
     config.ingest = common.phantom(size=64, subjects=2500)
     config.fidelity = {
-        "draws": 10,  # of two halves of the real held-out subjects
+        "draws": 10,  # draws of two halves of the real held-out subjects
         "subsets": 50,  # of the kernel distance, in each draw
         "subset_size": 200,
     }
-    config.unmentioned_zero = False  # whether a label that is not mentioned counts as negative
-    config.seeds = 3  # of the probe that is taught the labels by real images
+    config.unmentioned_zero = False  # whether an unmentioned label counts as negative
+    config.seeds = 3  # of the probe that learns the labels from real images
     config.probe = {
         "learning_rate": 5e-4,
         "weight_decay": 1e-6,
@@ -39,8 +39,8 @@ def get_config(variant: str = "demo") -> ConfigDict:
         "patience": 10,
         "standardize": True,
     }
-    config.alignment = {"quantile": 0.05}  # of real pairs that score below the threshold
-    config.privacy = {"quantile": 0.999}  # of real held-out images; 1.0 for their maximum
+    config.alignment = {"quantile": 0.05}  # share of real pairs below the threshold
+    config.privacy = {"quantile": 0.999}  # of real held-out images; 1.0: their maximum
     config.mesh = {"data": -1, "fsdp": 1}
     if variant == "smoke":
         config.synthetic = "runs/generate-smoke/shards"

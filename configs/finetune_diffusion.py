@@ -1,11 +1,11 @@
-"""Latent diffusion on reports and radiographs: fine-tuned as RoentGen was, or from nothing.
+"""Latent diffusion on reports and radiographs: fine-tuned like RoentGen, or from scratch.
 
-demo: an autoencoder, a text encoder (first against images, as CLIP's) and a latent U-Net, of 7 M
-  parameters, on the phantom corpus at 64 pixels, from nothing, in an hour on two CPU cores.
+demo: an autoencoder, a text encoder (first against images, like CLIP's) and a latent U-Net, 7 M
+  parameters, from scratch on the phantom corpus at 64 pixels, in an hour on two CPU cores.
 smoke: the same in seconds.
 paper: RoentGen's recipe (arXiv 2211.12737; settings of RoentGen-v2): Stable Diffusion 2.1-base at
   512 pixels on MIMIC-CXR impressions. --config.train_text=False trains the U-Net alone.
-  docs/generation.md says where to get the folder.
+  docs/generation.md says where to get the pipeline folder.
 The result is <workdir>/pipeline, a folder for --config configs/generate.py --config.pipeline=...
 """
 
@@ -19,14 +19,14 @@ VARIANTS = common.VARIANTS
 def get_config(variant: str = "demo") -> ConfigDict:
     common.check(variant, VARIANTS)
     config = ConfigDict({"task": "finetune_diffusion", "seed": 0, "dtype": "float32"})
-    config.pipeline = ""  # a diffusers folder; empty: from nothing, in the sizes below
+    config.pipeline = ""  # a diffusers folder; empty: from scratch, in the sizes below
     config.precompute = True  # encode the images once, into shards in the workdir
     config.remat = False
     config.data = {
         "sources": ("phantom",),  # as in configs/convirt.py
         "weights": (1.0,),
         "sections": ("impression",),
-        "size": 64,  # of the images; a pipeline's U-Net was trained at 512
+        "size": 64,  # of the images in pixels; Stable Diffusion was trained at 512
         "vocab_size": 1000,
         "tokens": 64,
         "batch_size": 32,
@@ -34,14 +34,14 @@ def get_config(variant: str = "demo") -> ConfigDict:
     }
     config.ingest = common.phantom(size=64, subjects=5000)
     config.train_text = True
-    config.caption_dropout = 0.1  # share of reports replaced by the empty one, for guidance
-    config.min_snr = 0.0  # gamma of min-SNR weighting, 5 in its paper, 0 for none
+    config.caption_dropout = 0.1  # share of reports replaced by an empty one, for guidance
+    config.min_snr = 0.0  # gamma of min-SNR weighting; 5 in its paper, 0: none
     config.ema = 0.995
     config.optim = common.adamw(lr=1e-3, warmup=0.02, weight_decay=0.01, clip=1.0)
     config.train = common.schedule(epochs=8.0)
     config.train.patience = 0
     config.mesh = {"data": -1, "fsdp": 1}
-    # From here on: sizes for a training from nothing, as in the config.json files of diffusers.
+    # From here on: a training from scratch, with sizes as in the config.json files of diffusers.
     config.autoencoder = {
         "batch_size": 8,
         "kl_weight": 1e-3,
@@ -49,7 +49,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         "optim": common.adamw(lr=2e-3, warmup=0.02, weight_decay=0.01, clip=1.0),
         "train": common.schedule(epochs=2.5),
     }
-    config.contrastive = {  # the text encoder's: its tokens' mean against an image encoder
+    config.contrastive = {  # of the text encoder: the mean of its tokens against an image encoder
         "batch_size": 64,
         "temperature": 0.07,
         "ema": 0.99,

@@ -1,7 +1,7 @@
-"""Generation: prompts to shards of synthetic radiographs (<workdir>/shards), restartable.
+"""Generation: from prompts to shards of synthetic radiographs (<workdir>/shards), restartable.
 
 demo: the impressions of the embedded phantom corpus, by the small generator of the repository.
-smoke: a few of them, by the one that `--config configs/finetune_diffusion.py:smoke` leaves.
+smoke: a few impressions, by the generator of `--config configs/finetune_diffusion.py:smoke`.
 paper: RoentGen (arXiv 2211.12737) on the impressions of MIMIC-CXR, ingested, at 512 pixels.
 Any other: --config.pipeline=DIR, a Stable Diffusion folder, and --config.data.source=
   a folder of shards; a CSV with a column of prompts (--config.data.columns.prompt=text and so on);
@@ -19,12 +19,12 @@ VARIANTS = common.VARIANTS
 def get_config(variant: str = "demo") -> ConfigDict:
     common.check(variant, VARIANTS)
     config = ConfigDict({"task": "generate", "seed": 0, "dtype": "float32"})
-    config.pipeline = "assets/phantom-diffusion"  # sought in the repository, too
+    config.pipeline = "assets/phantom-diffusion"  # also looked for in the repository
     config.data = {
         "source": "phantom",
-        "splits": ("train", "valid", "test"),  # whose prompts
-        "sections": ("impression",),  # of the reports of shards and of MIMIC-CXR
-        "limit": 0,  # only so many prompts; 0: all
+        "splits": ("train", "valid", "test"),  # splits whose prompts are used
+        "sections": ("impression",),  # of reports in shards and MIMIC-CXR
+        "limit": 0,  # number of prompts; 0: all
         "reports": "",
         "columns": {
             "prompt": "prompt",
@@ -37,19 +37,19 @@ def get_config(variant: str = "demo") -> ConfigDict:
     }
     config.ingest = common.phantom(size=64, subjects=2500)
     config.images_per_prompt = 1
-    config.size = 0  # of the images in pixels; 0: what the pipeline was trained at
+    config.size = 0  # of the images in pixels; 0: the size of the pipeline's training
     config.sampler = {
         "name": "dpm++2m",  # or ddim, pndm, euler, unipc
         "steps": 20,
-        "guidance": 2.0,  # 1.0 for none
-        "interval": (0.6, 3.0),  # (low, high]: the noise levels that are guided; empty: all
+        "guidance": 2.0,  # 1.0: none
+        "interval": (0.6, 3.0),  # (low, high]: guided noise levels; empty: all
         "rescale": 0.0,
-        "cache_every": 2,  # all layers of the U-Net in every so many steps (DeepCache)
+        "cache_every": 2,  # run all layers of the U-Net in every n-th step (DeepCache)
     }  # an eighth of the FLOPs of 75 guided steps: docs/results.md has the curve
-    config.filter = {  # images that fit their report worse than real ones are made anew
-        "encoder": "",  # a pre-training workdir, whose pair is asked; empty: no filter
-        "real": "phantom",  # whose validation pairs set the threshold
-        "quantile": 0.05,  # the share of them that stays below it
+    config.filter = {  # images that fit their report worse than real images are drawn again
+        "encoder": "",  # workdir of a pre-training, whose encoders judge; empty: no filter
+        "real": "phantom",  # data whose validation pairs set the threshold
+        "quantile": 0.05,  # share of these pairs below the threshold
         "attempts": 3,
     }
     config.batch_per_device = 16

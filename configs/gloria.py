@@ -1,9 +1,10 @@
-"""GLoRIA: pre-training by whole images and reports, and by regions and words (ICCV 2021).
+"""GLoRIA: pre-training on whole images and reports, and on regions and words (ICCV 2021).
 
-demo: the embedded phantom corpus, minutes on two CPU cores, nothing to download.
+demo: the embedded phantom corpus, in minutes on two CPU cores, nothing to download.
 smoke: the same in seconds, for tests.
 paper: the official recipe on MIMIC-CXR: ResNet-50, its layer 3 as regions, Bio_ClinicalBERT, the
-  last four layers summed. The official code halves the rate when validation stalls; here a cosine.
+  last four layers summed. The learning rate follows a cosine here; docs/pretraining.md lists this
+  and other departures from the official code.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,12 @@
 """Ingestion: radiographs and reports from a source to a directory of shards (<workdir>/shards).
 
-demo: the embedded phantom corpus; smoke: a few of it.
+demo: the embedded phantom corpus.
+smoke: a few of its records.
 pairs: a CSV with an image and a report column, or with columns of findings and impression:
   --config.ingest.path=pairs.csv --config.ingest.pairs.image=path --config.ingest.pairs.report=text
 folder: class folders, <path>/[train|valid|test/]<class>/*.jpg: --config.ingest.path=DIR
-paper: MIMIC-CXR-JPG 2.0.0 at 256 pixels, --config.ingest.path=DIR with its `files` folder and the
-  csv.gz tables; --config.ingest.mimic_cxr.reports=DIR when the reports are elsewhere.
+paper: MIMIC-CXR-JPG 2.0.0 at 256 pixels: --config.ingest.path=DIR holds the `files` folder and the
+  csv.gz tables; --config.ingest.mimic_cxr.reports=DIR if the reports are elsewhere.
 Train on the result: --config configs/convirt.py --config.data.sources="('<workdir>/shards',)"
 """
 

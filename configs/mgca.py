@@ -1,6 +1,6 @@
-"""MGCA: pre-training by pairs, by words and patches, and by prototypes (arXiv 2210.06044).
+"""MGCA: pre-training on pairs, on words and patches, and on prototypes (arXiv 2210.06044).
 
-demo: the embedded phantom corpus, minutes on two CPU cores, nothing to download.
+demo: the embedded phantom corpus, in minutes on two CPU cores, nothing to download.
 smoke: the same in seconds, for tests.
 paper: the official recipe on MIMIC-CXR: ResNet-50, and the first six layers of Bio_ClinicalBERT.
 vit: the same with ViT-B/16.
@@ -24,7 +24,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
             "prototype_temperature": 0.2,
             "epsilon": 0.05,
             "iterations": 3,
-            "mask_padding": True,  # False, as in the official code: padding in the denominators
+            "mask_padding": True,  # False: padding in the denominators, as in the official code
             "instance_weight": 1.0,
             "token_weight": 1.0,
             "prototype_weight": 1.0,

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# DICOM words of 16 bits that hold 12 may carry anything in the other four, for instance an old
-# overlay. pydicom's `correct_unused_bits`, on by default, is there to clear them.
-# One would guess: the same 12-bit image gives the same array, however losslessly it is compressed.
-# What happens: raw and RLE pixels come back clean. With a 16-bit codestream, JPEG 2000 and JPEG-LS
-# come back with the overlay in them, and signed pixels whose sign was not extended come back with
-# their halves exchanged: -1 as 4095. No warning.
-# Why it matters: archives recompress raw radiographs as JPEG 2000. An overlay of a marker then is
-# brighter than bone (4096 and more beside at most 4095), a window turns it white, and signed images
-# come out as no viewer shows them. Shift left and right by BitsAllocated - BitsStored yourself.
+# A 16-bit DICOM word that holds a 12-bit pixel may carry anything in the other four bits, for
+# example an old overlay. pydicom's `correct_unused_bits`, on by default, clears these bits.
+# One would guess: a 12-bit image gives the same array after any lossless compression.
+# What happens: raw and RLE pixels are clean. JPEG 2000 and JPEG-LS with a 16-bit codestream keep the
+# overlay, and signed pixels whose sign was not extended have their halves exchanged: -1 becomes
+# 4095. There is no warning.
+# Why it matters: archives recompress raw radiographs as JPEG 2000. An overlay of a marker is then
+# brighter than bone (4096 and more beside at most 4095), a window turns the overlay white, and
+# signed images look as in no viewer. Shift left and right by BitsAllocated - BitsStored yourself.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # One would guess: a Stable Diffusion folder whose files are all in bfloat16 opens in one dtype.
-# What happens: `StableDiffusionPipeline.from_pretrained(DIR)` gives the U-Net and the autoencoder in
-#   float32, as diffusers does by default, and the text encoder in bfloat16, since transformers 5
-#   keeps the dtype of a file; the first prompt then ends in a RuntimeError about two dtypes.
-#   "dtype": "float32" in text_encoder/config.json mends it without another byte of weights.
-# Why it matters: generators of radiographs are handed on in half precision, and the two lines of
-#   diffusers' README are how most people open them.
+# What happens: `StableDiffusionPipeline.from_pretrained(DIR)` opens the U-Net and the autoencoder in
+#   float32, diffusers' default, and the text encoder in bfloat16, since transformers 5 keeps the
+#   dtype of a file. The first prompt then ends in a RuntimeError about two dtypes.
+#   "dtype": "float32" in text_encoder/config.json repairs the folder without other weights.
+# Why it matters: generators of radiographs are distributed in half precision, and most people open
+#   them with the two lines of diffusers' README.
 # Seen with diffusers 0.42.1, transformers 5.24.0, torch 2.13.0:
 #   as written: bfloat16 float32 float32, RuntimeError
 #   with dtype in the config: float32 float32 float32, image (16, 16, 3)

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from medsyn_jax.core.errors import UserError, shortened
 
-# Each is tasks/<name>.py with run(config, workdir).
+# Each is tasks/<name>.py with CHECKS, FREE and run(config, workdir).
 TASKS = ("ingest", "pretrain", "classify", "finetune_diffusion", "generate", "curate", "ground")
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -82,11 +82,24 @@ def _check_file(argv: Sequence[str]) -> None:
 
 
 def run(config, workdir: Path) -> None:
-    """Set JAX up and hand over to the task."""
+    """Set JAX up, check the config, and hand over to the task."""
     if config.task not in TASKS:
         raise UserError(f"config.task: {config.task!r} is unknown: choose from {', '.join(TASKS)}")
     _prepare_jax(workdir)
-    importlib.import_module(f"medsyn_jax.tasks.{config.task}").run(config, workdir)
+    from medsyn_jax.core import checks, log
+
+    task = importlib.import_module(f"medsyn_jax.tasks.{config.task}")
+    checks.run(task.CHECKS, config)
+    log.check_config(workdir, config, task.FREE, _overrides(config))
+    task.run(config, workdir)
+
+
+def _overrides(config) -> set[str]:
+    """The fields that the command line sets."""
+    flag = flags.FLAGS["config"]
+    if not flags.FLAGS.is_parsed() or flag.value is not config:
+        return set()
+    return set(config_flags.get_override_values(flag))
 
 
 def _prepare_jax(workdir: Path) -> None:

@@ -1,11 +1,11 @@
-"""How many images a second become records, for this checkout and another one, in turns.
+"""Measure how many images a second this checkout and another one turn into records, in turns.
 
     python scripts/bench_images.py OTHER_CHECKOUT [--rounds 10] [--size 256]
 
-Both read the same files, from the source's table to the stored PNG, each in a process of its own
-on one core; seconds are those of the processor. Each rate is that of the fastest image of all
-rounds, as whatever else runs on the machine only slows; the last column is this checkout's rate
-over the other's.
+Prints a table: for each file format the rate of this checkout, the rate of the other, and their
+ratio (above 1: this checkout is faster). Both checkouts read the same files, from the row of the
+table to the stored PNG, each in its own process on one core. A rate counts processor time and is
+that of the fastest image of all rounds, since other programs can only slow it down.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SECONDS = 1.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("other", help="another checkout of this repository")
+    parser.add_argument("other", help="the other checkout of this repository")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--size", type=int, default=256, help="side of the stored images")
+    parser.add_argument("--size", type=int, default=256, help="side of the stored images in pixels")
     parser.add_argument("--files", help=argparse.SUPPRESS)  # the child process
     options = parser.parse_args()
     if options.files:
@@ -74,7 +74,7 @@ def rates(folder: Path, size: int) -> dict[str, float]:
 
 
 def write(folder: Path) -> None:
-    """A smooth field with noise, 12 bits deep, in every format."""
+    """Write a smooth 12-bit image with noise in every format, and a table that lists the files."""
     from openjpeg.utils import encode_array
     from PIL import Image
     from pydicom import uid

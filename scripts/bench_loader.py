@@ -1,11 +1,12 @@
-"""How many images a second the loader gives on this machine, stage by stage.
+"""Measure how many images a second the loader delivers on this machine, stage by stage.
 
     python scripts/bench_loader.py [--data DIR] [--size 256] [--tokens 96] [--batch-size 64]
         [--threads 1 2] [--step-images-per-second N]
 
-Without --data it writes a small phantom corpus first. The last line says whether training would
-wait for data, if --step-images-per-second tells what its step reaches (a training's progress line
-says so, where it does not wait), or else from which rate on it would.
+Prints the rate of each stage, and of whole batches from disk and from memory. Without --data the
+script first writes a small phantom corpus. The last line gives the rate of a training step above
+which training would wait for data. With --step-images-per-second, the rate that the progress line
+shows in a training that does not wait, it says whether that training would wait.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ SECONDS = 2.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", help="a directory of shards")
+    parser.add_argument("--data", help="directory of shards; default: a phantom corpus")
     parser.add_argument("--size", type=int, default=256, help="side of the images in pixels")
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--tokenizer", help="a Hugging Face tokenizer folder")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
-    parser.add_argument("--step-images-per-second", type=float)
+    parser.add_argument("--step-images-per-second", type=float, help="rate of a training step")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(options.data) if options.data else phantoms(Path(folder), options.size)
@@ -99,7 +100,7 @@ def stages(
 
 
 def per_record(work: Callable[[int], object], indices: list[int]) -> float:
-    """Microseconds of CPU that one call takes: wall time would count other programs, too."""
+    """Microseconds of processor time for one call; wall time would include other programs."""
     calls, start = 0, time.process_time()
     while time.process_time() - start < SECONDS / 2:
         for index in indices:
@@ -109,11 +110,11 @@ def per_record(work: Callable[[int], object], indices: list[int]) -> float:
 
 
 def loading(source: loader.Source, batch_size: int, threads: int, warm: bool) -> float:
-    """Records a second out of `train_loader`, after one epoch when `warm`."""
+    """Records a second from `train_loader`; with `warm`, after one epoch has filled the cache."""
     batches = loader.train_loader([source], [1.0], batch_size, seed=0, threads=threads)
     if warm:
         source.take(np.arange(len(source)))
-    for _ in range(2 + 2 * threads):  # what was made ahead before the clock started
+    for _ in range(2 + 2 * threads):  # batches prepared before the clock starts
         next(batches)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < SECONDS:
@@ -129,7 +130,7 @@ def line(name: str, microseconds: float) -> None:
 
 
 def verdict(rate: float, step: float | None) -> str:
-    """Whether a step of so many images/s starves on a loader of `rate`, which reads from disk."""
+    """Say whether a training step of `step` images/s waits for a loader of `rate` images/s."""
     if step is None:
         return f"training would starve if its step took more than {rate:.0f} images/s"
     if rate < step:

@@ -1,15 +1,15 @@
-"""GLoRIA's local loss, forward and backward: a plain loop in torch and ours, in turns.
+"""Time GLoRIA's local loss, forward and backward: a plain loop in torch and ours, in turns.
 
     python -m scripts.bench_local_alignment --batch 24 48 96 [--lengths drawn]
     python -m scripts.bench_local_alignment --batch 48 --devices 8
 
-97 words of 768 dimensions, 361 regions, fp32, all cores. The torch side does what the official code
-does: it goes through the reports, repeats each for every image, and forms the attended regions.
-Each side runs in a process of its own, the two alternating. Prints a JSON line a batch: seconds of
+97 words of 768 dimensions, 361 regions, fp32, all cores. The torch side follows the official code:
+it goes through the reports, repeats each for every image, and forms the attended regions. Each side
+runs in its own process, and the two alternate. Prints a JSON line for each batch size: seconds of
 each call, the ratio of the medians (above 1: we are faster), and peak memory above the inputs.
 
-With --devices it times nothing: it compiles ours for a batch sharded over so many simulated devices
-and prints what a step moves between them, in bytes that each device receives.
+With --devices nothing is timed: our loss is compiled for a batch sharded over so many simulated
+devices, and a JSON line gives the bytes that each device receives in a step.
 """
 
 import argparse
@@ -87,9 +87,12 @@ def collectives(batch: int, devices: int, lengths: str) -> dict[str, int]:
 
 
 def received(hlo: str, devices: int) -> dict[str, int]:
-    """Of a compiled program: an all-gather brings all but one's own part, a reduce-scatter so many
-    parts as it leaves, an all-reduce both. Raises ValueError for a collective within a loop, whose
-    turns are not known here."""
+    """Bytes that each device receives, by kind of collective in the compiled program `hlo`.
+
+    An all-gather delivers all parts but the device's own, a reduce-scatter as many parts as there
+    are other devices, an all-reduce both. Raises ValueError for a collective within a loop, whose
+    number of iterations is not known here.
+    """
     sizes = {"f32": 4, "bf16": 2, "pred": 1, "s32": 4}
     found, entry = {}, False
     for line in hlo.splitlines():
@@ -131,9 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[24, 48, 96])
     parser.add_argument("--lengths", choices=("full", "drawn"), default="full")
-    parser.add_argument("--repeats", type=int, default=1, help="of each process, after a first")
-    parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--devices", type=int, default=0, help="count what moves between so many")
+    parser.add_argument("--repeats", type=int, default=1, help="timed calls in each process")
+    parser.add_argument("--turns", type=int, default=2, help="processes of each side")
+    parser.add_argument("--devices", type=int, default=0, help="simulated; prints bytes")
     parser.add_argument("--side", choices=("torch", "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:

@@ -1,11 +1,12 @@
-"""How many reports a second are read on this machine, here and in another checkout.
+"""Measure how many reports a second this checkout and another one read, in turns.
 
     python scripts/bench_reports.py --against DIR [--rounds 5] [--random 10000]
 
-Both sides run in turn, in processes of their own: sections, clean-up and the text that a model
-reads of 300 phantom reports and 2,000 random mixtures of head lines of MIMIC-CXR. Then
-the slowest of --random reports of up to 100 kB under random heads; one that takes more than a
-second of CPU time is given up and counted.
+Prints a line for each checkout, and the ratio of their rates (above 1: this checkout is faster).
+Each side runs in its own process. It finds and cleans the sections and selects the text for a model
+in 300 phantom reports and 2,000 random mixtures of head lines of MIMIC-CXR. Each side then reads
+--random reports of up to 100 kB under random heads and reports the slowest; a report that takes
+more than a second of processor time is abandoned and counted.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ PIECES += ("\n \n", "1. ", "(", ".", ",", " ", "Dr. ", "A")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--against", type=Path, help="the other checkout")
+    parser.add_argument("--against", type=Path, help="the other checkout of this repository")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--random", type=int, default=10_000, help="reports under random heads")
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -78,7 +79,7 @@ def run(root: Path, side: str, count: int):
 
 
 def rate() -> float:
-    """Reports a second of CPU time."""
+    """Reports per second of processor time."""
     from medsyn_jax.phantom import study as phantom
 
     texts = [phantom.study(0, i, 0, 32).report for i in range(300)] + mixtures(2000)
@@ -109,7 +110,7 @@ def read(text: str) -> str:
 
 
 def slowest(count: int) -> tuple[float, int, int]:
-    """CPU seconds of the slowest report; how many took more than LIMIT_S, or ended in an error."""
+    """Processor seconds of the slowest report; numbers of reports abandoned and failed."""
     signal.signal(signal.SIGPROF, _give_up)
     most, given_up, failed, draw = 0.0, 0, 0, random.Random(0)
     for _ in range(count):

@@ -1,16 +1,17 @@
-"""One training step (forward, backward, AdamW) of the same model by torch and by us, in turns.
+"""Time one training step (forward, backward, AdamW) of the same model in torch and here, in turns.
 
     python -m scripts.bench_step --model resnet50 --batch 8 --repeats 7
     python -m scripts.bench_step --model bert --batch 8 --repeats 7
     python -m scripts.bench_step --model gloria --batch 48 --repeats 3
     python -m scripts.bench_step --model mgca --batch 72 --repeats 3
 
-resnet50 and bert are encoders alone; convirt, gloria and mgca whole methods as their authors train
-them, of ResNet-50, twelve or six layers of BERT, their heads and losses (`torch_methods`).
-Both run on all cores, encoders in one process, turn about, so that whatever else the machine does
-hits both; methods one after the other, as two do not fit in the memory of a small machine.
-Prints a JSON line a side and one with the ratio of their speeds (above 1: we are faster), of the
-medians and of the fastest steps. torch runs as fast as it can: channels last, fused AdamW, SDPA.
+`resnet50` and `bert` are encoders alone. `convirt`, `gloria` and `mgca` are whole methods as their
+authors train them: ResNet-50, twelve or six layers of BERT, heads and losses (`torch_methods`).
+Both sides use all cores. Encoders run in one process and take turns, so that other programs on the
+machine affect both sides alike; methods run one after the other, since two do not fit in the memory
+of a small machine. Prints a JSON line for each side, and one with the ratio of their speeds (above
+1: we are faster) by the medians and by the fastest steps. torch runs as fast as it can: channels
+last, fused AdamW, SDPA.
 """
 
 import argparse
@@ -44,7 +45,7 @@ TOKENS = 112
 
 
 def our_step(model: nnx.Module, forward: Callable, batch: dict) -> Callable:
-    """The package's own step, jitted with donation, as a function that waits for it."""
+    """The package's own training step, jitted with donation; each call waits for the result."""
     step, state = training_step(model, forward)
     compiled = jax.jit(step, donate_argnums=0)
     state = filled({k: state[k] for k in ("step", "opt")}) | {
@@ -123,11 +124,11 @@ SIDES = ("torch", "medsyn_jax")
 
 
 def timed(steps: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step, turn about, after a first one."""
+    """Seconds of each step; the sides take turns, and the first step of each is not counted."""
     seconds = {name: [] for name in steps}
     for turn in range(repeats + 1):
         for name, step in steps.items():
-            time.sleep(0.3)  # the other side's threads spin for a while before they sleep
+            time.sleep(0.3)  # the threads of the other side spin for a while before they sleep
             start = time.perf_counter()
             step()
             if turn:
@@ -136,7 +137,7 @@ def timed(steps: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
 
 
 def timed_apart(args: argparse.Namespace) -> dict[str, list[float]]:
-    """The same of two processes, one after the other: both in one would not fit in memory."""
+    """Like `timed`, in two processes one after the other: two methods do not fit in memory."""
     found = {}
     for side in SIDES:
         command = [
@@ -159,8 +160,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=list(PAIRS), default="resnet50")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=224, help="side of the images")
-    parser.add_argument("--dropout", type=float, default=0.1, help="of BERT, on both sides")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    parser.add_argument("--dropout", type=float, default=0.1, help="rate of BERT, on both sides")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--bf16", action="store_true", help="bf16 compute (torch: autocast)")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)

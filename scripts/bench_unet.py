@@ -1,13 +1,13 @@
-"""One guided step of a Stable Diffusion U-Net by diffusers in torch and by us, in turns.
+"""Time one guided step of a Stable Diffusion U-Net in diffusers (torch) and here, in turns.
 
     python -m scripts.bench_unet --model sd15 --size 512 --repeats 3
     python -m scripts.bench_unet --flops
 
 One latent with and without its text, as one batch of two, fp32, all cores, random weights. Prints a
 JSON line with the seconds of each call on both sides, the ratio of the medians (above 1: we are
-faster) and the FLOPs as compiled. With --flops it prints instead the TFLOP, as lowered, of an image
-of 512 pixels: by 75 guided steps of PNDM, as RoentGen samples, and by the default of
-configs/generate.py.
+faster) and the FLOPs as compiled. With --flops nothing is timed: the JSON line gives the TFLOP, as
+lowered, of an image of 512 pixels by 75 guided steps of PNDM, as RoentGen samples, and by the
+default of configs/generate.py.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tpu.plan import MODELS, TOKENS
 
 
 def theirs(config: dict, x: np.ndarray, t: np.ndarray, text: np.ndarray):
-    """A call that makes the step in torch; channels last, which is the faster layout here."""
+    """A function that runs the step in torch; channels last, the faster layout here."""
     model = diffusers.UNet2DConditionModel(**config).eval().to(memory_format=torch.channels_last)
     images = torch.from_numpy(x.transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
     times, texts = torch.from_numpy(t), torch.from_numpy(text)
@@ -43,7 +43,7 @@ def theirs(config: dict, x: np.ndarray, t: np.ndarray, text: np.ndarray):
 
 
 def ours(config: dict, x: np.ndarray, t: np.ndarray, text: np.ndarray):
-    """The same call by us, and its FLOPs as compiled."""
+    """A function that runs the step in this package, and the FLOPs of the compiled step."""
     make = pipeline.part("unet", config, {}).make
     structure, shapes, _ = split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     rng = np.random.default_rng(0)
@@ -64,9 +64,9 @@ def ours(config: dict, x: np.ndarray, t: np.ndarray, text: np.ndarray):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=MODELS, default="sd15")
-    parser.add_argument("--size", type=int, default=512, help="of the image, in pixels")
+    parser.add_argument("--size", type=int, default=512, help="side of the image in pixels")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--flops", action="store_true", help="of an image, and no measurement")
+    parser.add_argument("--flops", action="store_true", help="print the TFLOP of an image alone")
     args = parser.parse_args()
     if args.flops:
         return print(json.dumps(image_tflop(MODELS[args.model], VAE)))

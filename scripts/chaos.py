@@ -1,19 +1,21 @@
-"""Kill a pre-training run with SIGKILL at moments all over its life: does it end as if unbroken?
+"""Kill a pre-training run with SIGKILL at many moments; check that it ends as if never interrupted.
 
     python -m scripts.chaos --kills 10
     python -m scripts.chaos --kills 2 --processes 2
 
-It runs `configs/convirt.py:smoke`, with a checkpoint at every step, once without and once with
-kills, starting it again after each until it is done; then it compares the checkpoints,
-metrics.jsonl (but for images/s), results.json and exported encoders of the two, and prints one JSON
-line. One process must come out the same bit for bit. With --processes N the run that is killed is N
-processes under jax.distributed, all killed at once, with --devices simulated devices each, and the
-unbroken one is a single process with all those devices: their parameters must agree to 1e-5 after
-the 8 steps of the smoke config, but for those that the loss does not depend on (IDLE).
+Runs `configs/convirt.py:smoke`, with a checkpoint at every step, once without and once with kills;
+the killed run is started again after each kill until it is done. Prints one JSON line with what the
+kills hit and the differences in checkpoints, metrics.jsonl (except images/s), results.json and
+exported encoders. With one process the two runs must be equal bit for bit.
 
-Where in its life a run is killed is drawn from --seed: while it starts (imports, ingestion,
-tokenizer, compilation), at some step (computing, saving or evaluating), or at the end (the last
-evaluation and export). Exit status 1 if the two differ or a process outlives its run.
+With --processes N the killed run is N processes under jax.distributed, all killed at once, with
+--devices simulated devices each; the uninterrupted run is a single process with all these devices.
+Their parameters must agree to 1e-5 after 8 steps, except those that the loss does not depend on
+(IDLE).
+
+The moments are drawn from --seed: while the run starts (imports, ingestion, tokenizer,
+compilation), at some step (computing, saving or evaluating), or at the end (last evaluation and
+export). Exit status 1 if the runs differ or a process outlives its run.
 """
 
 import argparse
@@ -41,21 +43,21 @@ OVERRIDES = (
     "--config.train.checkpoints_per_epoch=4.0",
     "--config.train.log_every=1",
 )
-START, END = 0.25, 0.9  # shares of a life: up to the first step, and from the last one on
-LIMIT_S = 240.0  # for any one start of a run
+START, END = 0.25, 0.9  # shares of the run: up to the first step, and from the last step on
+LIMIT_S = 240.0  # for each start of a run
 TOLERANCE = 1e-5
-# A bias that batch normalization takes out again has a gradient of 0, and what rounding leaves of
-# it, at most 1e-9 of the clipped norm here, Adam makes into whole steps: nothing to be compared.
+# A bias in front of a batch normalization has a gradient of 0. Rounding leaves at most 1e-9 of the
+# clipped norm here, which Adam turns into whole steps, so such parameters are not compared.
 IDLE = 1e-8
 
 
 class Failed(Exception):
-    """A run ended as it should not have; the message holds what it said."""
+    """A run failed; the message holds its output."""
 
 
 @dataclass
 class Run:
-    """One run in a workdir of its own, started as often as it takes."""
+    """One run in its own workdir, started as often as needed."""
 
     workdir: Path
     devices: int
@@ -63,8 +65,8 @@ class Run:
     steps: int = 24
     running: list[subprocess.Popen] = field(default_factory=list)
     sessions: list[int] = field(default_factory=list)
-    stale: int = 0  # the metrics.jsonl that the last start left; a new one puts its own there
-    resumed: int = 0  # the step that this start resumes at
+    stale: int = 0  # inode of the metrics.jsonl before this start; the new start replaces the file
+    resumed: int = 0  # step from which this start resumes
 
     def start(self, *overrides: str) -> None:
         command = [sys.executable, "-m", "medsyn_jax.main", "--config=configs/convirt.py:smoke"]
@@ -93,14 +95,14 @@ class Run:
         return any(child.poll() is None for child in self.running)
 
     def kill(self) -> None:
-        """SIGKILL to every process of the run, but not to those that it started."""
+        """Send SIGKILL to every process of the run, but not to its child processes."""
         for child in self.running:
             child.kill()
         for child in self.running:
             child.wait()
 
     def finish(self) -> None:
-        """Wait for the end, which must be one with status 0."""
+        """Wait for the end; raise Failed unless the exit status is 0."""
         deadline = time.monotonic() + LIMIT_S
         for child in self.running:
             try:
@@ -122,7 +124,7 @@ class Run:
         return path.stat().st_ino if path.exists() else 0
 
     def step(self) -> int:
-        """The last step in metrics.jsonl, once this start has got so far as to write there."""
+        """The last step in metrics.jsonl; 0 until this start has written the file."""
         if self.inode() == self.stale:
             return 0
         return max((line["step"] for line in self.metrics()), default=0)
@@ -133,26 +135,26 @@ class Run:
             try:
                 line = json.loads(text)
             except ValueError:
-                continue  # one that is being written
+                continue  # a line that is being written
             line.pop("images_per_second", None)
             lines.append(line)
         return lines
 
     def saved(self) -> int:
-        """The latest complete checkpoint's step, without opening it."""
+        """Step of the latest complete checkpoint, without opening it."""
         folder = self.workdir / "checkpoints"
         steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
         return max(steps, default=0)
 
     def left_over(self) -> int:
-        """How many processes that the run started are still there, after a moment's grace."""
+        """Number of processes of the run that are still alive after 10 seconds."""
         deadline = time.monotonic() + 10
         while (count := sum(map(group_alive, self.sessions))) and time.monotonic() < deadline:
             time.sleep(0.1)
         return count
 
     def clear(self) -> None:
-        """Leave nothing behind, whatever happened."""
+        """Kill all processes of the run that are still alive."""
         for session in self.sessions:
             if group_alive(session):
                 os.killpg(session, signal.SIGKILL)
@@ -169,7 +171,7 @@ def group_alive(group: int) -> bool:
 
 
 def environment(root: Path, devices: int) -> dict[str, str]:
-    """The caller's environment on simulated devices, with one compile cache for all runs."""
+    """The caller's environment with simulated devices and one compilation cache for all runs."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("MEDSYN_")}
     flags = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
@@ -184,8 +186,7 @@ def free_port() -> int:
 
 
 def unbroken(run: Run) -> tuple[float, float]:
-    """Run to the end; seconds from the start to the compilation, and from the last step to the
-    end."""
+    """Run to the end; return the seconds from start to compilation, and from last step to end."""
     began = time.monotonic()
     run.start()
     wait_until(run, (run.workdir / "tokenizer").exists, LIMIT_S)
@@ -197,19 +198,19 @@ def unbroken(run: Run) -> tuple[float, float]:
 
 
 def moments(kills: int, seed: int) -> list[float]:
-    """When to kill, as shares of a life, spread over all of it."""
+    """When to kill, as shares of the run, spread over all of it."""
     rng = random.Random(seed)
     return [(i + rng.random()) / kills for i in range(kills)]
 
 
 def broken(run: Run, moments: list[float], prepared: float, ending: float) -> list[dict]:
-    """The same with a kill at each of `moments`; says what was hit."""
+    """Run to the end with a kill at each of `moments`; return what each kill hit."""
     hit = []
     for moment in moments:
         run.start()
         began = time.monotonic()
         if moment < START:
-            # Compiling, from the cache, takes about as long again as what comes before it.
+            # Compilation from the cache takes about as long as everything before it.
             wait_until(run, lambda: run.step() > run.resumed, moment / START * 2 * prepared)
         elif moment < END:
             target = 1 + int((moment - START) / (END - START) * (run.steps - 1))
@@ -239,7 +240,7 @@ def wait_until(run: Run, reached, seconds: float) -> None:
 
 
 def differences(a: Run, b: Run, tolerance: float) -> list[str]:
-    """What of the second run is not as in the first; tolerance 0 asks for the same bits."""
+    """Differences of the second run from the first; tolerance 0 means equal bits."""
     found = []
     steps = [sorted(p.name for p in (r.workdir / "checkpoints").iterdir()) for r in (a, b)]
     if steps[0] != steps[1]:
@@ -267,7 +268,7 @@ def differences(a: Run, b: Run, tolerance: float) -> list[str]:
 
 
 def idle_leaves(opt: dict) -> set[str]:
-    """Names of the parameters on which the loss does not depend, by Adam's second moments."""
+    """Names of the parameters that the loss does not depend on, by Adam's second moments."""
     moments = {k.split("/nu/")[1]: np.asarray(v) for k, v in opt.items() if "/nu/" in k}
     return {name for name, nu in moments.items() if np.sqrt(nu.max()) < IDLE}
 
@@ -290,7 +291,7 @@ def _lines_differ(a: Run, b: Run) -> list[str]:
 
 
 def code() -> str:
-    """Tells the code that runs from any other: runs of two versions cannot be compared."""
+    """Hash of the package and the configs: runs of two versions cannot be compared."""
     digest = hashlib.sha256()
     for folder in ("medsyn_jax", "configs"):
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -299,8 +300,8 @@ def code() -> str:
 
 
 def chaos(root: Path, kills: int, processes: int = 1, devices: int = 1, seed: int = 0) -> dict:
-    """Both runs under `root`, and what came of them."""
-    steps = 24 if processes == 1 else 8  # rounding, which differs by their number, grows with steps
+    """Make both runs under `root`; return the result that is printed."""
+    steps = 24 if processes == 1 else 8  # rounding depends on the processes and grows with steps
     whole = Run(root / "unbroken" / "run", devices * processes, steps=steps)
     torn = Run(root / "broken" / "run", devices, processes, steps)
     began, before = time.monotonic(), code()
@@ -312,7 +313,7 @@ def chaos(root: Path, kills: int, processes: int = 1, devices: int = 1, seed: in
         whole.clear()
         torn.clear()
     if code() != before:
-        raise Failed("the code was edited meanwhile: run it again")
+        raise Failed("the code was edited during the run: start again")
     found = differences(whole, torn, 0.0 if processes == 1 else TOLERANCE)
     return {
         "kills": len(hit),
@@ -334,7 +335,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--devices", type=int, help="of each process; default 1, of several 2")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="where to leave both runs; default: nowhere")
+    parser.add_argument("--keep", type=Path, help="folder in which both runs are kept")
     options = parser.parse_args()
     root = options.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
     devices = options.devices or (2 if options.processes > 1 else 1)

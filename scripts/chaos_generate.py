@@ -1,14 +1,16 @@
-"""Kill a generation with SIGKILL at moments all over its life: does it leave what an unbroken does?
+"""Kill a generation with SIGKILL at many moments; check that its set equals an uninterrupted one.
 
     python -m scripts.chaos_generate --kills 20 --images 2000
     python -m scripts.chaos_generate --kills 20 --images 2000 --devices 8
 
-It runs `configs/generate.py:smoke` on prompts of the phantom with a tiny random pipeline, once
-without kills on one device, and once with kills on --devices simulated ones, starting it again
-after each kill until it is done; then it compares all files of the two sets, and the records in
-them: none missing, none twice, every pixel the same. It prints one JSON line. Exit status 1 if
-anything differs. When a run is killed is drawn from --seed: while it starts (imports, prompts,
-compilation), while it draws, or at the end (metadata, data card, contact sheet).
+Runs `configs/generate.py:smoke` on prompts of the phantom with a tiny random pipeline, once without
+kills on one device, and once with kills on --devices simulated devices; the killed run is started
+again after each kill until it is done. Prints one JSON line with what the kills hit and the
+differences between the files and records of the two sets: no record may be missing or occur twice,
+and every pixel must be equal. Exit status 1 if anything differs.
+
+The moments are drawn from --seed: while the run starts (imports, prompts, compilation), while it
+draws images, or at the end (metadata, data card, contact sheet).
 """
 
 import argparse
@@ -27,13 +29,13 @@ from medsyn_jax.data.store import shards
 from scripts import random_pipeline
 from scripts.chaos import LIMIT_S, ROOT, Failed, code, environment, moments
 
-START, END = 0.25, 0.9  # shares of a life: up to the first shard, and from the last one on
+START, END = 0.25, 0.9  # shares of the run: up to the first shard, and from the last shard on
 A_SHARD = 48  # records
 
 
 @dataclass
 class Run:
-    """One generation in a workdir of its own, started as often as it takes."""
+    """One generation in its own workdir, started as often as needed."""
 
     workdir: Path
     images: int
@@ -70,7 +72,7 @@ class Run:
             time.sleep(0.002)
 
     def finish(self) -> None:
-        """Wait for the end, which must be one with status 0."""
+        """Wait for the end; raise Failed unless the exit status is 0."""
         assert self.child is not None
         self.wait(lambda: False, 10 * LIMIT_S)
         if self.child.poll() != 0:
@@ -83,7 +85,7 @@ class Run:
 
 
 def unbroken(run: Run) -> tuple[float, float, float]:
-    """Run to the end; seconds until it draws, for a shard, and from the last shard to the end."""
+    """Run to the end; return seconds to the first shard, for a shard, and after the last."""
     began = time.monotonic()
     run.start()
     run.wait(lambda: run.written() > 0)
@@ -102,7 +104,7 @@ def unbroken(run: Run) -> tuple[float, float, float]:
 
 
 def broken(run: Run, kills: list[float], total: int, times: tuple[float, float, float]) -> list:
-    """The same with a kill at each of the moments; says what was hit."""
+    """Run to the end with a kill at each of the moments; return what each kill hit."""
     prepared, a_shard, ending = times
     rng, hit = random.Random(total), []
     for moment in kills:
@@ -131,7 +133,7 @@ def broken(run: Run, kills: list[float], total: int, times: tuple[float, float, 
 
 
 def differences(a: Run, b: Run, images: int) -> list[str]:
-    """What of the second set is not as in the first, or not as it should be in any."""
+    """Differences of the second set from the first, and faults of either."""
     one, other = (
         {
             path.relative_to(r.workdir).as_posix(): path.read_bytes()
@@ -150,23 +152,23 @@ def differences(a: Run, b: Run, images: int) -> list[str]:
 
 
 def records(folder: Path) -> dict[str, tuple]:
-    """Key -> (split, pixels, texts) of all records of a set; Failed if a key is there twice."""
+    """Key -> (split, pixels, labels, texts) of all records; Failed if a key occurs twice."""
     table: dict[str, tuple] = {}
     for split in shards.describe(folder)["splits"]:
         data = shards.open_split(folder, split)
         for record in map(data.__getitem__, range(len(data))):
             if record["key"] in table:
-                raise Failed(f"{folder}: {record['key']} is there twice")
+                raise Failed(f"{folder}: {record['key']} occurs twice")
             image, labels = record.pop("image"), record.pop("labels")
             table[record["key"]] = split, image.tobytes(), labels.tolist(), record
     return table
 
 
 def chaos(root: Path, kills: int, images: int, devices: int = 1, seed: int = 0) -> dict:
-    """Both runs under `root`, and what came of them."""
+    """Make both runs under `root`; return the result that is printed."""
     random_pipeline.write(root / "pipeline")
     whole, torn = Run(root / "unbroken", images, 1), Run(root / "broken", images, devices)
-    warm = Run(root / "warm", images, devices)  # fills the compilation cache; this is not timed
+    warm = Run(root / "warm", images, devices)  # fills the compilation cache; not timed
     began, before = time.monotonic(), code()
     try:
         unbroken(whole)
@@ -178,7 +180,7 @@ def chaos(root: Path, kills: int, images: int, devices: int = 1, seed: int = 0) 
         for run in (whole, warm, torn):
             run.kill()
     if code() != before:
-        raise Failed("the code was edited meanwhile: run it again")
+        raise Failed("the code was edited during the run: start again")
     found = differences(whole, torn, images)
     return {
         "kills": len(hit),
@@ -197,7 +199,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--devices", type=int, default=1, help="of the run that is killed")
+    parser.add_argument("--devices", type=int, default=1, help="of the killed run, simulated")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="chaos-"))

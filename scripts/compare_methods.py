@@ -1,10 +1,10 @@
-"""ConVIRT, GLoRIA and MGCA with the same encoder, data and number of steps, over several seeds.
+"""Compare ConVIRT, GLoRIA and MGCA with the same encoders, data and steps, over several seeds.
 
     python -m scripts.compare_methods --workdir runs/methods --seeds 3
 
-Runs pretrain, classify and ground of each method and seed as a user would, one after another, each
-in a workdir of its own; one that has its results.json is not run again. Prints a Markdown table,
-each figure the mean over the seeds with the lowest and the highest.
+Runs pre-training, classification and grounding of each method and seed as a user would, one after
+another, each in its own workdir; a run that has a results.json is not repeated. Prints a Markdown
+table: each figure is the mean over the seeds, with the lowest and the highest.
 """
 
 import argparse
@@ -22,7 +22,7 @@ BESIDE = ("chance", "prior", "ceiling")
 
 
 def once(config: str, workdir: Path, *overrides: str) -> dict[str, dict]:
-    """The figures of a run, which is started unless it is done."""
+    """The figures of a run; the run is started unless it is done."""
     if not (workdir / "results.json").exists():
         command = [sys.executable, "-m", "medsyn_jax.main", "--config", f"configs/{config}.py"]
         subprocess.run([*command, "--workdir", str(workdir), *overrides], check=True)
@@ -30,7 +30,7 @@ def once(config: str, workdir: Path, *overrides: str) -> dict[str, dict]:
 
 
 def figures(root: Path, method: str, seed: int) -> dict[str, float]:
-    """Of one method and seed, by column; recall@1 is the mean of both directions."""
+    """Figures of one method and seed by row; recall@1 is the mean of both directions."""
     encoder = root / f"{method}-{seed}"
     named = f"--config.encoder.workdir={encoder}"
     pretrain = once(method, encoder, f"--config.seed={seed}")

@@ -1,14 +1,15 @@
-"""Malformed and odd inputs, thousands of them: each must end in a sane value or in one line.
+"""Feed malformed inputs to the package: each must give a sane value or a one-line error.
 
     python -m scripts.fuzz --seed 0 --cases 2000 [--kind texts] [--workers 2]
     python -m scripts.fuzz --seconds 60
-    python -m scripts.fuzz --kind texts --seed 0 --case 17     # one case alone, with its traceback
+    python -m scripts.fuzz --kind texts --seed 0 --case 17     # one case, with its traceback
 
-A case passes if the product returns what it should, or raises UserError, RejectedRecord or
-LeftOutRecord with a message of one short line that does not speak of Python's types, within a limit
-of processor time that depends on the kind alone. Cases run in worker processes, so that a crash of
-a library is a failing case, too. Faults are told once for each cause; the exit status is 1 if there
-are any. What is made and asked of each kind: `fuzz_{sources,files,runs}.py`.
+A case passes if the package returns a sane value, or raises UserError, RejectedRecord or
+LeftOutRecord with a message of one short line that does not mention Python's types, within a limit
+of processor time that depends only on the kind. Cases run in worker processes, so a crash of a
+library is a failed case, too. Prints each cause of a fault once, with the command that repeats the
+case, and a table of cases by kind. Exit status 1 if there are faults. The modules
+`fuzz_{sources,files,runs}.py` make the inputs of each kind and check the results.
 """
 
 import argparse
@@ -56,23 +57,23 @@ _PYTHON = re.compile(
 
 
 class TooSlow(BaseException):
-    """Not an Exception: decoders that take in all of those must not swallow it."""
+    """A case exceeds its time. Not an Exception, which decoders may catch and drop."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: `passed`, `refused` (UserError), `rejected` (a record) or `failed`."""
+    """Outcome of a case: `passed`, `refused` (UserError), `rejected` (a record) or `failed`."""
 
     kind: str
     number: int
     verdict: str
     ms: float = 0.0
-    cause: str = ""  # tells faults of one cause from others
+    cause: str = ""  # the same for all faults of one cause
     detail: str = ""
 
 
 def run_case(kind: str, seed: int, number: int, folder: Path) -> Outcome:
-    """Runs one case in a fresh `folder`, which is removed afterwards."""
+    """Run one case in a fresh `folder`, which is removed afterwards."""
     rng = random.Random(f"{kind}/{seed}/{number}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -101,7 +102,7 @@ def run_case(kind: str, seed: int, number: int, folder: Path) -> Outcome:
 
 
 def wrong_message(message: str) -> str:
-    """What is wrong with a message to people; "" for nothing."""
+    """Why a message is unfit for users; "" if the message is fine."""
     if not message.strip():
         return "an empty message"
     if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in message):
@@ -120,7 +121,7 @@ def _place(error: BaseException) -> str:
 
 
 def _limit_time(seconds: float) -> None:
-    """TooSlow after so much processor time; where native code does not return, SIGXCPU later."""
+    """Raise TooSlow after so much processor time; SIGXCPU later if native code does not return."""
 
     def too_slow(*_: object) -> None:
         raise TooSlow(f"more than {seconds} s of processor time")
@@ -132,7 +133,7 @@ def _limit_time(seconds: float) -> None:
 
 
 def _work(pipe: connection.Connection, kinds: list[str], seed: int, room: Path) -> None:
-    """A worker: told numbers of cases, tells outcomes; what the product prints is dropped."""
+    """A worker: receives case numbers, sends outcomes, drops what the package prints."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silent = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
@@ -156,7 +157,7 @@ def _prepare(kinds: list[str], room: Path) -> None:
 
 
 class Pool:
-    """Workers that run cases; one that dies or hangs is replaced, and its case has failed."""
+    """Workers that run cases; a worker that dies or hangs is replaced, and its case has failed."""
 
     def __init__(self, kinds: list[str], seed: int, count: int, room: Path):
         self.kinds, self.seed, self.room = kinds, seed, room
@@ -180,7 +181,7 @@ class Pool:
             raise SystemExit(f"a worker could not prepare its inputs:\n{problem}")
 
     def run(self, tasks: Iterator[tuple[str, int]]) -> Iterator[Outcome]:
-        """The outcomes of all tasks (kind, number), as they come."""
+        """Yield the outcomes of all tasks (kind, number) as they arrive."""
         busy = {}
         for worker in list(self.workers):
             self._give(worker, tasks, busy)
@@ -197,7 +198,7 @@ class Pool:
                 self._give(worker, tasks, busy)
             for worker, ((kind, _), began) in busy.items():
                 if time.monotonic() - began > 30 + 20 * KINDS[kind].limit_s:
-                    worker[0].kill()  # it waits for something: told at the next turn
+                    worker[0].kill()  # it hangs: reported in the next iteration
 
     def _give(self, worker: tuple, tasks: Iterator[tuple[str, int]], busy: dict) -> None:
         if (task := next(tasks, None)) is not None:
@@ -220,7 +221,7 @@ class Pool:
 
 
 def _tasks(kinds: list[str], seed: int, cases: int, seconds: float) -> Iterator[tuple[str, int]]:
-    """(kind, number): each kind as often as its weight says, numbered by itself."""
+    """Yield (kind, number): kinds in proportion to their weights, each with its own numbers."""
     rng, counts, began = random.Random(seed), dict.fromkeys(kinds, 0), time.monotonic()
     weights = [KINDS[kind].weight for kind in kinds]
     while sum(counts.values()) < cases if not seconds else time.monotonic() - began < seconds:
@@ -246,9 +247,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=2000)
-    parser.add_argument("--seconds", type=float, default=0, help="instead of a number of cases")
+    parser.add_argument("--seconds", type=float, default=0, help="run time, instead of --cases")
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="default: all")
-    parser.add_argument("--case", type=int, help="this one alone; needs one --kind")
+    parser.add_argument("--case", type=int, help="run this case alone; needs one --kind")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
     kinds = args.kind or list(KINDS)

@@ -1,4 +1,4 @@
-"""Images (PNG, JPEG, TIFF, BMP, DICOM) and tensors (safetensors) for `scripts/fuzz.py`."""
+"""Malformed images (PNG, JPEG, TIFF, BMP, DICOM) and tensors (safetensors) for `fuzz.py`."""
 
 import io
 import json
@@ -24,8 +24,8 @@ from medsyn_jax.models.layers import split
 from medsyn_jax.models.weights import convert
 from scripts.fuzz_inputs import bent_bytes, bent_json, check, json_bytes
 
-_SOUND: list[tuple[str, bytes]] = []  # pictures: suffix and content
-_TENSORS: dict[str, tuple] = {}  # by layout: shapes, header, data
+_SOUND: list[tuple[str, bytes]] = []  # sound pictures: suffix and content
+_TENSORS: dict[str, tuple] = {}  # layout -> shapes, header, data
 
 # --- images -------------------------------------------------------------------------------------
 
@@ -33,7 +33,7 @@ _MODES = ("L", "1", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr",
 
 
 def images_prepare(folder: Path) -> None:
-    """Sound pictures of every format and mode, and DICOM of a few kinds, as bytes by suffix."""
+    """Make sound pictures of every format and mode, and DICOM files of several kinds."""
     grey = np.add.outer(np.arange(24), np.arange(16)).astype(np.uint8) * 6
     found = []
     for mode in _MODES:
@@ -87,7 +87,7 @@ _ELEMENTS += "PlanarConfiguration,SpecificCharacterSet,PixelData,VOILUTSequence,
 
 
 def dicom(rng: Random, odd: int = 0) -> bytes:
-    """A DICOM file, raw, in RLE or in JPEG 2000, `odd` of whose elements have odd values."""
+    """A DICOM file, raw or in JPEG 2000, with odd values in `odd` of its elements."""
     bits, signed = rng.choice((8, 10, 12, 16)), rng.random() < 0.3
     wide = 8 if bits == 8 else 16
     pixels = np.add.outer(np.arange(12), np.arange(10)) * ((1 << bits) // 24)
@@ -162,7 +162,7 @@ def _bend_lut(rng: Random, table: pydicom.Dataset) -> None:
 def image_case(rng: Random, folder: Path) -> None:
     suffix, data = rng.choice(_SOUND)
     if rng.random() < 0.3:
-        with suppress(Exception):  # pydicom does not write all that is odd
+        with suppress(Exception):  # pydicom does not write every odd value
             suffix, data = ".dcm", dicom(rng, odd=rng.choice((1, 1, 2, 4)))
     if rng.random() < 0.6:
         data = bent_bytes(rng, data)
@@ -235,7 +235,7 @@ def tensor_case(rng: Random, folder: Path) -> None:
 
 
 def _bent_tensors(rng: Random, header: dict[str, Any], data: bytes) -> bytes:
-    """A whole file with tensors of other types, shapes or names; or a bent header, or bytes."""
+    """A file with tensors of other types, shapes or names, a malformed header, or altered bytes."""
     header, length = json.loads(json.dumps(header)), None
     how = rng.randrange(8)
     if how < 5:

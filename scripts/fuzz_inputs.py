@@ -1,8 +1,8 @@
-"""What all kinds of `scripts/fuzz.py` share: how sound bytes, texts and JSON are bent, and `check`.
+"""Shared by all kinds of `scripts/fuzz.py`: mutations of bytes, texts and JSON, and `check`.
 
-A kind has `prepare(folder)`, which lays out the sound files that cases start from, and `case(rng,
-folder)`, which makes one odd input in an empty folder, calls the product, and raises `Fault` where
-its answer is not sane. What the product raises itself is judged by `fuzz.py`.
+A kind has two functions. `prepare(folder)` writes the sound files that cases start from. `case(rng,
+folder)` makes one malformed input in an empty folder, calls the package, and raises `Fault` if the
+result is not sane. `fuzz.py` judges the errors that the package raises.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 
 class Fault(AssertionError):
-    """An answer that is not sane: "what: how"."""
+    """A result that is not sane: "what: how"."""
 
 
 class Kind(NamedTuple):
-    """weight: how often among other kinds. limit_s: of processor time, for one case."""
+    """weight: relative frequency of the kind. limit_s: processor time of one case."""
 
     prepare: Callable[[Path], None]
     case: Callable[[Random, Path], None]
@@ -27,14 +27,14 @@ class Kind(NamedTuple):
 
 
 def check(sane: bool, what: str, how: Any = "") -> None:
-    """Raises Fault. what: one text for all faults of one cause; how: of this one."""
+    """Raise Fault unless sane. what: the same text for all faults of a cause; how: details."""
     if not sane:
         raise Fault(f"{what}: {ascii(how)[:300]}")
 
 
 # --- mutations ----------------------------------------------------------------------------------
 
-DEEP = "@deep@"  # becomes lists in lists when JSON is written
+DEEP = "@deep@"  # becomes deeply nested lists when JSON is written
 ODD = (None, True, False, 0, -1, 1, 2, 0.5, -8.0, float("nan"), float("inf"), 2**31, 10**11, 2**70)
 ODD += (1e308, "", "x", "0", "nan", "9.0", "a\nb", "a\0b", "[red]", "é\udcff", "y" * 3000, DEEP)
 ODD += ([], [1], [0, "a"], {}, {"a": 1}, [[]], [None] * 3, "../up", "/", "True", [8] * 40)
@@ -55,7 +55,7 @@ _BITS = (
 
 
 def bent_bytes(rng: Random, data: bytes) -> bytes:
-    """The bytes with one to four flips, cuts, copies, deletions, insertions or runs of zeros."""
+    """Apply one to four bit flips, cuts, copies, deletions, insertions or runs of zeros."""
     found = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at, end = sorted(rng.randint(0, len(found)) for _ in range(2))
@@ -77,7 +77,7 @@ def bent_bytes(rng: Random, data: bytes) -> bytes:
 
 
 def bent_text(rng: Random, text: str) -> str:
-    """The text with letters dropped, doubled, moved or replaced, or a long run of a piece of it."""
+    """Drop, double, move or replace letters, or repeat a piece of the text many times."""
     for _ in range(rng.choice((1, 2, 8))):
         at, end = sorted(rng.randint(0, len(text)) for _ in range(2))
         end = min(end, at + rng.choice((1, 2, 30)))
@@ -90,14 +90,14 @@ def bent_text(rng: Random, text: str) -> str:
 
 
 def bent_json(rng: Random, value: Any) -> Any:
-    """The tree with one to three of its values replaced, removed, doubled, swapped or renamed."""
+    """Replace, remove, duplicate, swap or rename one to three values of the tree."""
     whole = [json.loads(json.dumps(value))]
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         places = list(_places(whole))
         inside, key = rng.choice(places)
         how = rng.randrange(8)
         if how < 4:
-            inside[key] = json.loads(json.dumps(rng.choice(ODD)))  # a later turn may bend it
+            inside[key] = json.loads(json.dumps(rng.choice(ODD)))  # a copy: it may change again
         elif how == 4 and inside is not whole:
             del inside[key]
         elif how == 5:
@@ -118,7 +118,7 @@ def _places(tree: Any) -> Any:
 
 
 def json_bytes(rng: Random, value: Any) -> bytes:
-    """JSON of a bent tree; once in five times the text itself is bent, too."""
+    """A tree as JSON; in one case of five the text itself is altered, too."""
     nested = f"{'[' * 100_000}{']' * 100_000}" if rng.random() < 0.5 else "[" * 5000
     data = json.dumps(value).replace(f'"{DEEP}"', nested).encode()
     return bent_bytes(rng, data) if rng.random() < 0.2 else data

@@ -1,4 +1,4 @@
-"""Pipelines, shards and configs for `scripts/fuzz.py`: what runs read and write."""
+"""Malformed pipelines, shards, configs and workdirs for `scripts/fuzz.py`."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ from medsyn_jax.tasks import (
     ingest,
     pretrain,
 )
-from medsyn_jax.train import encoders, features, pairs, probe, recipe
+from medsyn_jax.train import features, frozen, loop, probe
 from scripts import random_pipeline
 from scripts.fuzz_inputs import bent_bytes, bent_json, check, json_bytes
 
@@ -108,7 +108,7 @@ def shards_prepare(folder: Path) -> None:
 
 
 def _having(root: Path) -> list[str]:
-    """The splits that have records."""
+    """Names of the splits that have records."""
     return [name for name, part in shards.describe(root)["splits"].items() if part["records"]]
 
 
@@ -127,11 +127,11 @@ def shard_case(rng: Random, folder: Path) -> None:
             for i, sound in enumerate(read[name]):
                 check(_same(records[i], sound), "another record", (name, i))
     except shards.UserError as error:
-        refused = error  # what the second ingestion makes of it matters, too
+        refused = error  # the next ingestion must repair the set
     build.ingest(config, root, made)
     for name, data in files.items():
         if name.endswith((".lock", ".texts.json")) or "array_record-" in name.partition("/")[0]:
-            continue  # records are checked when they are read; a whole set needs no counts
+            continue  # records are checked above; a complete set needs no counts of texts
         same = (root / name).exists() and _content(root / name) == _content(name, data)
         check(same, f"a fault left after ingestion in {name.partition('/')[0]}", name)
     if refused is not None:
@@ -139,16 +139,16 @@ def shard_case(rng: Random, folder: Path) -> None:
 
 
 def _content(path: Path | str, data: bytes | None = None) -> Any:
-    """What ingestion vouches for: of reasons their number, of descriptions no wording."""
+    """The content that ingestion guarantees: the number of reasons, no wording of texts."""
     data = Path(path).read_bytes() if data is None else data
     if Path(path).suffix == ".csv":
         return len(list(csv.reader(data.decode(errors="replace").splitlines())))
     if Path(path).suffix != ".json":
         return data
     vague = ("description", "left_out", "version", "rejects")
-    # A note's count of bytes, which TFDS shows as numBytes, is believed: all records tell it alone.
+    # The byte count of a note, numBytes in TFDS, is trusted: checking it would read all records.
     text = re.sub(r'"numBytes": "\d+"', '"numBytes": "0"', data.decode())
-    text = re.sub(r'(?<=[\[\s])"(\d+)"(?=[,\]\s])', r"\1", text)  # as good for shardLengths
+    text = re.sub(r'(?<=[\[\s])"(\d+)"(?=[,\]\s])', r"\1", text)  # as valid in shardLengths
     return {k: v for k, v in json.loads(text).items() if k in _KNOWN and k not in vague}
 
 
@@ -163,7 +163,7 @@ def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def _bend_set(rng: Random, root: Path, files: dict[str, bytes]) -> None:
-    """Lays out the set with one or two of its files bent, away, or in each other's place."""
+    """Write the set with one or two of its files altered, missing, or replaced by another file."""
     found = dict(files)
     for _ in range(rng.choice((1, 1, 2))):
         folders = sorted({name.partition("/")[0] for name in files if name != ".lock"})
@@ -192,7 +192,7 @@ _TASKS = ("convirt", "gloria", "mgca", "classify", "ground", "curate", "generate
 _TASKS += ("finetune_diffusion", "ingest")
 _MODULES = {m.__name__.rpartition(".")[2]: m for m in (classify, curate, finetune_diffusion)}
 _MODULES |= {m.__name__.rpartition(".")[2]: m for m in (generate, ground, ingest, pretrain)}
-# Work that is large because it was asked for is no fault.
+# Fields that may ask for much work, which is no fault.
 _COUNTS = ("subjects", "studies_per_subject", "ingest.size", "seeds", "draws", "subsets", "epochs")
 _VALUES = ("nan", "inf", "-inf", "-1", "0", "1", "2", "3", "0.5", "1e-320", "1e308", "2147483648")
 _VALUES += ("99999999999999999999", "", "x", "None", "True", "()", "(1,)", "(0.2,)", "(1, 2)", "[]")
@@ -201,11 +201,11 @@ _VALUES += ("(1.0, 0.0)", "('(',)", "('.*',)", "../x", "/", "\0", "[red]", "é",
 
 
 class Done(BaseException):
-    """All checks have passed, and the work would begin."""
+    """All checks have passed; the work would begin here."""
 
 
 def configs_prepare(folder: Path) -> None:
-    """A pre-training run as far as a checkpoint of its start, and two sets of shards."""
+    """Make a pre-training run with a checkpoint of its start, and two sets of shards."""
     runs = folder / "runs"
     _BASE["configs"] = folder
 
@@ -216,28 +216,28 @@ def configs_prepare(folder: Path) -> None:
         raise Done
 
     argv = ["main", "--config=configs/gloria.py:smoke", f"--workdir={runs / 'encoder'}"]
-    argv.append("--config.ingest.workers=1")  # the fourth: the rest may be odd
+    argv.append("--config.ingest.workers=1")  # the fourth argument: the ones after it may be odd
     _run(argv, saved)
     data = next((runs / "data").iterdir())
     shutil.copytree(data, runs / "set")
 
 
 def _traced(fn: Any = None, **_: Any) -> Any:
-    """In the place of `jax.jit`: finds every error of shapes, and computes zeros."""
+    """Replaces `jax.jit`: finds every error of shapes, and returns zeros."""
     if fn is None:
         return _traced
 
     def zeros(*args: Any, **kwargs: Any) -> Any:
         shapes = jax.eval_shape(fn, *args, **kwargs)
         if sum(np.prod(s.shape, dtype=float) for s in jax.tree.leaves(shapes)) > 1e8:
-            raise Done  # asked for, so not a fault
+            raise Done  # the config asks for large arrays, so this is no fault
         return jax.tree.map(lambda s: jax.device_put(np.zeros(s.shape, s.dtype)), shapes)
 
     return zeros
 
 
 def _begin(trainer: Any, state: Any) -> None:
-    """In the place of training: one batch and now and then, as it takes seconds, a traced step."""
+    """Replaces training: one batch and, in some cases since it takes seconds, a traced step."""
     try:
         batch = meshes.to_devices(trainer.mesh, next(trainer.batches))
         if _BASE["traced"]:
@@ -261,7 +261,7 @@ def _done(*_: Any, **__: Any) -> None:
 
 
 def _run(argv: list[str], training: Any = _begin) -> None:
-    """Parses a command line as `main` does and runs its task up to where the work begins."""
+    """Parse a command line as `main` does, and run its task up to where the work begins."""
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file(
         "config", None, "", lock_config=True, flag_values=values
@@ -272,7 +272,7 @@ def _run(argv: list[str], training: Any = _begin) -> None:
             (main.flags, "FLAGS", values),
             (main, "_CONFIG", config),
             (main, "_WORKDIR", workdir),
-            (sys, "argv", argv),  # ml_collections looks there for the fields
+            (sys, "argv", argv),  # ml_collections reads the fields from there
         ):
             stack.enter_context(mock.patch.object(place, name, value))
         parsed, where = main.parse(argv)
@@ -284,14 +284,14 @@ def _run(argv: list[str], training: Any = _begin) -> None:
             stack.enter_context(mock.patch.object(place, name, _done))
         for place, name, value in (
             (jax, "jit", _traced),
-            (recipe, "run", training),
+            (loop, "fit", training),
             (features, "table", _table),
         ):
             stack.enter_context(mock.patch.object(place, name, value))
         check(parsed.task in _MODULES, "an unknown task", parsed.task)
         main._make(where)
-        with suppress(Done, MemoryError):  # `main` tells of the latter
-            _MODULES[parsed.task].run(parsed, where)
+        with suppress(Done, MemoryError):  # `main` reports a MemoryError
+            main.run(parsed, where)
 
 
 def config_case(rng: Random, folder: Path) -> None:
@@ -323,7 +323,7 @@ def _fields(name: str) -> set[str]:
 
 
 def _workdir_case(rng: Random, folder: Path, runs: Path) -> None:
-    """The workdir of a run whose config.json is bent."""
+    """Open the workdir of a run whose config.json is malformed."""
     shutil.copytree(runs / "encoder", folder / "run", symlinks=True)
     path = folder / "run" / "config.json"
     path.write_bytes(json_bytes(rng, bent_json(rng, json.loads(path.read_text()))))
@@ -332,8 +332,8 @@ def _workdir_case(rng: Random, folder: Path, runs: Path) -> None:
         rng.choice(
             (
                 lambda: log.check_config(folder / "run", config),
-                lambda: encoders.pretrained(folder / "run"),
-                lambda: encoders.untrained(folder / "run", 0),
-                lambda: pairs.pretrained(folder / "run"),
+                lambda: frozen.pretrained(folder / "run"),
+                lambda: frozen.untrained(folder / "run", 0),
+                lambda: frozen.pretrained_pair(folder / "run"),
             )
         )()

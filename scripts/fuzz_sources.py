@@ -1,4 +1,4 @@
-"""Texts, tables and class folders for `scripts/fuzz.py`."""
+"""Malformed texts, tables and class folders for `scripts/fuzz.py`."""
 
 import csv
 import gzip
@@ -73,7 +73,7 @@ BODIES = (
 
 
 def report(rng: Random) -> str:
-    """A report with heads of many kinds, or none, and now and then far from one."""
+    """A report with heads of many kinds or none; sometimes far from a report."""
     parts = []
     for _ in range(rng.choice((0, 1, 2, 3, 5, 9))):
         head = rng.choice(HEADS)
@@ -124,7 +124,7 @@ def text_case(rng: Random, folder: Path) -> None:
 
 
 def _words() -> Tokenizer:
-    """Each word and sign is one token, between two marks."""
+    """A tokenizer with one token for each word and sign, between two [CLS]."""
     if not (found := _CACHE.get("words")):
         backend = hf.Tokenizer(hf.models.WordLevel({"[UNK]": 0, "[CLS]": 1}, unk_token="[UNK]"))
         backend.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
@@ -170,7 +170,7 @@ def tables_prepare(folder: Path) -> None:
 
 
 def write_table(rng: Random, path: Path, table: list[list[str]]) -> int:
-    """Writes rows, some of them bent; returns the number of data rows that csv reads back."""
+    """Write rows, some of them malformed; return the number of data rows that csv reads back."""
     text, gz = io.StringIO(), path.suffix == ".gz"
     tabs = ".tsv" in path.name
     quoting = rng.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
@@ -188,7 +188,7 @@ def write_table(rng: Random, path: Path, table: list[list[str]]) -> int:
     path.write_bytes(bent_bytes(rng, packed) if gz and rng.random() < 0.2 else packed)
     lines = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     try:
-        reader = io.StringIO(lines, newline="\n")  # str.splitlines breaks lines elsewhere, too
+        reader = io.StringIO(lines, newline="\n")  # str.splitlines also breaks at other characters
         read = csv.reader(reader, "excel-tab" if tabs else "excel", strict=True)
         return sum(1 for row in read if row) - 1
     except csv.Error:
@@ -248,7 +248,7 @@ def _mimic_case(rng: Random, folder: Path) -> None:
     if rng.random() < 0.5:
         labels.reverse()
     study = lambda i: ["10000001", "50000001", *("1.0", "", "-1.0", "0")[i % 4 :], *[""] * 14]  # noqa: E731
-    order = rng.choice((slice(None), slice(None, None, -1)))  # study_id in front or behind
+    order = rng.choice((slice(None), slice(None, None, -1)))  # study_id first or last
     tables = {
         "metadata": [["dicom_id", "subject_id", "study_id", "ViewPosition"], *_rows(rng, _mimic)],
         "split": [["dicom_id", "split"], *([f"d{i}", "train"] for i in range(12))],
@@ -322,14 +322,14 @@ def _ingest(variant: str, path: str) -> Any:
 
 
 def _check_plan(found: plan.Plan, config: Any, count: int) -> None:
-    """Every row is an item, a reject or counted as dropped; items can be made, or say why not."""
+    """Check that rows are items, rejects or dropped, and that items make records or rejects."""
     listed = found.total + sum(found.dropped.values())
     check(count < 0 or listed == count, "rows are lost", (listed, count))
     items = [item for part in found.parts for item in part.items]
     check(len({item.key for item in items}) == len(items), "keys occur twice")
     check(all(i.key.isascii() and " " not in i.key for i in items), "odd keys", items[:1])
     for _, reason in found.rejects[:1]:
-        raise RejectedRecord(reason)  # judged as any other message
+        raise RejectedRecord(reason)  # judged like any other message
     for item in items[:2]:
         made = records.example(item, config)
         check(made["labels"].shape == (len(found.label_names),), "labels of another length")

@@ -1,11 +1,11 @@
-"""Where a pre-trained pair of encoders sees phrases on radiographs of your own.
+"""Draw where a pre-trained pair of encoders locates phrases on your own radiographs.
 
     python -m scripts.heat_maps --encoder runs/gloria-demo --images a.png b.dcm \\
         --phrases "left pleural effusion" nodule --out heat_maps.png
 
-Writes one PNG: a row of a phrase, a column of an image (PNG, JPEG, TIFF, BMP or DICOM), the middle
-that the encoder sees of each, red where the phrase fits best. What the maps are worth on phantoms,
-whose findings have masks, is what configs/ground.py measures.
+Writes one PNG and prints its name: a row for each phrase, a column for each image (PNG, JPEG, TIFF,
+BMP or DICOM). Each tile shows the centre of the image that the encoder sees, red where the phrase
+fits best. configs/ground.py scores such maps on phantoms, whose findings have masks.
 """
 
 import argparse
@@ -19,19 +19,19 @@ from medsyn_jax.core.errors import RejectedRecord, UserError
 from medsyn_jax.core.files import replaced
 from medsyn_jax.data.images import decode
 from medsyn_jax.tasks import ground
-from medsyn_jax.train import pairs
+from medsyn_jax.train import frozen
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--encoder", type=Path, required=True, help="workdir of a pre-training run")
-    parser.add_argument("--images", nargs="+", required=True, help="files")
+    parser.add_argument("--images", nargs="+", required=True, help="image files")
     parser.add_argument("--phrases", nargs="+", required=True)
     parser.add_argument("--out", type=Path, default=Path("heat_maps.png"))
     args = parser.parse_args()
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what users cannot change
+    logging.set_verbosity(logging.ERROR)  # Orbax warns about things that users cannot change
     try:
-        pair = pairs.pretrained(args.encoder)
+        pair = frozen.pretrained_pair(args.encoder)
         pixels = np.stack([pair.fit(decode.decode_grey(path)) for path in args.images])
         rows = {}
         for phrase in args.phrases:

@@ -1,9 +1,10 @@
-"""Makes what the default tests compare with, so that they need no torch.
+"""Make the golden files that the default tests compare with, so that these tests need no torch.
 
     python scripts/make_golden.py        (needs the extra `parity`)
 
-tests/golden/encoders.npz: small torch and transformers encoders, their inputs and outputs.
-tests/golden/samplers.npz: where the schedulers of diffusers lead with a toy denoiser.
+Writes two files in tests/golden and prints their sizes. encoders.npz: weights, inputs and outputs
+of small torch and transformers encoders. samplers.npz: results of diffusers' schedulers with a toy
+denoiser.
 """
 
 import sys

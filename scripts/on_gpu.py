@@ -1,15 +1,16 @@
-"""Everything that is to be measured on a GPU, by one command of at most eight minutes.
+"""Measure speed and parity on one GPU, in at most eight minutes.
 
     python scripts/on_gpu.py              on one GPU: JSON at the end, and in --out after every part
     python scripts/on_gpu.py --smoke      all parts at toy sizes, on CPU too
-    python scripts/on_gpu.py --compile    compiles the programs for an H100 that need not be there
+    python scripts/on_gpu.py --compile    compile the programs for an H100 that need not be present
 
-Needs JAX, Flax, Optax, PyTorch and transformers. Each part is a process: JAX's go one after the
-other, PyTorch's beside them, and a lock lets one at a time measure. A part that fails, or for which
-no time is left, costs itself alone: its row has `error`. Seconds are medians of repeated calls,
-each waited for, after warm-up; MFU is of 989 TFLOP/s. images/s of training are pairs/s.
---compile needs jax-cuda13-plugin, jax-cuda13-pjrt and nvidia-cudnn-cu13, and in --target a
-description of the chip, as in XLA's repository: xla/backends/gpu/target_config/specs.
+Needs JAX, Flax, Optax, PyTorch and transformers. Each part runs in its own process: JAX's parts one
+after the other, PyTorch's beside them; a lock lets only one measure at a time. A part that fails or
+runs out of time gets a row with `error`, and the other parts go on. Seconds are medians of repeated
+synchronous calls after warm-up. MFU is relative to 989 TFLOP/s. per_s of a training step counts
+pairs. --compile needs jax-cuda13-plugin, jax-cuda13-pjrt and nvidia-cudnn-cu13, and in --target a
+description of the chip from XLA's repository: xla/backends/gpu/target_config/specs. It prints a
+JSON line for each program with the memory that the program needs.
 """
 
 import argparse
@@ -35,7 +36,7 @@ BUDGET_S = 465
 BATCH, SMALL = 16, 8  # of images
 LOCAL = (48, 128, 256, 512)
 METHODS = ("gloria", "convirt", "mgca")
-# What runs one after the other, by what it runs on.
+# Parts that run one after the other, by the device or library that they use.
 LANES = {
     "jax": ("step", "image", *METHODS, "local", "image_all_guided", "step_small"),
     "torch": ("torch_diffusion", *(f"torch_{name}" for name in METHODS), "torch_local"),
@@ -46,11 +47,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """While nothing else of ours measures."""
+    """Hold the lock under which one part at a time measures."""
     with open(os.environ["ON_GPU_LOCK"], "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-    time.sleep(0.2)  # for whoever waits
+    time.sleep(0.2)  # lets a waiting part take the lock
 
 
 def report(row: str, figures: dict[str, Any]) -> None:
@@ -74,7 +75,7 @@ def figures(found: list[float], count: int, peak: int | None, **more: Any) -> di
 
 
 def run_program(row: str, program: Any, count: int, repeats: int) -> None:
-    """Compiles it, calls it, and reports."""
+    """Compile the program, time its calls, and report."""
     import jax
 
     from scripts.programs import filled
@@ -118,7 +119,7 @@ def jax_part(name: str, toy: bool) -> None:
 
 
 def tflop_part(name: str, toy: bool) -> None:
-    """TFLOP of every row of the same name, as lowered in float32, by its whole batch."""
+    """Report the TFLOP of the other rows, by name, for a whole batch, as lowered in float32."""
     import jax.numpy as jnp
 
     from scripts import programs
@@ -133,7 +134,7 @@ def tflop_part(name: str, toy: bool) -> None:
         rows[f"local {batch}"] = programs.local_tflop(batch, toy)
     report(name, {k: round(v, 6) for k, v in rows.items()})
     for method in METHODS:
-        # A loop's turn counts once: GLoRIA's reports are left to the count above.
+        # A loop body counts once, so GLoRIA's loop over reports is counted by `local_tflop`.
         settings = {"memory_mib": 0} if method == "gloria" else {}
         program = programs.method(method, toy, jnp.float32, **settings)
         rows[method] = programs.tflop(program.f, *program.args)
@@ -143,9 +144,12 @@ def tflop_part(name: str, toy: bool) -> None:
 
 
 def parity_part(name: str, toy: bool) -> None:
-    """Of small networks with the same weights, on the device and on the host: |a - b| / |b| of the
-    output that is furthest off, and the largest single difference over the largest number there.
-    The host computes in float32; of bfloat16 there are both sides, to tell rounding from faults."""
+    """Compare small networks with the same weights on the device and on the host.
+
+    Reports |a - b| / |b| of the worst output, and the largest difference relative to the largest
+    value. The reference is the host in float32. bfloat16 runs on both sides, so that rounding can
+    be told from a fault.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -174,7 +178,7 @@ def parity_part(name: str, toy: bool) -> None:
 
 
 def measure_torch(row: str, call: Callable[[], Any], count: int, repeats: int, **more: Any) -> None:
-    """The first call compiles, beside what else goes on; then alone."""
+    """Time the calls alone; the first call, which compiles, may run beside other parts."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -245,7 +249,7 @@ def run_part(name: str, toy: bool) -> None:
 
 
 class Results:
-    """Rows of all parts, written to a file whenever one comes."""
+    """Rows of all parts, written to a file whenever a row arrives."""
 
     def __init__(self, path: Path):
         self.path, self.lock, self.began = path, threading.Lock(), time.monotonic()
@@ -259,7 +263,7 @@ class Results:
             self.path.write_text(json.dumps(self.found, indent=2) + "\n")
 
     def _derive(self) -> None:
-        """MFU of rows whose FLOPs are known, PyTorch's by ours; and how much faster we are."""
+        """Add MFU where the FLOPs are known (PyTorch's by ours), and the ratio to PyTorch."""
         rows = self.found["rows"]
         for name, row in rows.items():
             tflop = rows.get("tflop", {}).get(name.removeprefix("torch_"))
@@ -282,11 +286,11 @@ def _versions() -> dict[str, str]:
 
 
 def start(name: str, args: argparse.Namespace, results: Results, left: float) -> None:
-    """One part in its process; its rows as they come, and what became of it."""
+    """Run one part in its own process; add its rows as they arrive, or its error."""
     if left < 5:
         return results.add(name, {"error": "left out: no time left"})
     env = os.environ | {"PYTHONUNBUFFERED": "1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    if name in ("tflop", *LANES["torch"]):  # the rest of the GPU's memory is torch's
+    if name in ("tflop", *LANES["torch"]):  # leaves the GPU to torch
         env["JAX_PLATFORMS"] = "cpu"
     command = [sys.executable, __file__, "--part", name] + ["--smoke"] * args.smoke
     with tempfile.TemporaryFile("w+") as errors:
@@ -329,7 +333,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compile_all(args: argparse.Namespace) -> None:
-    """A line a program: what it needs on an H100, as its compiler says, and by which attention."""
+    """Print a line for each program: memory on an H100, and calls of cuDNN's attention."""
     flags = " --xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -376,10 +380,10 @@ def compile_all(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="toy sizes")
-    parser.add_argument("--compile", action="store_true", help="for an H100, and run nothing")
-    parser.add_argument("--target", type=Path, default=Path("h100_sxm.txtpb"))
-    parser.add_argument("--parts", nargs="+", default=[], help="these alone")
-    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for all of it")
+    parser.add_argument("--compile", action="store_true", help="compile for an H100, run nothing")
+    parser.add_argument("--target", type=Path, default=Path("h100_sxm.txtpb"), help="of the chip")
+    parser.add_argument("--parts", nargs="+", default=[], help="run these parts alone")
+    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for all parts")
     parser.add_argument("--out", type=Path, default=Path("on_gpu.json"))
     parser.add_argument("--part", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Stable Diffusion's networks at full size, in float32, against diffusers and transformers:
+"""Compare Stable Diffusion's networks at full size, in float32, with diffusers and transformers.
 
-    python scripts/parity_diffusion.py [NAME ...]      (all of them: 8 GB of memory)
+    python scripts/parity_diffusion.py [NAME ...]      (all networks: 8 GB of memory)
 
-Each has random weights, biases and scales, and goes through a pipeline folder. Printed is the
-relative error |ours - theirs| / |theirs| of every output. Latents are 32 x 32, and the U-Net's
-batch is that of one guided step. Exit status 1 if an error exceeds 1e-4.
+Each network has random weights, biases and scales, and is read from a pipeline folder. Prints the
+number of parameters and the relative error |ours - theirs| / |theirs| of every output. Latents are
+32 x 32, and the U-Net's batch is that of one guided step. Exit status 1 if an error exceeds 1e-4.
 """
 
 import gc
@@ -62,7 +62,7 @@ def rows(x: torch.Tensor) -> np.ndarray:
 
 
 def unet(width: int) -> tuple[Callable, Callable, tuple]:
-    """torch's and our function of the model and the inputs, and the inputs: a guided step."""
+    """(torch's function of model and inputs, ours, the inputs) of a guided step."""
     inputs = random(2, 32, 32, 4), np.array([981, 981], np.int32), random(2, 77, width)
 
     def theirs(model, x, t, text):
@@ -98,7 +98,7 @@ def text_model(config: dict[str, Any]) -> transformers.CLIPTextModel:
 
 
 UNET = diffusers.UNet2DConditionModel
-# name: the part, a maker of torch's model, and what is computed with it
+# name: (part of the pipeline, maker of the torch model, the computations)
 CASES = {
     "SD 1.5 U-Net": ("unet", lambda: UNET(cross_attention_dim=768), [unet(768)]),
     "SD 2.1 U-Net": ("unet", lambda: UNET(**SD2), [unet(1024)]),
@@ -116,7 +116,7 @@ CASES = {
 
 
 def randomize(module: torch.nn.Module) -> None:
-    """Biases and scales that are not those of a fresh model, and attention far from uniform."""
+    """Change biases and scales from their initial values, and make attention far from uniform."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -127,7 +127,7 @@ def randomize(module: torch.nn.Module) -> None:
 
 
 def run_torch(name: str, folder: Path) -> list[np.ndarray]:
-    """What torch computes; the model is left in the folder, as a pipeline of one part."""
+    """The outputs of torch; writes the model to the folder, as a pipeline of one part."""
     part, make, calls = CASES[name]
     module = make().eval()
     randomize(module)

@@ -1,4 +1,8 @@
-"""Makes docs/phantom.png, a contact sheet of the phantom corpus; --bench measures the speed."""
+"""Make docs/phantom.png, a contact sheet of the phantom corpus, or measure the phantom's speed.
+
+python scripts/phantom_sheet.py             write the sheet, print its name and size
+python scripts/phantom_sheet.py --bench     print phantoms per second and core at four sizes
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from medsyn_jax.phantom.study import LABELS, Phantom
 
 SIDE, TEXT, GAP = 184, 142, 4  # pixels
 SEED = 7
-# (label, view): grade and kind that the sheet shows, where not a moderate one
+# (label, view) -> grade and kind on the sheet; others are of grade 1 and any kind
 SHOWN = {
     ("Cardiomegaly", "AP"): (2, ""),
     ("Pleural Effusion", "AP"): (2, "layering"),
@@ -43,7 +47,7 @@ BOX_COLORS = {
 
 
 def bench(count: int) -> None:
-    """Prints images a second of processor time, for one core."""
+    """Print images per second of processor time, on one core."""
     for size, number in ((64, count), (128, count), (224, count // 3), (512, count // 12)):
         phantom.study(0, 0, 0, size)
         start = time.process_time()
@@ -54,7 +58,7 @@ def bench(count: int) -> None:
 
 
 def find(label: str, view: str, grade: int, kind: str = "") -> tuple[int, int, int]:
-    """The first study that shows this label alone, in this view, grade and kind ('' for any)."""
+    """The first study with this label alone, in this view, grade and kind ('' for any)."""
     for subject in range(20000):
         plan = phantom.plan(SEED, subject, 0)
         names = {f.label for f in plan.findings} or {"No Finding"}
@@ -82,7 +86,7 @@ def overlay(study: Phantom) -> Image.Image:
 
 
 def palette() -> Image.Image:
-    """Greys, the same greys under each tint, and the frames: all that the sheet needs."""
+    """All colours of the sheet: greys, greys under each tint, and frames."""
     greys = np.linspace(0, 255, 64)[:, None].repeat(3, 1)
     tints = [0.68 * greys[::2] + 0.32 * np.array(tint) for tint in COLORS.values()]
     frames = np.array([*BOX_COLORS.values()])
@@ -107,7 +111,7 @@ def tile(study: Phantom, label: str, font: Callable[[int], ImageFont.FreeTypeFon
 
 
 def sheet(path: Path) -> None:
-    """Writes the contact sheet: each label in a row of pairs, PA and AP."""
+    """Write the contact sheet: for each label a pair of tiles, PA and AP."""
 
     def font(points: int) -> ImageFont.FreeTypeFont:
         return ImageFont.load_default(points)  # type: ignore[return-value]
@@ -128,7 +132,7 @@ def sheet(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--bench", action="store_true", help="print the speed, write nothing")
     parser.add_argument("--count", type=int, default=240, help="images timed with --bench")
     parser.add_argument("--out", type=Path, default=Path("docs/phantom.png"))

@@ -1,8 +1,8 @@
-"""The JAX programs that scripts/on_gpu.py runs on a GPU, or compiles for one that is not there.
+"""The JAX programs that scripts/on_gpu.py runs on a GPU, or compiles for an absent one.
 
-A program is a function and its arguments; leaves of these are NumPy arrays, or shapes that `filled`
-fills. Importing this module needs JAX, Flax, Optax, transformers and NumPy alone: what else the
-package imports, for data, is replaced by empty modules where it is missing.
+A program is a function and its arguments, whose leaves are NumPy arrays, or shapes that `filled`
+fills. Importing this module needs only JAX, Flax, Optax, transformers and NumPy: other packages
+that medsyn_jax imports, for data, are replaced by empty modules if they are missing.
 """
 
 import functools
@@ -41,11 +41,11 @@ class _Anything(type):
 
 
 class Anything(metaclass=_Anything):
-    """Whatever a module that is missing has: to be named or made, and never of use."""
+    """Stands for any member of a missing module: can be named and called, and does nothing."""
 
 
 class ConfigDict(dict):
-    """As much of ml_collections' as the files in configs/ need."""
+    """The part of ml_collections' ConfigDict that the files in configs/ need."""
 
     def __init__(self, values: Any = ()):
         super().__init__()
@@ -80,7 +80,7 @@ class StandIn(ModuleType):
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Comes last: finds what nothing else has found."""
+    """The last finder: gives an empty module for a missing package."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         known = name.partition(".")[0] in ABSENT
@@ -143,8 +143,8 @@ OPTIMIZER = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.05}
 
 
 class Program(NamedTuple):
-    """f: called as f(*args). What it returns first comes in the place of its first argument in the
-    next call if `donated`, as the state of a training does."""
+    """f is called as f(*args). If `donated`, its first result replaces its first argument in the
+    next call, like the state of a training."""
 
     f: Callable
     args: tuple
@@ -161,9 +161,9 @@ def _noise() -> np.ndarray:
 
 
 def filled(args: Any) -> Any:
-    """The arguments with arrays in the place of shapes: zeros for counters, biases, means and an
-    optimizer's state, ones for scales and variances, else normal numbers that keep what goes
-    through a matrix or a kernel at its size."""
+    """The arguments with arrays in place of shapes: zeros for counters, biases, means and optimizer
+    state, ones for scales and variances, else normal numbers scaled so that a matrix or a kernel
+    preserves the magnitude of its input."""
 
     def fill(path: tuple, leaf: Any) -> Any:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -182,10 +182,10 @@ def filled(args: Any) -> Any:
 
 
 def diffusion(toy: bool, dtype: Any = jnp.bfloat16) -> pipeline.Pipeline:
-    """SD 1.5 with shapes for parameters, matrices in `dtype`, without a text encoder."""
+    """SD 1.5 without a text encoder; parameters are shapes, matrices in `dtype`."""
 
     def kept(p: Any) -> jax.ShapeDtypeStruct:
-        """As a Generator keeps it."""
+        """The parameter as a Generator keeps it."""
         return shape(*p.shape, dtype=dtype if p.ndim > 1 else jnp.float32)
 
     parts = {}
@@ -198,7 +198,7 @@ def diffusion(toy: bool, dtype: Any = jnp.bfloat16) -> pipeline.Pipeline:
 
 
 def guided_step(batch: int, toy: bool, dtype: Any = jnp.bfloat16) -> Program:
-    """The U-Net on `batch` latents with and without their text, and guidance."""
+    """The U-Net on `batch` latents with and without their text, then guidance."""
     parts = diffusion(toy, dtype).parts
     unet, side = pipeline.module_of(parts["unet"], dtype), 8 if toy else 64
 
@@ -213,8 +213,8 @@ def guided_step(batch: int, toy: bool, dtype: Any = jnp.bfloat16) -> Program:
 
 
 def image(batch: int, toy: bool, default: bool) -> Program:
-    """Whole images by the default of configs/generate.py, or by as many steps of the same sampler,
-    all guided and of all layers."""
+    """Whole images by the default of configs/generate.py; without `default` by as many steps of the
+    same sampler, each guided and with all layers."""
     parts, settings = diffusion(toy), generate.get_config().sampler
     every = {} if default else {"interval": (), "cache_every": 1}
     sampling = generator.Sampling(**{**settings.to_dict(), **every})
@@ -231,7 +231,7 @@ def image(batch: int, toy: bool, default: bool) -> Program:
 
 
 def method_config(name: str, toy: bool) -> Any:
-    """The paper's settings, with weights of no file; toy: with small networks."""
+    """The paper's settings without weight files; toy: with small networks."""
     config = {"convirt": convirt, "gloria": gloria, "mgca": mgca}[name].get_config("paper")
     if toy:
         config.image.update({"depths": (1, 1, 1, 1), "width": 8})
@@ -243,13 +243,13 @@ def method_config(name: str, toy: bool) -> Any:
 
 
 def method_batch(config: Any, batch: int) -> dict[str, np.ndarray]:
-    """Random images and token ids; the reports are of half to all of the tokens."""
+    """Random images and token ids; reports fill half to all of the tokens."""
     rng, tokens = np.random.default_rng(0), config.data.tokens
     side = config.image.upsample or config.augment.size
     images = rng.standard_normal((batch, side, side, 3), np.float32)
     ids = rng.integers(0, VOCABULARY, (batch, tokens))
     mask = np.arange(tokens)[None] < rng.integers(tokens // 2, tokens + 1, batch)[:, None]
-    new = rng.random(ids.shape) < 0.7  # the others go on with the word before
+    new = rng.random(ids.shape) < 0.7  # the others continue the previous word
     words = np.where(mask, new.cumsum(1) - new[:, :1], -1)
     found = {"image": images, "ids": ids.astype(np.int32), "mask": mask}
     return found | {"words": words.astype(np.int32)}
@@ -272,7 +272,7 @@ def method_forward(name: str, config: Any) -> Callable:
 
 
 def training_step(model: nnx.Module, forward: Callable) -> tuple[Callable, dict]:
-    """The package's own step as step(state, batch, seed) -> (state, loss), and its state."""
+    """The package's own step, step(state, batch, seed) -> (state, loss), and its first state."""
     structure, params, stats = split(model)
     tx = optim.adamw(params, lambda _: 1e-5, **OPTIMIZER)
 
@@ -293,7 +293,7 @@ def training_step(model: nnx.Module, forward: Callable) -> tuple[Callable, dict]
 
 
 def method(name: str, toy: bool, dtype: Any = jnp.bfloat16, **settings: Any) -> Program:
-    """A training step at the paper's batch. settings: of the loss, in the place of the config's."""
+    """A training step at the paper's batch size. settings: replace those of the loss."""
     config = method_config(name, toy)
     config.loss.update(settings)
     model = nnx.eval_shape(lambda: method_model(config, nnx.Rngs(0), dtype))
@@ -306,7 +306,7 @@ REGIONS, WORDS, WIDTH = 361, 97, 768
 
 
 def local(batch: int, toy: bool) -> Program:
-    """GLoRIA's local loss and its gradient, of reports of all words, in bf16."""
+    """GLoRIA's local loss and its gradient in bf16, for reports that fill all words."""
     regions, words, width = (9, 6, 16) if toy else (REGIONS, WORDS, WIDTH)
     step = jax.value_and_grad(lambda *args: local_loss(*args)[0], (0, 1))
     inputs = (shape(batch, n, width, dtype=jnp.bfloat16) for n in (regions, words))
@@ -314,20 +314,21 @@ def local(batch: int, toy: bool) -> Program:
 
 
 def local_tflop(batch: int, toy: bool = False) -> float:
-    """Of the products that the loss and its gradient need, without what is computed anew."""
+    """TFLOP of the products that the loss and its gradient need, without recomputation."""
     r, w, d = (9, 6, 16) if toy else (REGIONS, WORDS, WIDTH)
     return batch**2 * (6 * r * w * d + 4 * r * r * w) / 1e12
 
 
 def tflop(f: Callable, *args: Any) -> float:
-    """As lowered for a GPU: without the loops of the CPU's attention, whose turns count once."""
+    """TFLOP as lowered for a GPU; the CPU's attention has loops, whose bodies count only once."""
     lowered = jax.jit(f).trace(*args).lower(lowering_platforms=("cuda",))
     return lowered.cost_analysis()["flops"] / 1e12
 
 
 def image_tflop(unet_config: dict, vae_config: dict, side: int = 64) -> dict[str, float]:
-    """Of an image by 75 guided steps of PNDM, by the default of configs/generate.py and by as many
-    steps, all guided and of all layers; and of the networks, in float32, which no kernel hides."""
+    """TFLOP of an image by 75 guided steps of PNDM, by the default of configs/generate.py and by as
+    many steps, each guided and with all layers, and TFLOP of the networks; in float32, where no
+    kernel hides FLOPs."""
     modules, shapes = {}, {}
     for name, setting in (("unet", unet_config), ("vae", vae_config)):
         make = pipeline.part(name, setting, {}).make
@@ -363,7 +364,7 @@ def image_tflop(unet_config: dict, vae_config: dict, side: int = 64) -> dict[str
 
 
 def _slopes(f: Callable, params: Any, *inputs: Any) -> tuple[jax.Array, jax.Array]:
-    """The outputs of f(params, *inputs) and the gradient of their weighted sum, as two vectors."""
+    """Outputs of f(params, *inputs) and the gradient of their weighted mean, as two vectors."""
 
     def flat(tree: Any) -> jax.Array:
         return jnp.concatenate([x.astype(jnp.float32).ravel() for x in jax.tree.leaves(tree)])
@@ -377,8 +378,8 @@ def _slopes(f: Callable, params: Any, *inputs: Any) -> tuple[jax.Array, jax.Arra
 
 
 def parity_cases() -> dict[str, tuple[Callable, tuple]]:
-    """Small networks and losses: name -> (make, arguments of make(dtype)), which gives a pair of
-    vectors, outputs and gradient."""
+    """Small networks and losses: name -> (make, arguments). make(dtype) is a function of the
+    arguments; it returns two vectors, outputs and gradient."""
     rng = np.random.default_rng(1)
 
     def normal(*dims: int) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Write a tiny pipeline folder with random weights, to try out generation without any training.
+"""Write a tiny pipeline folder with random weights, to try generation without training.
 
     python -m scripts.random_pipeline runs/random-pipeline
     python -m medsyn_jax.main --config configs/generate.py:smoke \\
         --config.pipeline=runs/random-pipeline
 
-Its images are noise of 16 x 16 pixels that depends on the prompt.
+Prints nothing. The images of this pipeline are noise of 16 x 16 pixels that depends on the prompt.
 """
 
 import argparse
@@ -59,18 +59,18 @@ SCHEDULER = {
 
 
 def write(folder: Path, seed: int = 0) -> pipeline.Pipeline:
-    """Writes the pipeline to `folder`, its tokenizer also beside it, and returns it."""
+    """Write the pipeline to `folder`, and its tokenizer also beside it; return the pipeline."""
     reports = [phantom.study(0, subject, 0, 32).report for subject in range(40)]
     own = folder.with_name(f"{folder.name}-tokenizer")
     tokenizer = tokenizers.train_wordpiece(reports, 400, own)
-    settings = own / "tokenizer_config.json"  # diffusers asks it how far to pad
+    settings = own / "tokenizer_config.json"  # diffusers reads the padded length from it
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": TOKENS}))
     text = TEXT | {"vocab_size": tokenizer.vocab_size}
     configs = {"unet": UNET, "vae": VAE, "text_encoder": text}
     rng = np.random.default_rng(seed)
 
     def random(path: tuple, shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        """Of zeros, with which the last layer would begin, nothing could be seen."""
+        """Random values everywhere: a last layer of zeros would give images without content."""
         values = rng.standard_normal(shape.shape, np.float32)
         if values.ndim > 1:
             return values / np.sqrt(np.float32(values[..., 0].size))

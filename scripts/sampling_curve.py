@@ -1,15 +1,20 @@
-"""What fewer FLOPs an image cost in fidelity and labels: the curve that defaults are taken from.
+"""Measure what fewer FLOPs per image cost in fidelity and labels, for the sampler's defaults.
 
     python -m scripts.sampling_curve --pipeline runs/finetune_diffusion-demo/pipeline \
         --encoder runs/convirt-demo --images 256
 
-For each setting of the sampler it draws the images of the same held-out phantom reports from the
-same noise, and prints one row: FLOPs an image as compiled, their share of the reference's (PNDM, 75
-steps, all guided, as RoentGen samples); the Frechet distance to the real images of these reports on
-features of the encoder; the mean AUROC of a probe that learned the findings from real training
-images; how far both are from the reference's, with 95 % bootstrap intervals over subjects, who are
-drawn alike for both; and the root mean square difference to the reference's images in grey levels.
-The last row is the real images, compared with real training images. A table in Markdown ends it.
+For each setting of the sampler the script draws images of the same held-out phantom reports from
+the same noise, and prints one JSON row with
+
+- FLOPs of an image as compiled, and their share of the reference's (PNDM, 75 steps, all guided, as
+  RoentGen samples);
+- the Frechet distance to the real images of these reports on features of the encoder;
+- the mean AUROC of a probe that learned the findings from real training images;
+- the differences of both to the reference, with 95 % bootstrap intervals over subjects, resampled
+  alike for both;
+- the root mean square difference to the reference's images in grey levels.
+
+The last row is the real images, compared with real training images. A table in Markdown follows.
 """
 
 import argparse
@@ -34,14 +39,14 @@ from medsyn_jax.diffusion import generator as generators
 from medsyn_jax.diffusion import sampler, schedule
 from medsyn_jax.diffusion.generator import Generator, Sampling
 from medsyn_jax.models.diffusion import pipeline as pipelines
-from medsyn_jax.train import corpus, encoders, features, probe
+from medsyn_jax.train import corpus, features, frozen, probe
 
 BATCH = 32
-DRAWS = 200  # resamples of a Frechet distance, each of which takes a decomposition
+DRAWS = 200  # resamples of a Frechet distance; each takes a matrix decomposition
 
 
 def settings(guidance: float) -> list[Sampling]:
-    """The reference, then fewer steps, limits of guidance, a feature cache, and other weights."""
+    """The reference, then fewer steps, guidance intervals, a feature cache, other guidance."""
 
     def dpm(interval: tuple[float, ...] = (), cache: int = 1, weight: float = guidance) -> Sampling:
         return Sampling("dpm++2m", 20, weight, interval, 0.0, cache)
@@ -61,7 +66,7 @@ def settings(guidance: float) -> list[Sampling]:
 
 
 class Costs:
-    """FLOPs of the networks as compiled for one image, by which part of a step it is."""
+    """FLOPs of the compiled networks for one image, by part of a step."""
 
     def __init__(self, pipeline: pipelines.Pipeline, size: int):
         parts = pipeline.parts
@@ -82,7 +87,7 @@ class Costs:
         self.text = _flops(lambda p, i: text(p)(i), p["text_encoder"], ids) / 2
 
     def of(self, chosen: Sampling, config: dict) -> float:
-        """FLOPs of one image; the sampler's own arithmetic, some thousand a step, is left out."""
+        """FLOPs of one image, without the sampler's own arithmetic, some thousand FLOPs a step."""
         table = schedule.make_table(chosen.name, config, chosen.steps)
         low, high = chosen.interval or (0.0, math.inf)
         guided, full = sampler.plan(
@@ -98,28 +103,28 @@ class Costs:
 
 def _flops(f: Callable, *args: Any) -> float:
     cost = jax.jit(f).lower(*args).compile().cost_analysis()
-    assert cost is not None  # the CPU and GPU compilers know it
+    assert cost is not None  # the CPU and GPU compilers report the cost
     return cost["flops"]
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What features of images of the reports came to."""
+    """AUROC and Frechet distance of images of the reports."""
 
     auroc: estimates.Figure
     frechet: float
     frechet_draws: np.ndarray | None = None  # [DRAWS]; None for images of other reports
 
     def entries(self, reference: "Judged | None") -> dict[str, Any]:
-        """For the JSON; with the differences to the reference, if there is one."""
+        """Entries of a JSON row, with the differences to the reference if there is one."""
         found: dict[str, Any] = {"frechet": self.frechet} | _entries("auroc", self.auroc.estimate())
         if reference is None:
             return found
         found |= _entries("auroc_difference", (self.auroc - reference.auroc).estimate())
         if self.frechet_draws is not None and reference.frechet_draws is not None:
-            # Repeated images make the covariances of a resample poorer, so that every distance is
-            # too large there, the larger ones the more so. What is asked for is the spread of the
-            # draws; their mean, which tells that bias, is put where it belongs.
+            # Repeated images impoverish the covariances of a resample, so every distance is too
+            # large there, the larger ones the more so. Only the spread of the draws is used; their
+            # mean, which has that bias, is moved to the value.
             value = self.frechet - reference.frechet
             draws = self.frechet_draws - reference.frechet_draws
             entry = metrics.estimate(value, len(draws), draws - draws.mean() + value)
@@ -154,7 +159,7 @@ class Held:
         return Judged(self.auroc(x), frechet, np.array(draws))
 
     def judge_real(self) -> Judged:
-        """The real images; their distance is that to the training images."""
+        """Judge the real images; their distance is that to real training images."""
         return Judged(self.auroc(self.real), fidelity.frechet_distance(self.train, self.real))
 
     def auroc(self, x: np.ndarray) -> estimates.Figure:
@@ -163,8 +168,8 @@ class Held:
         return found["mean"]
 
 
-def hold(encoder: encoders.Encoder, root: Path, images: int) -> Held:
-    """The first so many test reports of the phantom corpus, which is kept below `root`."""
+def hold(encoder: frozen.Encoder, root: Path, images: int) -> Held:
+    """The first `images` test reports of the phantom corpus, which is kept below `root`."""
     config = curate_configs.get_config()
     folder = corpus.prepare("phantom", config.ingest, root / "data")
     asked = prompts.from_shards(folder, ("test",), ("impression",), images).items
@@ -200,7 +205,7 @@ def hold(encoder: encoders.Encoder, root: Path, images: int) -> Held:
 
 
 def _targets(labels: np.ndarray) -> np.ndarray:
-    """1, 0, or -2 = left out, as "uncertain" is."""
+    """Labels as 1, 0, or -2 = left out; "uncertain" is left out."""
     return np.where(labels < 0, -2, labels)
 
 
@@ -222,7 +227,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _number(row: dict[str, Any], name: str, form: str) -> str:
-    """With its interval, where it has one; nothing where the row lacks it."""
+    """The number with its interval, if any; "" if the row lacks the number."""
     if row.get(name) is None:
         return ""
     interval = row.get(f"{name}_ci95")
@@ -242,7 +247,7 @@ def _named(chosen: dict[str, Any] | str) -> str:
 
 
 def _sampler(chosen: Sampling) -> dict[str, Any]:
-    """For the JSON, which has no infinity."""
+    """The sampler for JSON, which has no infinity."""
     return vars(chosen) | {"interval": [x if x < math.inf else None for x in chosen.interval]}
 
 
@@ -252,10 +257,10 @@ def main() -> None:
     parser.add_argument("--encoder", default="runs/convirt-demo", help="a pre-training workdir")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--rows", type=int, nargs="*", help="compute these alone, beside row 0")
-    parser.add_argument("--out", default="", help="JSON file for the rows")
+    parser.add_argument("--rows", type=int, nargs="*", help="compute only these and row 0")
+    parser.add_argument("--out", default="", help="JSON file to write the rows to")
     args = parser.parse_args()
-    pipeline, encoder = pipelines.read(args.pipeline), encoders.pretrained(Path(args.encoder))
+    pipeline, encoder = pipelines.read(args.pipeline), frozen.pretrained(Path(args.encoder))
     held = hold(encoder, Path(args.encoder).parent, args.images)
     forward = jax.jit(encoder.pooled)
     costs = Costs(pipeline, generators.native_size(pipeline))
@@ -266,7 +271,7 @@ def main() -> None:
         print(json.dumps(row), flush=True)
 
     first: Judged | None = None
-    drawn = np.empty(0, np.uint8)  # by the reference
+    drawn = np.empty(0, np.uint8)  # images of the reference
     every = settings(args.guidance)
     some = every if args.rows is None else [every[row] for row in (0, *args.rows)]
     for chosen in some:

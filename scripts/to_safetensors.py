@@ -1,7 +1,10 @@
-"""Turns a torch checkpoint into a safetensors file: to_safetensors.py IN.pth OUT.safetensors
+"""Convert a torch checkpoint into a safetensors file, without running code of the checkpoint.
 
-torch reads it with `weights_only=True`, which runs no code from the file: what else a trainer put
-beside the weights (its arguments, an optimizer, numbers of NumPy) is read as an empty object.
+    python scripts/to_safetensors.py IN.pth OUT.safetensors
+
+Prints the number of tensors and the keys that were left out. torch reads the file with
+`weights_only=True`, which runs no code: other objects that a trainer saved beside the weights (its
+arguments, an optimizer, NumPy numbers) are read as empty objects.
 """
 
 import re
@@ -18,21 +21,21 @@ from safetensors.torch import save_file
 
 from medsyn_jax.core.files import replaced
 
-# As trainers wrap the weights; of a teacher and its student the teacher is what is published.
+# Keys under which trainers save weights; of teacher and student the teacher is published.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "teacher", "module", "net")
 BESIDE = re.compile("optim|sched|scaler|rng|args|config|hyper|callback", re.IGNORECASE)
-COPY = re.compile("student|ema|momentum", re.IGNORECASE)  # taken where there is nothing else
+COPY = re.compile("student|ema|momentum", re.IGNORECASE)  # used if there is nothing else
 
 
 class EmptyDict:
-    """Stands for an object of the file that is filled like a dictionary."""
+    """Stands for an unknown object of the file that is filled like a dictionary."""
 
     def __new__(cls, *_, **__) -> Any:
         return OrderedDict()
 
 
 class Empty:
-    """Stands for any other object."""
+    """Stands for any other unknown object."""
 
     def __init__(self, *_, **__):
         pass
@@ -42,7 +45,7 @@ class Empty:
 
 
 def read(source: Path) -> Any:
-    """What the file holds, with stand-ins for all but tensors and Python's own containers."""
+    """The content of the file, with stand-ins for all but tensors and Python's own containers."""
     try:
         return _read(source, lambda name: Empty if name.startswith("numpy") else EmptyDict)
     except (UnpicklingError, TypeError, ValueError):
@@ -60,18 +63,21 @@ def _read(source: Path, stand_in: Callable[[str], Callable]) -> Any:
             unknown = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
             if unknown is None or unknown[1] in names:
                 raise
-            names |= {unknown[1], f"builtins.{unknown[1]}"}  # torch leaves "builtins." out
+            names |= {unknown[1], f"builtins.{unknown[1]}"}  # torch omits "builtins."
 
 
 def find(state: Any, where: str = "") -> tuple[str, Mapping] | None:
-    """The first dictionary of tensors in what a trainer saved, and where it was."""
+    """(place, tensors) of the model in a checkpoint; None if there is none.
+
+    Raises ValueError if the checkpoint holds several models.
+    """
     if not isinstance(state, Mapping):
         return None
     for key in WRAPPERS:
         if found := find(state.get(key), f"{where}{key}/"):
             return found
     inner = [key for key in state if isinstance(key, str) and not BESIDE.search(key)]
-    # A loss or a count, of no dimension, is no model.
+    # A loss or a count has no dimension and is no model.
     own = any(isinstance(value, torch.Tensor) and value.ndim for value in state.values())
     for copies in (False, True):
         some = [key for key in inner if bool(COPY.search(key)) == copies]
@@ -86,7 +92,7 @@ def find(state: Any, where: str = "") -> tuple[str, Mapping] | None:
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """In memory of its own; numbers of 8 bits as float32, which safetensors' readers know."""
+    """A contiguous copy; 8-bit floats as float32, which every reader of safetensors knows."""
     tensor = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
     tensor = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
     return tensor.clone().contiguous()
@@ -95,7 +101,7 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
 def main(source: Path, target: Path) -> None:
     with source.open("rb") as file:
         if file.read(10)[8:9] == b"{":
-            raise ValueError("is a safetensors file already")
+            raise ValueError("is already a safetensors file")
     state = read(source)
     found = find(state)
     if found is None:
@@ -117,12 +123,12 @@ def main(source: Path, target: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    warnings.simplefilter("ignore")  # torch's advice to those who write files
+    warnings.simplefilter("ignore")  # torch's advice to writers of files
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]))
-    except Exception as error:  # of a damaged file torch raises this or that
+    except Exception as error:  # torch raises errors of many kinds for a damaged file
         said = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-        if "weights_only" in said.split("\n")[0]:  # torch's advice to run the code of the file
+        if "weights_only" in said.split("\n")[0]:  # torch's advice would run code of the file
             said = "torch cannot read it without running its code: save the model's state_dict()"
         kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
         sys.exit(f"error: {sys.argv[1]}: {kind}{said.split(chr(10))[0][:200]}")

@@ -1,8 +1,8 @@
-"""ConVIRT, GLoRIA and MGCA in plain torch, as their authors' code computes them, for the benches.
+"""ConVIRT, GLoRIA and MGCA in plain torch, as their authors' code computes them, for benchmarks.
 
-Encoders of the config's sizes, random weights. Words are sums of their pieces by `index_add_`,
-where the official code looks strings up in Python; what it masks, averages and loops over is as it
-has it.
+Encoders have the config's sizes and random weights. Words are sums of their pieces by `index_add_`,
+where the official code looks strings up in Python; masks, means and loops are those of the official
+code.
 """
 
 import sys
@@ -28,7 +28,7 @@ def cross_entropies(logits: torch.Tensor) -> torch.Tensor:
 
 
 def local_loss(v: torch.Tensor, t: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """GLoRIA's, of regions [b, d, r] and words [b, d, w], report by report."""
+    """GLoRIA's local loss of regions [b, d, r] and words [b, d, w], report by report."""
     columns = []
     for report, count in zip(t, counts, strict=True):
         word = report[:, :count].unsqueeze(0).repeat(len(v), 1, 1)  # [b, d, w]
@@ -53,7 +53,7 @@ def resnet(image: Any) -> torch_resnet.ResNet:
 
 
 def by_word(pieces: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """Sums [b, t, d] at the words' numbers [b, t], -1 for padding."""
+    """Sum pieces [b, t, d] by word number [b, t], -1 for padding."""
     b, t, d = pieces.shape
     rows = (t + 1) * torch.arange(b, device=words.device)[:, None]
     places = (torch.where(words < 0, t, words) + rows).flatten()
@@ -132,7 +132,7 @@ class Mgca(nn.Module):
 
 
 def token_loss(t, regions, real, of_word, of_region) -> torch.Tensor:
-    """MGCA's, of words [b, w, d] and regions [b, r, d] of unit norm and what each counts."""
+    """MGCA's token loss of weighted words [b, w, d] and regions [b, r, d] of unit norm."""
     scores = t @ regions.transpose(1, 2) / 0.1
     seen = scores.masked_fill(~real[..., None], -1e9)
     of_words = F.normalize(scores.softmax(2) @ regions, dim=-1)
@@ -158,7 +158,7 @@ def _alignment(x, gathered, real, weights):
 
 
 def prototype_loss(image: torch.Tensor, report: torch.Tensor) -> torch.Tensor:
-    """MGCA's, of the scores [b, k] of images and reports with the prototypes."""
+    """MGCA's prototype loss of the scores [b, k] of images and reports with the prototypes."""
 
     def code(scores: torch.Tensor) -> torch.Tensor:
         q = (scores.detach() / 0.05).exp().T
@@ -177,7 +177,7 @@ METHODS = {"convirt": Convirt, "gloria": Gloria, "mgca": Mgca}
 
 
 def step_of(module: nn.Module, forward: Callable, inputs: tuple, bf16: bool) -> Callable:
-    """A function that makes one step, where the inputs are, and waits for it."""
+    """A function that runs one step on the device of the inputs and waits for the result."""
     module.train()
     optimizer = torch.optim.AdamW(
         module.parameters(), 1e-5, betas=(0.9, 0.999), weight_decay=0.05, fused=True
@@ -197,8 +197,8 @@ def step_of(module: nn.Module, forward: Callable, inputs: tuple, bf16: bool) -> 
 def method_step(
     name: str, config: Any, batch: dict, device: str | torch.device = "cpu", *, bf16: bool
 ) -> Callable:
-    """A step of a method on images, ids, mask and words in NumPy; with its encoders compiled on a
-    GPU (the losses go report by report, in as many shapes)."""
+    """A training step of a method on images, ids, mask and words in NumPy. On a GPU encoders are
+    compiled; losses are not, since they take a new shape for each report."""
     images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2)
     texts = (torch.from_numpy(batch[k]).long().to(device) for k in ("ids", "mask", "words"))
     inputs = images.to(device, memory_format=torch.channels_last), *texts

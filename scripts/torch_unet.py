@@ -1,7 +1,8 @@
 """Stable Diffusion's U-Net and its autoencoder's decoder in plain torch, with diffusers' key names.
 
-What scripts/on_gpu.py races where diffusers is not installed: attention by SDPA, projections as
-1 x 1 convolutions (SD 1.x). tests/models/test_torch_unet.py compares both with diffusers.
+scripts/on_gpu.py compares speed with these networks, since diffusers may be missing. Attention is
+by SDPA, projections are 1 x 1 convolutions (SD 1.x).
+tests/models/diffusion/test_torch_unet.py compares both networks with diffusers.
 """
 
 import math
@@ -18,7 +19,7 @@ DECODER_WIDTHS = (128, 256, 512, 512)
 
 
 class Block(nn.Module):
-    """Two convolutions with a shortcut; time: the width of the time embedding, 0 for none."""
+    """Two convolutions with a shortcut. time: width of the time embedding, 0 for none."""
 
     def __init__(self, inputs: int, width: int, time: int, groups: int, eps: float):
         super().__init__()
@@ -104,7 +105,7 @@ class Resample(nn.Module):
 
 
 class Level(nn.Module):
-    """inputs: of each residual block; context: of the text, 0 for no transformers."""
+    """Residual blocks of one resolution. inputs: channels that each block receives."""
 
     def __init__(self, inputs: Sequence[int], width: int, time: int, groups: int, eps: float):
         super().__init__()
@@ -122,7 +123,7 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """Of latents [b, 4, h, w], times [b] and texts [b, t, context] to latents."""
+    """Maps latents [b, 4, h, w], times [b] and texts [b, t, context] to latents."""
 
     def __init__(self, widths=WIDTHS, layers=2, heads=HEADS, context=768, groups=GROUPS, latent=4):
         super().__init__()
@@ -192,7 +193,7 @@ class PixelAttention(Attention):
 
 
 class Decoder(nn.Module):
-    """The autoencoder's half from latents [b, 4, h, w] to images [b, 3, 8 h, 8 w]."""
+    """The autoencoder's decoder, from latents [b, 4, h, w] to images [b, 3, 8 h, 8 w]."""
 
     def __init__(self, widths=DECODER_WIDTHS, layers=2, groups=GROUPS, latent=4, channels=3):
         super().__init__()
@@ -224,9 +225,9 @@ class Decoder(nn.Module):
 
 
 def calls(batch: int, toy: bool, device: torch.device) -> tuple[Callable, Callable]:
-    """A guided step of `batch` latents, and as many images by the sampler of configs/generate.py
-    with all steps guided and of all layers: SD 1.5, bf16, random weights, channels last, compiled.
-    toy: small, not compiled."""
+    """Two functions: a guided step of `batch` latents, and as many images by the sampler of
+    configs/generate.py with each step guided and all layers. SD 1.5, bf16, random weights, channels
+    last, compiled. toy: small, not compiled."""
     from scripts import programs
 
     side, context = (8, 16) if toy else (64, programs.UNET["cross_attention_dim"])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs.classify import get_config
-from medsyn_jax.tasks import classify
+from medsyn_jax import main as command_line
 from scripts import chaos
 from tests.train.runs import write_pairs
 
@@ -99,7 +99,7 @@ def test_two_processes_probe_as_one_and_only_the_first_needs_the_raw_data(unbrok
 
     config = get_config("smoke")
     config.update_from_flattened_dict(fields | {"data.source": str(tmp_path / "pairs/pairs.csv")})
-    classify.run(config, tmp_path / "one" / "run")
+    command_line.run(config, tmp_path / "one" / "run")
     one, two = (sorted((tmp_path / n / "run" / "features").glob("*")) for n in ("one", "two"))
     assert len(one) == 6  # of three splits, by two encoders
     for a, b in zip(one, two, strict=True):

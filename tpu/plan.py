@@ -1,15 +1,15 @@
-"""What a program needs on a TPU chip that is not here.
+"""Compute the time and memory that a program needs on a TPU chip, without the chip.
 
     pip install -e '.[tpu]'
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m tpu.plan --chip v5e --batch 8
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m tpu.plan --what local --chip v5e --batch 1024
 
-Compiles it ahead of time for one chip (libtpu does that on any machine) and prints a JSON line:
-TFLOP and GB accessed a step, GB of weights and of temporaries, and the least time that each of the
-two takes at the chip's peaks (docs/performance.md). The programs: a guided step of a Stable
-Diffusion U-Net, and GLoRIA's local loss with its gradient, 97 words, 361 regions, 768 dimensions.
-What is inside of Pallas kernels counts as their authors declare it; where a chip's compiler
-refuses one, as a v3's does in bf16, XLA's own operations are planned, and a line says so.
+Compiles the program ahead of time for one chip (libtpu does that on any machine) and prints a JSON
+line: TFLOP and GB accessed in a step, GB of arguments and of temporaries, and the shortest time of
+arithmetic and of traffic at the chip's peaks (docs/performance.md). The programs are a guided step
+of a Stable Diffusion U-Net, and GLoRIA's local loss with its gradient (97 words, 361 regions, 768
+dimensions). Pallas kernels count as their authors declare. If a chip's compiler refuses a kernel,
+as a v3's does in bf16, XLA's own operations are compiled, and a line says so.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from medsyn_jax.models.diffusion import pipeline
 from medsyn_jax.models.layers import split
 from medsyn_jax.objectives import gloria
 
-# topology, peak TFLOP/s in bf16, GB/s, GB (public descriptions of the chips) of a device, of which
-# a v3 has two
+# Of a device: topology, peak TFLOP/s in bf16, GB/s, GB (public descriptions of the chips). A v3 has
+# two devices.
 CHIPS = {
     "v3": ("v3:1x1", 61.5, 450, 16),
     "v5e": ("v5e:2x2", 197, 819, 16),
@@ -56,7 +56,7 @@ def one_chip(chip: str) -> tuple[Mesh, NamedSharding]:
 
 
 def unet_step(model: str, chip: str, batch: int, side: int) -> jax.stages.Compiled:
-    """The U-Net on `batch` latents with and without their text, in bf16, for one chip."""
+    """The compiled U-Net on `batch` latents with and without their text, bf16, for one chip."""
     mesh, here = one_chip(chip)
     make = pipeline.part("unet", MODELS[model], {}).make
     structure, shapes, _ = split(nnx.eval_shape(lambda: make(nnx.Rngs(0), dtype=jnp.bfloat16)))
@@ -74,13 +74,13 @@ def unet_step(model: str, chip: str, batch: int, side: int) -> jax.stages.Compil
         jax.ShapeDtypeStruct((2 * batch,), jnp.float32, sharding=here),
         jax.ShapeDtypeStruct((2 * batch, TOKENS, width), jnp.bfloat16, sharding=here),
     )
-    # Mapped over its one device, as generation maps it over all of a process.
+    # Mapped over one device, as generation maps its program over all devices of a process.
     mapped = jax.shard_map(step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     return jax.jit(mapped, out_shardings=here).lower(params, *inputs).compile()
 
 
 def local_loss(chip: str, batch: int) -> jax.stages.Compiled:
-    """GLoRIA's local similarities, summed, and their gradient, in bf16, for one chip."""
+    """GLoRIA's local similarities, summed, with their gradient, bf16, compiled for one chip."""
     mesh, here = one_chip(chip)
 
     def shape(*sizes: int, dtype=jnp.bfloat16):
@@ -95,9 +95,9 @@ def local_loss(chip: str, batch: int) -> jax.stages.Compiled:
 
 
 def compiled(args: argparse.Namespace) -> jax.stages.Compiled:
-    """The program of the command line.
+    """The compiled program of the command line.
 
-    Raises UserError without libtpu, and for a program that the chip has no room for.
+    Raises UserError without libtpu, and for a program that exceeds the memory of the chip.
     """
     try:
         if args.what == "unet":
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--chip", choices=CHIPS, default="v5e")
     parser.add_argument("--model", choices=MODELS, default="sd15")
     parser.add_argument("--batch", type=_positive, default=8)
-    parser.add_argument("--size", type=_positive, default=512, help="of the images, in pixels")
+    parser.add_argument("--size", type=_positive, default=512, help="side of the images in pixels")
     args = parser.parse_args()
     if args.size % 64:
         parser.error(f"argument --size: {args.size}: give a multiple of 64")

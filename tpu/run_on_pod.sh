@@ -1,12 +1,12 @@
 #!/bin/sh
-# Starts one run on every host of a TPU VM pod, and follows the log of the first host.
+# Starts one run on all hosts of a TPU VM pod, and follows the log of the first host.
 #
 #   tpu/run_on_pod.sh NAME ZONE WORKDIR --config configs/convirt.py:paper [--config.FIELD=...]
 #
-# Needs gcloud, and the commit at hand reachable by the hosts (REPO, default: the remote `origin`),
-# and Python 3.11 or newer on them (PYTHON=/path/to/python names another than python3).
+# Needs gcloud; a repository with the current commit that the hosts can reach (REPO, default: the
+# remote `origin`); and Python 3.11 or newer on the hosts (PYTHON=/path/to/python, default: python3).
 # WORKDIR, like every data folder in the config, is a path that all hosts see (Filestore, or a
-# bucket mounted by gcsfuse). The same command after a preemption resumes. Stop with
+# bucket mounted by gcsfuse). After a preemption the same command resumes the run. Stop with
 #   gcloud compute tpus tpu-vm ssh NAME --zone ZONE --worker=all --command='pkill -TERM -f medsyn_jax.main'
 set -eu
 if [ $# -lt 4 ]; then

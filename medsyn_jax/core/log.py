@@ -170,7 +170,8 @@ def _git_commit() -> str:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
+    """Full names of fields -> values; an empty section has none."""
+    if not isinstance(value, dict):
         return {prefix: value}
     return {
         k: v
@@ -179,43 +180,57 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def check_config(workdir: Path, config: Any, free: tuple[str, ...] = ()) -> None:
-    """Compare `config` with the one that the workdir was made with, if it was made already.
+def check_config(
+    workdir: Path, config: Any, free: Sequence[str] = (), overrides: Collection[str] = ()
+) -> None:
+    """Compare `config` with the config that the workdir was made with, if there is one.
 
-    free: prefixes of fields that may differ between starts of one run (devices, threads).
-    Raises UserError if any other field differs from what the workdir was made with.
+    A field that the package has got or lost since then takes its default: it is said, not refused.
+
+    Args:
+        workdir: of the run.
+        config: the effective config of this start.
+        free: prefixes of fields that may differ between starts of one run (devices, threads).
+        overrides: fields that the command line sets; a new field among them is refused.
+
+    Raises:
+        UserError: if another field differs from what the workdir was made with.
     """
     path = workdir / "config.json"
-    new = json.loads(config.to_json())
-    if path.exists():
-        try:
-            old = dict(json.loads(path.read_text())["config"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{path}: not a config written by medsyn_jax: move it away") from None
-        a, b = _flat(old), _flat(new)
-        changed = sorted(
-            k
-            for k in a.keys() | b.keys()
-            if a.get(k) != b.get(k) and not any(k.startswith(f) for f in free)
+    if not path.exists():
+        return
+    try:
+        old = _flat({**json.loads(path.read_text())["config"]})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{path}: not a config written by medsyn_jax: move it away") from None
+    new = _flat(json.loads(config.to_json()))
+    different = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    different = [k for k in different if not k.startswith(tuple(free))]
+    later = [k for k in different if (k in new) != (k in old) and k not in overrides]
+    if changed := [k for k in different if k not in later]:
+        shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:3])
+        raise UserError(
+            f"{workdir} was made with another config ({shown}): "
+            "give another --workdir, or the same values to resume"
         )
-        if changed:
-            shown = ", ".join(f"{k} {a.get(k)!r} -> {b.get(k)!r}" for k in changed[:3])
-            raise UserError(
-                f"{workdir} was made with another config ({shown}): "
-                "give another --workdir, or the same values to resume"
-            )
+    for verb, names in (
+        ("has no effect any more", [k for k in later if k in old]),
+        ("is new and takes its default", [f"{k}={new[k]!r}" for k in later if k in new]),
+    ):
+        if names:
+            shown = shortened(", ".join(names), 300)
+            say(f"{workdir} was made by another version of medsyn_jax: {shown} {verb}")
 
 
-def write_config(workdir: Path, config: Any, free: tuple[str, ...] = ()) -> None:
-    """config.json: the effective config, versions and commit, if `check_config` lets it pass.
+def write_config(workdir: Path, config: Any) -> None:
+    """config.json: the effective config, versions and commit.
 
-    To be called when everything else has been checked: a start that failed binds nobody.
+    To be called when everything else has been checked, so that a start that failed binds nobody.
     """
-    check_config(workdir, config, free)
     if jax.process_index() == 0:
-        new, path = json.loads(config.to_json()), workdir / "config.json"
         versions = {name: metadata.version(name) for name in PACKAGES}
-        write_json(path, {"config": new, "versions": versions, "commit": _git_commit()})
+        written = {"config": json.loads(config.to_json()), "versions": versions}
+        write_json(workdir / "config.json", written | {"commit": _git_commit()})
 
 
 class MetricsLog:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from medsyn_jax.core.errors import UserError
 # Rule values: "fsdp" shards the largest axis that the fsdp mesh axis divides, "" replicates.
 FSDP_RULES: tree.Rules = ((r".*", "fsdp"),)
 _PATIENCE_MS = 7 * 24 * 3600 * 1000
+_meetings: Counter[str] = Counter()
 _MIN_SHARDED = 2**14  # smaller leaves cost more in messages than they save in memory
 
 
@@ -45,25 +47,33 @@ def initialize() -> None:
 
 
 def wait_for_all(what: str) -> None:
-    """Until every process has done `what`, a name used once a run, however long one takes for it.
+    """Wait until every process has done `what`, however long that takes.
 
     A collective would give up after 30 s on CPU, and training a tokenizer may take longer.
     """
     if jax.process_count() > 1:
-        _client().wait_at_barrier(what, timeout_in_ms=_PATIENCE_MS)
+        _client().wait_at_barrier(_unique(what), timeout_in_ms=_PATIENCE_MS)
 
 
 def from_first(text: str, name: str) -> str:
-    """The first process's `text` on every process, however long it takes until it has one.
+    """The first process's `text` on every process, however long the first one takes.
 
-    name: used once a run. If the first process ends instead, the others end as well.
+    If the first process ends instead, the others end as well.
     """
     if jax.process_count() == 1:
         return text
+    name = _unique(name)
     if jax.process_index() == 0:
         _client().key_value_set(name, text)
         return text
     return _client().blocking_key_value_get(name, _PATIENCE_MS)
+
+
+def _unique(name: str) -> str:
+    """The name of a meeting of the processes: with the number of meetings of that name so far,
+    which is the same on each process, since the coordinator accepts a name only once."""
+    _meetings[name] += 1
+    return f"{name}/{_meetings[name]}"
 
 
 def _client() -> Any:
@@ -140,7 +150,12 @@ def per_process(global_batch: int, mesh: Mesh, accumulate: int = 1) -> int:
             f"config.data.batch_size: {global_batch} does not divide over {by}: "
             f"use a multiple of {parts}"
         )
-    return global_batch // jax.process_count()
+    return global_batch // len(processes(mesh))
+
+
+def processes(mesh: Mesh) -> list[int]:
+    """The processes whose devices make up the mesh."""
+    return sorted({device.process_index for device in mesh.devices.flat})
 
 
 def replicate_key(mesh: Mesh, key: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ a config's fields mean without sharing a config object.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from medsyn_jax.core.config import check_choice, check_numbers
-from medsyn_jax.core.errors import UserError
 from medsyn_jax.models.bert import Bert
 from medsyn_jax.models.heads import LinearHead, MlpHead, NormedHead
 from medsyn_jax.models.layers import uniform
-from medsyn_jax.models.resnet import Block, ImageFeatures, ResNet, Stem
+from medsyn_jax.models.resnet import ImageFeatures, ResNet
 from medsyn_jax.models.vit import PatchFeatures, ViT
 
 IMAGE_ENCODERS = ("resnet", "vit")
@@ -51,51 +49,6 @@ class Embeddings(NamedTuple):
     prototypes: Float[Array, "k d"] | None = None
 
 
-def check(image: Mapping[str, Any], text: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
-    """UserError if `PairEncoder` cannot be built from these settings."""
-    config = {"image": image, "text": text, "heads": heads}
-    check_choice("image.kind", image["kind"], IMAGE_ENCODERS)
-    sizes = ["image.width", "text.width", "text.heads", "text.max_length", "text.summed"]
-    sizes += ["heads.width"] if heads["kind"] == "linear" else ["heads.width", "heads.hidden"]
-    sizes += ["image.heads", "image.layers", "image.patch"] if image["kind"] == "vit" else []
-    check_numbers(config, above_0=sizes)
-    check_choice("text.pooling", text["pooling"], POOLINGS)
-    check_choice("heads.kind", heads["kind"], HEADS)
-    if image["kind"] == "resnet":
-        check_choice("image.block", image["block"], get_args(Block))
-        check_choice("image.stem", image["stem"], get_args(Stem))
-        if len(image["depths"]) != 4 or min(image["depths"]) < 1:
-            raise UserError(
-                f"config.image.depths: {image['depths']}: give the number of blocks of each of "
-                "the four stages, such as (3, 4, 6, 3)"
-            )
-    elif image["size"] % image["patch"]:
-        raise UserError(
-            f"config.image.patch: {image['patch']} does not divide config.image.size "
-            f"{image['size']}: change one of the two"
-        )
-    for name in ("text", "image") if image["kind"] == "vit" else ("text",):
-        width, count = config[name]["width"], config[name]["heads"]
-        if width % count:
-            raise UserError(
-                f"config.{name}.heads: {count} do not divide config.{name}.width {width}: "
-                "change one of the two"
-            )
-    if text["summed"] > text["layers"]:
-        raise UserError(
-            f"config.text.summed: {text['summed']} of config.text.layers {text['layers']}: "
-            "sum at most so many"
-        )
-    if not heads["text"] and text["width"] != heads["width"]:
-        raise UserError(
-            f"config.heads.text: without a head for the text config.heads.width {heads['width']} "
-            f"must be config.text.width {text['width']}"
-        )
-    if heads["prototypes"] < 0 or heads["prototypes"] == 1:
-        count = heads["prototypes"]
-        raise UserError(f"config.heads.prototypes: {count}: give 2 or more, or 0 for none")
-
-
 def image_encoder(settings: Mapping[str, Any], dtype: DTypeLike, rngs: nnx.Rngs) -> ResNet | ViT:
     """settings: kind; depths, width, block, channels, stem, remat of a `ResNet`, or size, patch,
     width, layers, heads, mlp_width, channels, eps, remat of a `ViT`."""
@@ -103,10 +56,6 @@ def image_encoder(settings: Mapping[str, Any], dtype: DTypeLike, rngs: nnx.Rngs)
     of_vit = ("patch", "layers", "heads", "mlp_width", "eps")
     resnet = settings["kind"] == "resnet"
     known = (*of_both, *(("depths", "block", "stem") if resnet else of_vit))
-    for name in known if resnet else (*known, "size"):
-        if name not in settings:
-            kind = settings["kind"]
-            raise UserError(f"config.image.{name}: is missing: config.image.kind={kind} needs it")
     options = {name: settings[name] for name in known}
     if resnet:
         return ResNet(**options, dtype=dtype, rngs=rngs)
@@ -163,8 +112,7 @@ class PairEncoder(nnx.Module):
     image, text, heads: settings as above. text also has `pooling`, one of POOLINGS, of the sum of
     the last `summed` layers. heads: `text` is False where the text's own space is the shared one;
     `local` adds heads for regions (layer 3 of a ResNet, the patches of a ViT) and words;
-    `prototypes` is the number of theirs, 0 for none. Raises UserError for settings that do not go
-    together (`check`).
+    `prototypes` is the number of theirs, 0 for none.
     """
 
     def __init__(
@@ -177,7 +125,6 @@ class PairEncoder(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check(image, text, heads)
         self.pooling, self.summed, self.local = text["pooling"], text["summed"], heads["local"]
         self.image = image_encoder(image, dtype, rngs)
         self.text = text_encoder(text, vocab_size, dtype, rngs)

@@ -6,51 +6,55 @@ Lengths are in half film widths (about 20 cm), across the film and along the bea
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
 
-from medsyn_jax.phantom.thorax import SIGN, Pose
+from medsyn_jax.phantom.thorax import SIGN, Array, Point, Pose
 
-Array = np.ndarray
 Number = TypeVar("Number", float, np.ndarray)
+Axes = tuple[float, float, float]  # across, down, along the beam
 Box = tuple[str, float, float, float, float]  # label, x0, y0, x1, y1 in pixels
 WIDTHS = (0.0045, 0.010, 0.019)  # Gaussian widths of the strokes: fine, medium, broad
-# attenuation per unit length: soft tissue, what bone adds to it, plastic or thin metal, lead
+# attenuation per unit length: soft tissue, what bone adds to it, plastic or thin metal
 SOFT, BONE, METAL = 3.4, 5.0, 40.0
 MATERIALS = {"soft": SOFT, "bone": BONE, "metal": METAL}
 SCATTER = 0.25  # scattered over primary radiation behind the grid
 EQUALIZE = 0.30  # share of the wide changes that the display takes away
 
 
-@dataclass
 class Film:
-    """The maps of one exposure, float32 [size, size] unless said otherwise."""
+    """The maps of one exposure, float32 [size, size] unless said otherwise.
 
-    size: int
-    pose: Pose
-    x: Array = field(init=False)  # body coordinates
-    y: Array = field(init=False)  # [size, 1]
-    body: Array = field(init=False)  # length in the body, lungs included
-    lung: Array = field(init=False)  # length in the lungs
-    air: Array = field(init=False)  # share of air in the lungs, 0..1
-    vessels: Array = field(init=False)  # length in vessels of the lungs
-    dense: Array = field(init=False)  # attenuation by all that is put on top
-    field_mask: Array = field(init=False)  # bool: the lungs as a reader would outline them
-    shade: Array | None = None  # 0 where no vessel can be, 1 elsewhere; None: 1 all over
-    engorged: float = 1.0  # how much thicker than normal the vessels are
-    strokes: dict[tuple[bool, int], list[Array]] = field(default_factory=dict)
+    Attributes:
+      x, y: body coordinates, [size, size] and [size, 1].
+      body: length in the body, lungs included.
+      lung: length in the lungs.
+      air: share of air in the lungs, 0..1.
+      vessels: length in vessels of the lungs.
+      dense: attenuation by everything that is added on top.
+      engorged: how much thicker than normal the vessels are.
+      masks: bool; 'lungs' as a reader would outline them, 'pneumothorax' and 'effusion'.
+      boxes: of the findings that have one.
+      strokes: points [n, 3] (x, y, volume) that wait for `draw_strokes`, by (vessel, width).
+    """
 
-    def __post_init__(self) -> None:
-        step = np.arange(self.size, dtype=np.float32) * np.float32(2 / self.size)
-        centre = step + np.float32(1 / self.size - 1)
+    def __init__(self, size: int, pose: Pose) -> None:
+        self.size, self.pose = size, pose
+        step = np.arange(size, dtype=np.float32) * np.float32(2 / size)
+        centre = step + np.float32(1 / size - 1)
         v = centre[:, None]
-        self.y = self.pose.zoom * v - self.pose.shift[1]
-        self.x = self.pose.zoom * (centre[None, :] - self.pose.tilt * v) - self.pose.shift[0]
-        for name in ("lung", "vessels", "dense"):
-            setattr(self, name, np.zeros((self.size, self.size), np.float32))
+        self.y = pose.zoom * v - pose.shift[1]
+        self.x = pose.zoom * (centre[None, :] - pose.tilt * v) - pose.shift[0]
+        self.body, self.lung, self.air, self.vessels, self.dense = (
+            np.zeros((size, size), np.float32) for _ in range(5)
+        )
+        names = ("lungs", "pneumothorax", "effusion")
+        self.masks = {name: np.zeros((size, size), bool) for name in names}
+        self.boxes: list[Box] = []
+        self.engorged = 1.0
+        self.strokes: dict[tuple[bool, int], list[Array]] = {}
 
     @property
     def scale(self) -> float:
@@ -66,34 +70,49 @@ class Film:
     def window(self, x: float, y: float, across: float, down: float) -> tuple[slice, slice]:
         """Rows and columns that hold the box x +- across, y +- down."""
         tilted = across + abs(self.pose.tilt) * down
-        low = self.pixels(x - tilted, y - down)
-        high = self.pixels(x + tilted, y + down)
-        rows = slice(max(0, math.floor(low[1])), max(0, math.ceil(high[1]) + 1))
-        columns = slice(max(0, math.floor(low[0])), max(0, math.ceil(high[0]) + 1))
+        low, high = self.pixels(x - tilted, y - down), self.pixels(x + tilted, y + down)
+        columns, rows = (
+            slice(max(0, math.floor(first)), max(0, math.ceil(last) + 1))
+            for first, last in zip(low, high, strict=True)
+        )
         return rows, columns
 
-    def half(self, side: str) -> slice:
-        """The columns that hold one side of the body."""
+    def half(self, side: str) -> tuple[slice, Array]:
+        """Columns that hold one side of the body, and x in them, > 0 on this side."""
         middle = float(self.pixels(0.0, 0.0)[0])
         slack = abs(self.pose.tilt) * self.size / 2 + 1
+        columns = slice(min(self.size - 1, max(0, math.floor(middle - slack))), self.size)
         if side == "right":
-            return slice(0, max(1, min(self.size, math.ceil(middle + slack))))
-        return slice(min(self.size - 1, max(0, math.floor(middle - slack))), self.size)
+            columns = slice(0, max(1, min(self.size, math.ceil(middle + slack))))
+        return columns, self.x[:, columns] * SIGN[side]
 
-    def ellipsoid(
-        self,
-        material: str,
-        centre: tuple[float, float],
-        axes: tuple[float, float, float],
-        angle: float = 0.0,
+    def add_ellipsoid(
+        self, target: Array, centre: Point, axes: Axes, angle: float = 0.0, weight: float = 1.0
     ) -> None:
-        """Puts an ellipsoid of 'soft', 'bone' or 'metal' on top; a negative depth takes away."""
-        add_ellipsoid(self, self.dense, centre, axes, angle, MATERIALS[material])
+        """Add the chord of an ellipsoid, 2 c sqrt(1 - r^2), to a map [size, size]."""
+        cos, sin = math.cos(angle), math.sin(angle)
+        a, b, c = axes
+        across, down = math.hypot(a * cos, b * sin), math.hypot(a * sin, b * cos)
+        rows, columns = self.window(*centre, across, down)
+        x, y = self.x[rows, columns] - centre[0], self.y[rows] - centre[1]
+        if x.size == 0:
+            return
+        if angle:
+            x, y = x * cos + y * sin, y * cos - x * sin
+        x, y = x * (1 / a), y * (1 / b)
+        chord = np.maximum(1.0 - x * x - y * y, 0.0)
+        np.sqrt(chord, out=chord)
+        chord *= 2 * c * weight
+        target[rows, columns] += chord
+
+    def ellipsoid(self, material: str, centre: Point, axes: Axes, angle: float = 0.0) -> None:
+        """Add an ellipsoid of 'soft', 'bone' or 'metal' on top; a negative depth takes away."""
+        self.add_ellipsoid(self.dense, centre, axes, angle, MATERIALS[material])
 
     def stroke(self, material: str, width: int, path: Array, amount: Array | float) -> None:
-        """Queues lines on top: path [..., n, 2], `amount` [..., n] their length along the beam.
+        """Queue lines on top: path [..., n, 2], `amount` [..., n] their length along the beam.
 
-        The points of a line may lie 1.5 of its `WIDTHS` apart at the most.
+        Neighbouring points of a line lie at most 1.5 of its `WIDTHS` apart.
         """
         step = path[..., 1:, :] - path[..., :-1, :]
         gaps = np.hypot(step[..., 0], step[..., 1])
@@ -102,22 +121,22 @@ class Film:
         self.queue(False, width, path[..., 1:, :].reshape(-1, 2), volume.ravel())
 
     def queue(self, vessel: bool, width: int, path: Array, volume: Array) -> None:
-        """Queues points [n, 2], each with its volume: in `vessels`, or in `dense` if not vessel."""
+        """Queue points [n, 2], each with its volume: for `vessels`, or else for `dense`."""
         points = np.column_stack((path, volume * self.scale**2)).astype(np.float32)
         self.strokes.setdefault((vessel, width), []).append(points)
 
-    def frame(self, label: str, path: Array) -> Box:
-        """The box, cut at the edge of the film, around body coordinates [n, 2]."""
+    def add_box(self, label: str, path: Array) -> None:
+        """Keep the box, cut at the edge of the film, around body coordinates [n, 2]."""
         column, row = self.pixels(path[:, 0], path[:, 1])
         edges = (column.min(), row.min(), column.max() + 1, row.max() + 1)
-        x0, y0, x1, y1 = (float(np.clip(v, 0, self.size)) for v in edges)
-        return label, x0, y0, x1, y1
+        x0, y0, x1, y1 = (float(np.clip(edge, 0, self.size)) for edge in edges)
+        self.boxes.append((label, x0, y0, x1, y1))
 
     def draw_strokes(self) -> None:
-        """Adds the queued lines to `vessels` and `dense`, with one blur for each and width."""
+        """Add the queued lines to `vessels` and `dense`, with one blur for each map and width."""
         for (vessel, width), batches in self.strokes.items():
             image = self._splat(np.concatenate(batches))
-            # a splatted point is spread over its pixel and the next already
+            # sharing among four pixels has already blurred a point a little
             sigma = math.sqrt(max(0.0, (WIDTHS[width] * self.scale) ** 2 - 0.15))
             if sigma > 0.3:
                 image = _blur(_blur(image, sigma).T, sigma).T
@@ -126,7 +145,7 @@ class Film:
         self.strokes.clear()
 
     def _splat(self, points: Array) -> Array:
-        """Shares each point [x, y, volume] among its four pixels: [size, size]."""
+        """Share each point [x, y, volume] among its four pixels: [size, size]."""
         size = self.size + 2  # a margin catches what falls off the film
         column, row = self.pixels(points[:, 0], points[:, 1])
         column = np.minimum(np.maximum(column + 1, 0), size - 1.001)
@@ -158,32 +177,6 @@ def _blur(image: Array, sigma: float) -> Array:
     return out
 
 
-def add_ellipsoid(
-    film: Film,
-    target: Array,
-    centre: tuple[float, float],
-    axes: tuple[float, float, float],
-    angle: float = 0.0,
-    weight: float = 1.0,
-) -> None:
-    """Adds the chord of an ellipsoid, 2 c sqrt(1 - r^2), to a map [size, size]."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    a, b, c = axes
-    rows, columns = film.window(*centre, math.hypot(a * cos, b * sin), math.hypot(a * sin, b * cos))
-    x, y = film.x[rows, columns] - centre[0], film.y[rows] - centre[1]
-    if x.size == 0:
-        return
-    if angle:
-        p, q = (x * cos + y * sin) * (1 / a), (y * cos - x * sin) * (1 / b)
-    else:
-        p, q = x * (1 / a), y * (1 / b)
-    inside = 1.0 - p * p - q * q
-    np.maximum(inside, 0.0, out=inside)
-    np.sqrt(inside, out=inside)
-    inside *= 2 * c * weight
-    target[rows, columns] += inside
-
-
 @lru_cache(maxsize=32)
 def _spline(size: int, cells: int) -> Array:
     """Cubic B-spline weights [size, cells] of a coarse noise field along one side of the film."""
@@ -192,17 +185,14 @@ def _spline(size: int, cells: int) -> Array:
     t = place - base
     weights = np.zeros((size, cells), np.float32)
     rows = np.arange(size)
-    for offset, value in zip(
-        (-1, 0, 1, 2),
-        ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3),
-        strict=True,
-    ):
-        weights[rows, np.clip(base + offset, 0, cells - 1)] += value / 6
+    splines = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+    for offset, spline in enumerate(splines, -1):
+        weights[rows, np.clip(base + offset, 0, cells - 1)] += spline / 6
     return weights
 
 
 def product(a: Array, b: Array) -> Array:
-    """a @ b in strips so narrow that BLAS starts no threads, which a pool of workers must not."""
+    """a @ b in strips so narrow that BLAS starts no threads beside a pool of workers."""
     width = max(2, 2**18 // a.size)
     out = np.empty((a.shape[0], b.shape[1]), np.float32)
     for start in range(0, b.shape[1], width):
@@ -237,12 +227,11 @@ def _wide_weights(size: int) -> tuple[Array, Array]:
 
 
 def expose(film: Film, rng: np.random.Generator) -> Array:
-    """Beer-Lambert attenuation, scatter, quantum noise, display curve: uint8 [size, size]."""
+    """Apply attenuation, scatter, quantum noise and the display curve: uint8 [size, size]."""
     pose, size = film.pose, film.size
-    # a vessel is seen where air surrounds it
+    # a vessel is visible where air surrounds it
     vessels = film.vessels * film.air * np.minimum(film.lung * 6, 1.0)
-    if film.shade is not None:
-        vessels *= film.shade
+    vessels[film.masks["pneumothorax"]] = 0.0
     tissue = film.body - film.lung * film.air
     np.maximum(tissue, 0.0, out=tissue)
     tissue += vessels * film.engorged
@@ -255,7 +244,7 @@ def expose(film: Film, rng: np.random.Generator) -> Array:
     beam += grain * np.sqrt(beam) * (0.0030 * pose.noise * min(1.0, size / 256) ** 0.5)
     np.maximum(beam, 1e-5, out=beam)
     value = -np.log(beam)
-    # the equalization of a digital film: less of the wide changes, more of the fine detail
+    # equalization of a digital film: less of the wide changes, more of the fine detail
     value -= EQUALIZE * _wide(value)
     middle, step = slice(size // 8, size - size // 8), max(1, size // 48)
     sample = value[middle, middle][::step, ::step].ravel()
@@ -265,7 +254,7 @@ def expose(film: Film, rng: np.random.Generator) -> Array:
     level = 0.16 - 0.07 * pose.exposure
     grey = (value - dark) * np.float32(0.74 / span) + np.float32(level)
     np.maximum(grey, 0.0, out=grey)
-    # a shoulder instead of a hard stop: what is whiter than white is only a little whiter
+    # a shoulder instead of a hard stop at white
     over = np.maximum(grey - 0.8, 0.0)
     grey -= over
     grey += over / (1.0 + 4.0 * over)
@@ -275,33 +264,26 @@ def expose(film: Film, rng: np.random.Generator) -> Array:
 
 
 def _collimate(grey: Array, pose: Pose) -> None:
-    """The shutters of the tube leave a dark margin."""
+    """Darken the margin behind the shutters of the tube."""
     size = len(grey)
-    left, top, right, bottom = (round(m * size) for m in pose.collimation)
-    grey[:top] *= 0.12
-    grey[size - bottom :] *= 0.12
-    grey[:, :left] *= 0.12
-    grey[:, size - right :] *= 0.12
+    left, top, right, bottom = (round(margin * size) for margin in pose.collimation)
+    for shutter in (grey[:top], grey[size - bottom :], grey[:, :left], grey[:, size - right :]):
+        shutter *= 0.12
 
 
-_LETTERS = {"L": "1000 1000 1000 1000 1111", "R": "1110 1001 1110 1010 1001"}
-
-
-@lru_cache(maxsize=16)
-def _letter(name: str, cell: int) -> Array:
-    bits = np.array([[int(c) for c in row] for row in _LETTERS[name].split()], bool)
-    return np.kron(bits, np.ones((cell, cell), bool))
+LETTERS = {"L": "1000 1000 1000 1000 1111", "R": "1110 1001 1110 1010 1001"}
 
 
 def _stamp(grey: Array, pose: Pose) -> None:
-    """The lead letter that says which side is which."""
+    """Stamp the lead letter that marks a side of the patient."""
     if not pose.marker:
         return
     size = len(grey)
-    glyph = _letter(pose.marker, max(1, round(size / 85)))
-    row = round(0.06 * size + pose.collimation[1] * size)
-    column = round(0.045 * size + pose.collimation[0] * size)
-    if SIGN["left" if pose.marker == "L" else "right"] > 0:
-        column = round(0.955 * size - pose.collimation[2] * size) - glyph.shape[1]
-    place = grey[row : row + glyph.shape[0], column : column + glyph.shape[1]]
-    place[glyph] = 1.0
+    dots = np.array([[int(dot) for dot in row] for row in LETTERS[pose.marker].split()], bool)
+    cell = max(1, round(size / 85))
+    letter = np.kron(dots, np.ones((cell, cell), bool))
+    left, top, right, _ = pose.collimation
+    row, column = round(0.06 * size + top * size), round(0.045 * size + left * size)
+    if pose.marker == "L":  # the patient's left is on the right of the film
+        column = round(0.955 * size - right * size) - letter.shape[1]
+    grey[row : row + letter.shape[0], column : column + letter.shape[1]][letter] = 1.0

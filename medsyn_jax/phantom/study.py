@@ -1,7 +1,7 @@
 """A procedural chest radiograph with its report, labels, masks and boxes, from a seed.
 
-The pixels are line integrals through a simple thorax, attenuated by Beer-Lambert's law; the text is
-put together from the same plan of findings. Needs no download and no accelerator.
+The pixels are line integrals through a simple thorax, attenuated by Beer-Lambert's law; the text
+describes the same plan of findings. Needs no download and no accelerator.
 """
 
 from __future__ import annotations
@@ -13,22 +13,9 @@ import numpy as np
 
 from medsyn_jax.phantom import film, findings, hardware, lesions, organs, report, thorax
 from medsyn_jax.phantom.film import Box
-from medsyn_jax.phantom.findings import LABELS, Device, Finding
-from medsyn_jax.phantom.thorax import Anatomy, Pose
+from medsyn_jax.phantom.findings import LABELS, Plan
 
-__all__ = ["LABELS", "Phantom", "Plan", "plan", "render", "study"]
-
-Masks = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything about a study but its pixels and words."""
-
-    anatomy: Anatomy
-    pose: Pose
-    findings: tuple[Finding, ...]
-    devices: tuple[Device, ...]
+__all__ = ["LABELS", "Phantom", "Plan", "plan", "render", "report_of", "study"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class Phantom:
 
     image: np.ndarray
     labels: dict[str, int]
-    masks: Masks
+    masks: dict[str, np.ndarray]
     boxes: list[Box]
     report: str
     view: str
@@ -58,37 +45,39 @@ def _random(*parts: int) -> Random:
 
 
 def plan(seed: int, subject: int, study: int) -> Plan:
-    """What study number `study` of a subject shows. Subjects keep their anatomy and their heart."""
-    of_subject = _random(seed, subject, 0, 1)
-    heart, ratio = findings.draw_ratio(of_subject)
-    anatomy = thorax.draw_anatomy(of_subject, ratio)
-    of_study = _random(seed, subject, study + 1, 2)
-    pose = thorax.draw_pose(of_study, anatomy)
-    found = findings.draw_findings(of_study, heart, pose.view)
-    hardware = findings.draw_devices(of_study, anatomy, pose.view, found)
-    return Plan(anatomy, findings.displaced(pose, found), found, hardware)
+    """Draw the plan of a study. The anatomy and the heart of a subject are the same in all."""
+    rng = _random(seed, subject, 0, 1)
+    heart, ratio = findings.draw_ratio(rng)
+    anatomy = thorax.draw_anatomy(rng, ratio)
+    rng = _random(seed, subject, study + 1, 2)
+    pose = thorax.draw_pose(rng, anatomy)
+    foci = findings.draw_findings(rng, heart, pose.view)
+    devices = tuple(findings.draw_devices(rng, anatomy, pose.view, foci))
+    return Plan(anatomy, findings.displaced(pose, foci), foci, devices)
 
 
-def render(made: Plan, size: int, seeds: tuple[int, ...]) -> tuple[np.ndarray, Masks, list[Box]]:
-    """Image, masks and boxes of a plan; `seeds` chooses its noise."""
+def render(
+    plan: Plan, size: int, seeds: tuple[int, ...]
+) -> tuple[np.ndarray, dict[str, np.ndarray], list[Box]]:
+    """Draw image, masks and boxes of a plan as in `Phantom`; `seeds` chooses the noise."""
     fields = np.random.Generator(np.random.PCG64([*seeds, 3]))
-    sheet = film.Film(size, made.pose)
-    organs.draw(sheet, made.anatomy, fields)
-    truth = lesions.draw(sheet, made.anatomy, made.findings, fields)
-    hardware.draw(sheet, made.anatomy, made.devices)
-    boxes = truth.boxes + hardware.draw_foreign(sheet, made.anatomy, made.findings)
+    sheet = film.Film(size, plan.pose)
+    organs.draw(sheet, plan.anatomy, fields)
+    lesions.draw(sheet, plan, fields)
+    hardware.draw(sheet, plan)
     sheet.draw_strokes()
-    masks = {
-        "lungs": sheet.field_mask,
-        "pneumothorax": truth.pneumothorax,
-        "effusion": truth.effusion,
-    }
     grain = np.random.Generator(np.random.PCG64([*seeds, 4, size]))
-    return film.expose(sheet, grain), masks, boxes
+    return film.expose(sheet, grain), sheet.masks, sheet.boxes
+
+
+def report_of(seed: int, subject: int, study: int) -> str:
+    """Write the report of a study without drawing its image: arguments as for `study`."""
+    before = plan(seed, subject, study - 1).findings if study else None
+    return report.write(_random(seed, subject, study + 1, 5), plan(seed, subject, study), before)
 
 
 def study(seed: int, subject: int, study: int, size: int) -> Phantom:
-    """Makes one study, the same for the same arguments on any machine.
+    """Make one study, the same for the same arguments on any machine.
 
     Args:
       seed: of the corpus.
@@ -101,16 +90,7 @@ def study(seed: int, subject: int, study: int, size: int) -> Phantom:
     """
     if not 32 <= size <= 1024 or min(seed, subject, study) < 0:
         raise ValueError(f"phantom: {seed=} {subject=} {study=} {size=}: out of range")
-    made = plan(seed, subject, study)
-    before = plan(seed, subject, study - 1).findings if study else None
-    image, masks, boxes = render(made, size, (seed, subject, study))
-    words = _random(seed, subject, study + 1, 5)
-    text = report.write(words, made.anatomy, made.pose, made.findings, made.devices, before)
-    return Phantom(
-        image=image,
-        labels=findings.labels(made.findings),
-        masks=masks,
-        boxes=boxes,
-        report=text,
-        view=made.pose.view,
-    )
+    shown = plan(seed, subject, study)
+    image, masks, boxes = render(shown, size, (seed, subject, study))
+    labels, text = findings.labels(shown.findings), report_of(seed, subject, study)
+    return Phantom(image, labels, masks, boxes, text, shown.pose.view)

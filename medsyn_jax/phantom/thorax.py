@@ -1,8 +1,8 @@
-"""The subject and the pose: every size, level and angle of the phantom thorax, but no pixel.
+"""The subject and the pose: all sizes, levels and angles of the phantom thorax, but no pixel.
 
 Lengths are in half film widths (about 20 cm), across the film and along the beam alike. Film and
-body coordinates run right (towards the patient's left) and down. Every random draw is made before
-the size of the film is known, so one study looks the same at each size.
+body coordinates run right (towards the patient's left) and down. No random draw depends on the
+size of the film, so one study looks the same at each size.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import NamedTuple
 import numpy as np
 
 Array = np.ndarray
+Point = tuple[float, float]  # body coordinates x, y
 SIGN = {"right": -1.0, "left": 1.0}  # the patient's right is on the left of the film
 WIDEST = 0.25  # level at which the rib cage is widest
-TREES = 64  # vessel trees of one lung that there are
+TREES = 64  # number of different vessel trees
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What stays with a subject from study to study."""
+    """Traits of a subject, the same in each study."""
 
     sex: str
     age: int
@@ -41,7 +42,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Pose:
-    """What changes from exposure to exposure."""
+    """Conditions of one exposure."""
 
     view: str  # 'PA' | 'AP'
     breath: float  # 0 expiration .. 1 full inspiration
@@ -52,7 +53,7 @@ class Pose:
     exposure: float  # -1 underexposed (pale) .. 1 overexposed (dark)
     contrast: float
     noise: float
-    collimation: tuple[float, float, float, float]  # dark margin: left, top, right, bottom
+    collimation: tuple[float, ...]  # dark margin: left, top, right, bottom
     marker: str  # 'L' | 'R' | ''
     arms_down: bool
     push: float = 0.0  # shift of heart and trachea; > 0 towards the patient's left
@@ -60,12 +61,12 @@ class Pose:
 
 
 def draw_anatomy(rng: Random, ratio: float) -> Anatomy:
-    """A subject; `ratio` is the cardiothoracic ratio, which the plan of the findings decides."""
+    """Draw a subject with the cardiothoracic ratio `ratio`."""
     sex = rng.choice(("F", "M"))
     age = min(95, max(18, round(rng.gauss(61, 17))))
     old = max(0.0, (age - 55) / 40)
     bow = rng.uniform(0.05, 0.11) * rng.choice((-1, 1)) if rng.random() < 0.16 else 0.0
-    device = rng.random()
+    surgery = rng.random()
     return Anatomy(
         sex=sex,
         age=age,
@@ -79,13 +80,13 @@ def draw_anatomy(rng: Random, ratio: float) -> Anatomy:
         right_dome=rng.uniform(0.02, 0.06),
         ribs=(rng.uniform(0, 1), rng.uniform(0.135, 0.158), rng.uniform(0.10, 0.22)),
         trees=(rng.randrange(TREES), rng.randrange(TREES)),
-        sternotomy=device < 0.10 + 0.08 * old,
+        sternotomy=surgery < 0.10 + 0.08 * old,
         pacemaker="" if rng.random() < 0.91 else rng.choice(("left", "left", "left", "right")),
     )
 
 
 def draw_pose(rng: Random, anatomy: Anatomy) -> Pose:
-    """One exposure of the subject."""
+    """Draw one exposure of the subject."""
     bedside = rng.random() < 0.40 + 0.25 * (anatomy.age > 75)
     if anatomy.hyperinflated:
         breath = rng.uniform(0.92, 1.1)
@@ -93,9 +94,8 @@ def draw_pose(rng: Random, anatomy: Anatomy) -> Pose:
         breath = rng.uniform(0.05, 0.85) if bedside else rng.uniform(0.45, 0.95)
     rotation = min(1.0, max(-1.0, rng.gauss(0, 0.40 if bedside else 0.22)))
     closed = rng.random() < 0.3
-    margins = [
-        rng.uniform(0.0, m) * (closed and rng.random() < 0.6) for m in (0.05, 0.05, 0.05, 0.1)
-    ]
+    margins = (0.05, 0.05, 0.05, 0.1)
+    margins = tuple(rng.uniform(0.0, m) * (closed and rng.random() < 0.6) for m in margins)
     return Pose(
         view="AP" if bedside else "PA",
         breath=breath,
@@ -106,7 +106,7 @@ def draw_pose(rng: Random, anatomy: Anatomy) -> Pose:
         exposure=min(1.0, max(-1.0, rng.gauss(0, 0.4))),
         contrast=rng.uniform(0.85, 1.15) * (0.92 if bedside else 1.0),
         noise=rng.uniform(0.6, 1.6) * (1.4 if bedside else 1.0),
-        collimation=(margins[0], margins[1], margins[2], margins[3]),
+        collimation=margins,
         marker=rng.choice(("L", "R", "L", "")),
         arms_down=bedside and rng.random() < 0.7,
     )
@@ -121,18 +121,14 @@ class Walls(NamedTuple):
 
 
 def walls(anatomy: Anatomy, y: Array | float, drop: float = 0.0, shrink: float = 0.0) -> Walls:
-    """Borders of a lung at the levels y; a collapsed one has its apex lower, its side nearer."""
+    """Borders of a lung at the levels y; collapse lowers the apex and moves the side inwards."""
     top, side = anatomy.apex + drop, anatomy.width - shrink
     peak = 0.42 * anatomy.width - 0.5 * shrink
     up = np.clip((WIDEST - y) / (WIDEST - top), 0.0, 1.0)
     arch = np.sqrt(1.0 - up * up)
     flat = np.sqrt(1.0 - up**6)
     taper = 0.10 * np.clip(y - WIDEST, 0.0, 1.0) ** 2
-    return Walls(
-        inner=peak - (peak - 0.105) * flat,
-        outer=peak + (side - peak) * arch - taper,
-        depth=arch,
-    )
+    return Walls(peak - (peak - 0.105) * flat, peak + (side - peak) * arch - taper, arch)
 
 
 def dome_level(anatomy: Anatomy, pose: Pose, side: str) -> float:
@@ -143,9 +139,7 @@ def dome_level(anatomy: Anatomy, pose: Pose, side: str) -> float:
     return level + 0.5 * anatomy.right_dome - pose.domes[1]
 
 
-def lung_point(
-    anatomy: Anatomy, pose: Pose, side: str, across: float, down: float
-) -> tuple[float, float]:
+def lung_point(anatomy: Anatomy, pose: Pose, side: str, across: float, down: float) -> Point:
     """Body coordinates of a place in a lung, 0..1 from its inner border out and its apex down."""
     y = anatomy.apex + down * (dome_level(anatomy, pose, side) - anatomy.apex)
     borders = walls(anatomy, y)

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medsyn_jax.core import estimates, log, metrics
+from medsyn_jax.core import checks, estimates, log, metrics
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.core.config import check_files, check_numbers, check_texts
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.estimates import Figure
 from medsyn_jax.data.store import shards, splits
 from medsyn_jax.objectives import classify
-from medsyn_jax.train import checkpoint, corpus, encoders, features, probe
+from medsyn_jax.train import checkpoint, corpus, features, frozen, probe
 
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 
@@ -66,8 +65,6 @@ def run(config: Any, workdir: Path) -> None:
     classes, `.../accuracy`; and `pretrained-random/...`, the differences of the last two encoders.
     Raises UserError for an encoder, a data set or labels that do not fit the config.
     """
-    _check(config)
-    log.check_config(workdir, config, FREE)
     corpus.check_labels(config.data.source, config.ingest)
     checkpoint.check_run(Path(config.encoder.workdir))  # restored when the data are known
     mesh = meshes.make_mesh(**config.mesh)
@@ -80,7 +77,7 @@ def run(config: Any, workdir: Path) -> None:
     check_labels(task, targets)
     fractions = make_fractions(config, workdir, task, targets, parts["train"].keys)
     found = _encoders(config)
-    log.write_config(workdir, config, FREE)
+    log.write_config(workdir, config)
     figures: dict[str, dict[str, Figure]] = {}
     for encoder in found:
         tables = {
@@ -109,31 +106,40 @@ def run(config: Any, workdir: Path) -> None:
     log.write_results(workdir, "classify", results, shown=whole)
 
 
-def _check(config: Any) -> None:
-    """All that the config alone tells to be wrong, and the files that it names but nobody has."""
-    above_0 = ("data.batch_size", "seeds", "probe.learning_rate", "probe.batch_size")
-    above_0 += ("probe.epochs", "probe.patience")
-    from_0 = ("seed", "data.threads", "probe.weight_decay")
-    parts = ("fractions", "encoder.std")
-    check_numbers(config, above_0, from_0, parts=parts, shares=("encoder.mean",))
-    check_texts(config, [f"labels.{k}" for k in ("names", "uncertain_ones", "uncertain_zeros")])
+def _check_source(config: Any) -> None:
     if not config.data.source:
         raise UserError(
             "config.data.source: is empty: give the folder of class folders, a CSV of pairs or an "
             "ingested data set, by --config.data.source=PATH"
         )
-    raw = config.data.source != "phantom" and jax.process_index() == 0  # the only one to read it
-    source = config.data.source if raw else ""
-    named = {"data.source": source, "encoder.weights": config.encoder.weights}
-    check_files(named | {"fractions_from": config.fractions_from})
 
 
-def _encoders(config: Any) -> list[encoders.Encoder]:
+CHECKS = (
+    *probe.RULES,
+    checks.numbers("above 0", "data", "batch_size"),
+    checks.numbers("above 0", "", "seeds"),
+    checks.numbers("from 0", "", "seed"),
+    checks.numbers("from 0", "data", "threads"),
+    checks.numbers("share", "encoder", "mean"),
+    checks.numbers("part", "encoder", "std"),
+    checks.numbers("part", "", "fractions"),
+    checks.texts("labels", "names uncertain_ones uncertain_zeros"),
+    _check_source,
+    checks.files(
+        lambda config: (
+            corpus.file("data.source", config.data.source)
+            | {"encoder.weights": config.encoder.weights, "fractions_from": config.fractions_from}
+        )
+    ),
+)
+
+
+def _encoders(config: Any) -> list[frozen.Encoder]:
     settings, workdir = config.encoder, Path(config.encoder.workdir)
-    found = [encoders.pretrained(workdir), encoders.untrained(workdir, config.seed)]
+    found = [frozen.pretrained(workdir), frozen.untrained(workdir, config.seed)]
     if settings.weights:
         given = (settings.weights, settings.layout, settings.mean, settings.std)
-        found.append(encoders.imported(workdir, *given))
+        found.append(frozen.imported(workdir, *given))
     return found
 
 

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medsyn_jax.core import estimates, log
+from medsyn_jax.core import checks, estimates, log
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.core.config import check_choice, check_files, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
 from medsyn_jax.curation import fidelity, gallery, privacy, quality
@@ -22,7 +21,7 @@ from medsyn_jax.data.sources import resolve
 from medsyn_jax.data.store import shards, splits
 from medsyn_jax.objectives import classify
 from medsyn_jax.tables import page
-from medsyn_jax.train import checkpoint, corpus, encoders, features, pairs, probe
+from medsyn_jax.train import checkpoint, corpus, features, frozen, probe
 
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 A_PROMPT, PAIRS = 4, 500  # images of a prompt, and prompts or pairs, whose similarity is averaged
@@ -36,8 +35,6 @@ def run(config: Any, workdir: Path) -> None:
     such; privacy is a matter of all its images, and each has its alignment score. Raises UserError
     for an encoder or sets that do not fit the config or each other.
     """
-    _check(config)
-    log.check_config(workdir, config, FREE)
     trained = Path(config.encoder.workdir)
     checkpoint.check_run(trained)  # restored when the data are known
     mesh = meshes.make_mesh(**config.mesh)
@@ -45,7 +42,7 @@ def run(config: Any, workdir: Path) -> None:
     found = shards.describe(folder)
     directory = corpus.prepare(config.real, config.ingest, workdir.parent / "data")
     _check_labels(found["label_names"], shards.describe(directory)["label_names"])
-    encoder, pair = encoders.pretrained(trained), pairs.pretrained(trained)
+    encoder, pair = frozen.pretrained(trained), frozen.pretrained_pair(trained)
     judged = [s for s in splits.SPLITS if found["splits"].get(s, {}).get("records")]
 
     def collection(stored: Path, names: Sequence[str]) -> Collection:
@@ -56,7 +53,7 @@ def run(config: Any, workdir: Path) -> None:
     synthetic = collection(folder, tuple(config.splits) or judged)
     fresh = synthetic.only_held_out()
     results = _fidelity(config, fresh, held_out)
-    log.write_config(workdir, config, FREE)  # not before the sets are known to be large enough
+    log.write_config(workdir, config)  # not before the sets are known to be large enough
     results |= _diversity(config, {"synthetic": fresh, "real": held_out})
     results |= _label_agreement(config, train, valid, {"real": test, "synthetic": fresh})
     scores, aligned = _alignment(config, pair, mesh, synthetic, held_out)
@@ -85,22 +82,27 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _check(config: Any) -> None:
-    """All that the config alone tells to be wrong, and the files that it names but nobody has."""
-    above_0 = ("data.batch_size", "seeds", "probe.learning_rate", "probe.batch_size")
-    above_0 += ("probe.epochs", "probe.patience", "fidelity.draws", "fidelity.subsets")
-    from_0 = ("seed", "data.threads", "probe.weight_decay")
-    shares = ("alignment.quantile", "privacy.quantile")
-    check_numbers(config, (*above_0, "fidelity.subset_size"), from_0, shares=shares)
-    for split in config.splits:
-        check_choice("splits", split, splits.SPLITS)
+def _check_sets(config: Any) -> None:
     if not config.synthetic or not config.real:
         raise UserError(
             "config.synthetic and config.real: one is empty: give the folder of a generated set "
             "and the data that it is compared with, by --config.synthetic=DIR --config.real=DIR"
         )
-    real = "" if config.real == "phantom" else config.real
-    check_files({"synthetic": config.synthetic, "real": real})
+
+
+CHECKS = (
+    *probe.RULES,
+    checks.numbers("above 0", "data", "batch_size"),
+    checks.numbers("above 0", "", "seeds"),
+    checks.numbers("above 0", "fidelity", "draws subsets subset_size"),
+    checks.numbers("from 0", "", "seed"),
+    checks.numbers("from 0", "data", "threads"),
+    checks.numbers("share", "alignment", "quantile"),
+    checks.numbers("share", "privacy", "quantile"),
+    checks.choices("splits", splits.SPLITS),
+    _check_sets,
+    checks.files(lambda config: {"synthetic": config.synthetic} | corpus.file("real", config.real)),
+)
 
 
 def _check_labels(synthetic: Sequence[str], real: Sequence[str]) -> None:
@@ -113,8 +115,8 @@ def _check_labels(synthetic: Sequence[str], real: Sequence[str]) -> None:
 
 def _collection(
     config: Any,
-    encoder: encoders.Encoder,
-    pair: pairs.Pair,
+    encoder: frozen.Encoder,
+    pair: frozen.Pair,
     mesh: Mesh,
     folder: Path,
     names: Sequence[str],
@@ -241,14 +243,14 @@ def _targets(config: Any, images: Collection) -> np.ndarray:
 
 
 def _alignment(
-    config: Any, pair: pairs.Pair, mesh: Mesh, synthetic: Collection, real: Collection
+    config: Any, pair: frozen.Pair, mesh: Mesh, synthetic: Collection, real: Collection
 ) -> tuple[np.ndarray, Results]:
     """Scores [n] of all synthetic images, and figures of the held-out ones of both sets."""
     results: Results = {}
     scores: dict[str, np.ndarray] = {}
     for side, images in (("real", real), ("synthetic", synthetic)):
         sizes = (config.data.batch_size, config.data.threads)
-        parts = [pairs.embed_all(pair, source, mesh, *sizes) for source in images.sources]
+        parts = [frozen.embeddings(pair, source, mesh, *sizes) for source in images.sources]
         image, text = (np.concatenate(x) for x in zip(*parts, strict=True))
         scores[side] = quality.alignment(image, text)
         rows = images.held_out

@@ -16,8 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from medsyn_jax.core import config as checks
-from medsyn_jax.core import log, metrics
+from medsyn_jax.core import checks, log, metrics
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.data.images import transforms
 from medsyn_jax.data.loading import loader
@@ -30,13 +29,12 @@ from medsyn_jax.models.heads import LinearHead
 from medsyn_jax.models.layers import split, statistics
 from medsyn_jax.objectives import diffusion
 from medsyn_jax.objectives.contrastive import contrastive_loss
-from medsyn_jax.train import corpus, latents, recipe
+from medsyn_jax.train import corpus, latents
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
-from medsyn_jax.train.stage import Stage
+from medsyn_jax.train.run import FREE as FREE
+from medsyn_jax.train.run import Training, fit_averaged, rules
 
-FREE = ("mesh.", "data.threads", "ingest.workers", "train.log_every")
-DTYPES = ("float32", "bfloat16")
 PREDICTIONS = ("epsilon", "v_prediction")
 _SEEN = 1024  # images whose latents say how far the autoencoder's latents spread
 
@@ -57,15 +55,13 @@ def run(config: Any, workdir: Path) -> None:
 
     Raises UserError for what the config asks that is not there or does not fit.
     """
-    _check(config)
-    log.check_config(workdir, config, FREE)
     mesh = meshes.make_mesh(**config.mesh)
     meshes.per_process(config.data.batch_size, mesh, config.optim.accumulate)
     start = pipelines.read(config.pipeline, report=log.say) if config.pipeline else None
     if start is not None:
         schedule.make_table("ddim", start.scheduler, 1)  # refuses what no sampler could draw by
     data = _data(config, workdir, start)
-    log.write_config(workdir, config, FREE)
+    log.write_config(workdir, config)
     if start is None:
         start = _from_nothing(config, workdir, data, mesh)
     if config.precompute:
@@ -73,11 +69,12 @@ def run(config: Any, workdir: Path) -> None:
     trained = ("unet", "text_encoder") if config.train_text else ("unet",)
     params = {name: start.parts[name].params for name in trained}
     still = {name: part.params for name, part in start.parts.items() if name not in trained}
-    stage = _stage(config, config, config.data.batch_size, workdir, data, mesh)
+    training = _training(config, config, config.data.batch_size, workdir, data, mesh)
     alphas = schedule.alphas_cumprod(start.scheduler)
     noised = _noised_fn(config, start, alphas)
     loss_fn = _loss_fn(config, noised, start, len(alphas), data.tokenizer)
-    params, errors = stage.fit(params, still, loss_fn, _error_fn(noised, len(alphas)))
+    error_fn = _error_fn(noised, len(alphas))
+    params, errors = fit_averaged(training, params, still, loss_fn, error_fn, data.valid)
     if jax.process_index() == 0:
         parts = {
             name: replace(part, params=_half(params.get(name, part.params)))
@@ -90,26 +87,30 @@ def run(config: Any, workdir: Path) -> None:
     log.say_cost("done")
 
 
-def _check(config: Any) -> None:
-    checks.check_numbers(config, from_0=["min_snr"])  # a config of another task has none
-    checks.check_choice("dtype", config.dtype, DTYPES)
-    if not config.pipeline:
-        prediction = config.scheduler.prediction_type
-        checks.check_choice("scheduler.prediction_type", prediction, PREDICTIONS)
-    above_0 = ["data.size", "data.tokens"]
-    above_0 += [] if config.pipeline else ["contrastive.temperature"]
-    from_0 = ["seed", "data.threads"]
-    for stage in ("", "autoencoder.", "contrastive.") if not config.pipeline else ("",):
-        above_0.append(f"{stage or 'data.'}batch_size")
-        recipe.check(config, stage)
-    checks.check_numbers(config, above_0, from_0, below_1=["ema", "caption_dropout"])
-    checks.check_texts(config, ["data.sources", "data.sections"])
-    loader.check_weights(config.data.weights, len(config.data.sources))
-    named = {"pipeline": config.pipeline}
-    if jax.process_index() == 0:
-        sources = enumerate(config.data.sources)
-        named |= {f"data.sources[{i}]": s for i, s in sources if s != "phantom"}
-    checks.check_files(named)
+def _check_stages(config: Any) -> None:
+    if config.pipeline:
+        return
+    checks.choice("scheduler.prediction_type", PREDICTIONS)(config)
+    checks.numbers("above 0", "contrastive", "temperature")(config)
+    for stage in ("autoencoder", "contrastive"):
+        checks.numbers("above 0", stage, "batch_size")(config)
+        for rule in rules(f"{stage}."):
+            rule(config)
+
+
+CHECKS = (
+    checks.numbers("from 0", "", "min_snr"),  # which a config of another task lacks
+    checks.choice("dtype", checks.DTYPES),
+    checks.numbers("above 0", "data", "batch_size size tokens"),
+    checks.numbers("from 0", "", "seed"),
+    checks.numbers("from 0", "data", "threads"),
+    checks.numbers("below 1", "", "ema caption_dropout"),
+    checks.texts("data", "sources sections"),
+    *rules(),
+    _check_stages,
+    lambda config: loader.check_weights(config.data.weights, len(config.data.sources)),
+    checks.files(lambda config: {"pipeline": config.pipeline} | corpus.files(config)),
+)
 
 
 def _data(config: Any, workdir: Path, start: Pipeline | None) -> Data:
@@ -235,10 +236,12 @@ def _error_fn(noised: Callable, times: int) -> Callable:
     return fn
 
 
-def _stage(
+def _training(
     config: Any, section: Any, batch_size: int, workdir: Path, data: Data, mesh: Mesh
-) -> Stage:
-    return Stage(config, section, batch_size, workdir, data.train, data.valid, mesh)
+) -> Training:
+    settings, seed = config.data, config.seed
+    sources = (settings.threads, data.train, settings.weights)
+    return Training(section, batch_size, seed, *sources, workdir, mesh)
 
 
 def _from_nothing(config: Any, workdir: Path, data: Data, mesh: Mesh) -> Pipeline:
@@ -276,8 +279,9 @@ def _autoencoder(config: Any, workdir: Path, data: Data, mesh: Mesh, part: Part)
 
     log.say("autoencoder")
     section = config.autoencoder
-    stage = _stage(config, section, section.batch_size, workdir / "autoencoder", data, mesh)
-    params, errors = stage.fit({"vae": part.params}, {}, loss_fn, error_fn)
+    training = _training(config, section, section.batch_size, workdir / "autoencoder", data, mesh)
+    start = {"vae": part.params}
+    params, errors = fit_averaged(training, start, {}, loss_fn, error_fn, data.valid)
     log.say(f"autoencoder: mean absolute error {errors.mean() / 2:.4f} of the grey range")
     encode = jax.jit(lambda p, images: vae(p).encode(_pixels(images, channels))[0])
     images = data.train[0].take(np.arange(min(_SEEN, len(data.train[0]))))["image"]
@@ -324,9 +328,10 @@ def _text_encoder(config: Any, workdir: Path, data: Data, mesh: Mesh, part: Part
         return jnp.broadcast_to(both(params, still, batch, False)[0], batch["index"].shape)
 
     log.say("text encoder")
-    stage = _stage(config, section, section.batch_size, workdir / "text_encoder", data, mesh)
+    training = _training(config, section, section.batch_size, workdir / "text_encoder", data, mesh)
     params = {"text_encoder": part.params, "tower": tower}
-    return replace(part, params=stage.fit(params, stats, loss_fn, error_fn)[0]["text_encoder"])
+    params, _ = fit_averaged(training, params, stats, loss_fn, error_fn, data.valid)
+    return replace(part, params=params["text_encoder"])
 
 
 def _half(params: Any) -> Any:

@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medsyn_jax.core import log
+from medsyn_jax.core import checks, log
 from medsyn_jax.core import mesh as meshes
-from medsyn_jax.core.config import check_choice, check_numbers
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.curation import quality
 from medsyn_jax.data.images import decode
@@ -36,10 +35,9 @@ from medsyn_jax.diffusion.generator import Chunk, Generator, NotFinite, Sampling
 from medsyn_jax.diffusion.schedule import SAMPLERS
 from medsyn_jax.models.diffusion import pipeline as pipelines
 from medsyn_jax.models.diffusion.pipeline import Pipeline
-from medsyn_jax.train import corpus, pairs
+from medsyn_jax.train import corpus, frozen
 
 FREE = ("pipeline", "ingest.workers")
-DTYPES = ("float32", "bfloat16")
 DEFAULT = "assets/phantom-diffusion"
 _ROOT = Path(__file__).resolve().parents[2]
 _ENCODERS = 4  # threads that pack images while the devices work
@@ -78,7 +76,7 @@ class Plan:
 class Filter:
     """Makes images anew that fit their reports worse than real ones do; see `quality.retry`."""
 
-    pair: pairs.Pair  # whose alignment scores are asked
+    pair: frozen.Pair  # whose alignment scores are asked
     threshold: float
     attempts: int
 
@@ -97,7 +95,7 @@ class Filter:
             return list(generator.images(indices, [asked[row].text for row in rows], attempt))
 
         def score(made: Sequence[np.ndarray], rows: list[int]) -> np.ndarray:
-            return pairs.scores(self.pair, made, [texts[row] for row in rows])
+            return frozen.scores(self.pair, made, [texts[row] for row in rows])
 
         return quality.retry(pixels, again, score, self.threshold, self.attempts)
 
@@ -109,14 +107,12 @@ def run(config: Any, workdir: Path) -> None:
         UserError: for a pipeline, prompts or settings that cannot be used, a full disk, a sampler
             that diverges, or a workdir that holds something else. What was complete is kept.
     """
-    _check(config)
-    log.check_config(workdir, config, FREE)
     pipeline = pipelines.read(_folder(config.pipeline), report=log.say)
     generators.check(pipeline, _sampling(config), config.size)
     found = _prompts(config, workdir, pipeline)
     judge = _filter(config, workdir)
     plan = make_plan(config, found, pipeline, judge.threshold if judge else None)
-    log.write_config(workdir, config, FREE)
+    log.write_config(workdir, config)
     total = sum(len(part.pictures) for part in plan.parts)
     marks = f", marks of de-identification taken out of {found.marked}" if found.marked else ""
     rejected = f"{len(found.rejects)} rejected"
@@ -142,23 +138,28 @@ def run(config: Any, workdir: Path) -> None:
     log.say_cost("done")
 
 
-def _check(config: Any) -> None:
-    above_0 = ("images_per_prompt", "batch_per_device", "records_per_shard", "sampler.steps")
-    from_0 = ("size", "data.limit", "sampler.guidance")
-    check_numbers(config, (*above_0, "sampler.cache_every", "filter.attempts"), from_0)
-    check_choice("dtype", config.dtype, DTYPES)
-    check_choice("sampler.name", config.sampler.name, SAMPLERS)
-    for split in config.data.splits:
-        check_choice("data.splits", split, splits.SPLITS)
+def _check_interval(config: Any) -> None:
     interval = config.sampler.interval
     if interval and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
         raise UserError(
             f"config.sampler.interval: {interval}: give two noise levels, the lower first, or ()"
         )
-    shares = {"sampler.rescale": config.sampler.rescale, "filter.quantile": config.filter.quantile}
-    for field, share in shares.items():
-        if not 0 <= share <= 1:
-            raise UserError(f"config.{field}: {share}: give a share from 0 to 1")
+
+
+CHECKS = (
+    checks.numbers("above 0", "", "images_per_prompt batch_per_device records_per_shard"),
+    checks.numbers("above 0", "sampler", "steps cache_every"),
+    checks.numbers("above 0", "filter", "attempts"),
+    checks.numbers("from 0", "", "size"),
+    checks.numbers("from 0", "data", "limit"),
+    checks.numbers("from 0", "sampler", "guidance"),
+    checks.numbers("share", "sampler", "rescale"),
+    checks.numbers("share", "filter", "quantile"),
+    checks.choice("dtype", checks.DTYPES),
+    checks.choice("sampler.name", SAMPLERS),
+    checks.choices("data.splits", splits.SPLITS),
+    _check_interval,
+)
 
 
 def _folder(named: str) -> Path:
@@ -197,12 +198,12 @@ def _filter(config: Any, workdir: Path) -> Filter | None:
     settings = config.filter
     if not settings.encoder:
         return None
-    pair = pairs.pretrained(Path(settings.encoder))
+    pair = frozen.pretrained_pair(Path(settings.encoder))
     folder = corpus.prepare(settings.real, config.ingest, workdir.parent / "data", "real")
     inputs = (pair.sections, pair.tokenizer, pair.tokens, pair.size)
     valid = loader.Source(folder, "valid", *inputs)
     pixels = valid.take(np.arange(len(valid)))["image"]
-    scores = pairs.scores(pair, list(pixels), valid.texts())
+    scores = frozen.scores(pair, list(pixels), valid.texts())
     threshold = quality.alignment_threshold(scores, settings.quantile)
     log.say(f"filter: images that score below {threshold:.3f} are made anew")
     return Filter(pair, threshold, settings.attempts)

@@ -5,23 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from medsyn_jax.core import log, metrics
-from medsyn_jax.core.config import check_files, check_numbers
+from medsyn_jax.core import checks, log, metrics
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
 from medsyn_jax.data.images import decode
 from medsyn_jax.data.store import card, shards
-from medsyn_jax.train import checkpoint, corpus, pairs
+from medsyn_jax.train import checkpoint, corpus, frozen
 
 FREE = ("ingest.workers",)
 MASKS = {"Pleural Effusion": "mask_effusion", "Pneumothorax": "mask_pneumothorax"}
-_BATCH, _THRESHOLDS = 32, 41
+_THRESHOLDS = 41
 _SIDE, _GAP, _LINE, _LINES = 160, 4, 16, 4  # pixels; lines of a phrase
-_heat = jax.jit(pairs.Pair.heat)
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -33,22 +30,14 @@ def run(config: Any, workdir: Path) -> None:
     of the region itself at the resolution of the maps.
     Raises UserError for a ViT without local heads, or data without regions.
     """
-    check_numbers(config, above_0=("shown",))
-    check_files({"encoder.workdir": config.encoder.workdir})
-    log.check_config(workdir, config, FREE)
-    if not config.phrases:
-        raise UserError("config.phrases: none: give the phrase of a label")
-    for label, phrase in config.phrases.items():
-        if not isinstance(phrase, str) or not phrase.strip():
-            raise UserError(f"config.phrases: {label}: {phrase!r}: give the words of the phrase")
     checkpoint.check_run(Path(config.encoder.workdir))  # restored when the data are known
     folder = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
     names = shards.describe(folder)["label_names"]
     if not set(config.phrases) <= set(names):
         odd = ", ".join(sorted(set(config.phrases) - set(names)))
         raise UserError(f"config.phrases: {odd}: the data set has the labels {', '.join(names)}")
-    pair = pairs.pretrained(Path(config.encoder.workdir))
-    log.write_config(workdir, config, FREE)
+    pair = frozen.pretrained_pair(Path(config.encoder.workdir))
+    log.write_config(workdir, config)
     results, rows = {}, {}
     for label, phrase in config.phrases.items():
         valid, test = (_found(shards.open_split(folder, s), label, pair) for s in ("valid", "test"))
@@ -76,6 +65,21 @@ def run(config: Any, workdir: Path) -> None:
     log.say(f"heat maps: {path}")
 
 
+def _check_phrases(config: Any) -> None:
+    if not config.phrases:
+        raise UserError("config.phrases: none: give the phrase of a label")
+    for label, phrase in config.phrases.items():
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise UserError(f"config.phrases: {label}: {phrase!r}: give the words of the phrase")
+
+
+CHECKS = (
+    checks.numbers("above 0", "", "shown"),
+    checks.files(lambda config: {"encoder.workdir": config.encoder.workdir}),
+    _check_phrases,
+)
+
+
 class _Found:
     """Images with a finding, and where it is: what the encoder sees of both."""
 
@@ -85,7 +89,7 @@ class _Found:
         self.heat: np.ndarray  # [n, s, s], once it is known
 
 
-def _found(records: shards.Records, label: str, pair: pairs.Pair) -> _Found | None:
+def _found(records: shards.Records, label: str, pair: frozen.Pair) -> _Found | None:
     column, subjects = list(records.label_names).index(label), records.subjects()
     kept: tuple[list, list, list] = ([], [], [])
     for row in range(len(records)):
@@ -113,7 +117,7 @@ def _region(record: dict[str, Any], label: str) -> np.ndarray:
     return region
 
 
-def _cropped(region: np.ndarray, pair: pairs.Pair) -> np.ndarray:
+def _cropped(region: np.ndarray, pair: frozen.Pair) -> np.ndarray:
     """The part of a region that the encoder sees, at its scale."""
     if region.shape != (pair.size, pair.size):
         region = decode.square(region.astype(np.uint8) * np.uint8(255), pair.size) > 127
@@ -121,21 +125,14 @@ def _cropped(region: np.ndarray, pair: pairs.Pair) -> np.ndarray:
     return region[low : low + pair.crop, low : low + pair.crop]
 
 
-def heats(pair: pairs.Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
+def heats(pair: frozen.Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
     """Heat maps [n, s, s] of one phrase on images, uint8 [n, size, size], in batches of one shape.
 
     Raises UserError for a phrase without a word.
     """
     if not phrase.strip():
         raise UserError(f"phrase {phrase!r}: give it a word")
-    texts = pair.tokenizer.encode_words([phrase] * _BATCH, pair.tokens)
-    found = []
-    for start in range(0, len(pixels), _BATCH):
-        part = pixels[start : start + _BATCH]
-        full = np.resize(part, (_BATCH, *part.shape[1:]))
-        heat = _heat(pair, jnp.asarray(full), tuple(jnp.asarray(t) for t in texts))
-        found.append(np.asarray(heat)[: len(part)])
-    return np.concatenate(found)
+    return frozen.heat_maps(pair, pixels, phrase)
 
 
 def resized(maps: np.ndarray, side: int) -> np.ndarray:

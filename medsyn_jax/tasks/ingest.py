@@ -9,6 +9,9 @@ from medsyn_jax.core.log import console, write_config, write_results
 from medsyn_jax.data.store import build, shards
 from medsyn_jax.data.store import directory as folders
 
+CHECKS = ()  # the source's own are made when it is listed
+FREE = ("ingest.workers", "ingest.max_reject_share", "ingest.path")
+
 
 def run(config: Any, workdir: Path) -> None:
     """Ingests `config.ingest`; running it again completes what was begun.
@@ -17,7 +20,7 @@ def run(config: Any, workdir: Path) -> None:
         UserError: as `build.ingest`.
     """
     directory = build.ingest(config.ingest, workdir / "shards")
-    write_config(workdir, config, free=("ingest.workers", "ingest.max_reject_share", "ingest.path"))
+    write_config(workdir, config)
     info = shards.describe(directory)
     counts = {split: part["records"] for split, part in info["splits"].items()}
     metrics = {f"records/{split}": {"value": n, "n": n} for split, n in counts.items()}

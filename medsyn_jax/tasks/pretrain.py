@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +11,24 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from medsyn_jax.core import config as checks
-from medsyn_jax.core import log, metrics
+from medsyn_jax.core import checks, log, metrics
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.images import transforms
 from medsyn_jax.data.loading import loader
 from medsyn_jax.data.text import reports, tokenizers
-from medsyn_jax.models import encoder_configs, towers
+from medsyn_jax.models import encoder_configs, resnet, towers
 from medsyn_jax.models.layers import statistics
 from medsyn_jax.models.towers import Embeddings
 from medsyn_jax.models.weights import convert
 from medsyn_jax.objectives import gloria, mgca
 from medsyn_jax.objectives.contrastive import contrastive_loss, normalize
-from medsyn_jax.train import corpus, loop, recipe
+from medsyn_jax.train import corpus, frozen
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
-from medsyn_jax.train.checkpoint import Checkpoints
+from medsyn_jax.train.run import FREE as FREE
+from medsyn_jax.train.run import Training, rules
 from medsyn_jax.train.state import State
-
-# What may differ between two starts of one run: where it computes, not what.
-FREE = ("mesh.", "data.threads", "ingest.workers", "train.log_every")
 
 
 def _convirt(e: Embeddings, mesh: Mesh | None, **settings: Any) -> tuple:
@@ -100,9 +97,6 @@ METHODS = {
     "gloria": Method(_gloria, local=True, similarity=_gloria_similarity),
     "mgca": Method(_mgca, local=True, prototypes=True),
 }
-TEMPERATURES = ("temperature", "token_temperature", "prototype_temperature", "epsilon")
-TEMPERATURES += ("tau1", "tau2", "tau3", "iterations")
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclass
@@ -120,13 +114,20 @@ class Data:
 
 def run(config: Any, workdir: Path) -> None:
     """Train, keep the checkpoint with the lowest validation loss, and write retrieval figures."""
-    _check(config)
-    _obey_folders(config)
-    log.check_config(workdir, config, FREE)
     mesh = meshes.make_mesh(**config.mesh)
-    local = meshes.per_process(config.data.batch_size, mesh, config.optim.accumulate)
+    meshes.per_process(config.data.batch_size, mesh, config.optim.accumulate)
     data = _data(config, workdir)
-    plan = recipe.plan(config.train, len(data), config.data.batch_size)
+    settings = config.data
+    training = Training(
+        config,
+        settings.batch_size,
+        config.seed,
+        settings.threads,
+        data.train,
+        settings.weights,
+        workdir,
+        mesh,
+    )
 
     def make_model(rngs: nnx.Rngs) -> nnx.Module:
         vocab, dtype = data.tokenizer.vocab_size, jnp.dtype(config.dtype)
@@ -134,75 +135,23 @@ def run(config: Any, workdir: Path) -> None:
         return towers.PairEncoder(image, text, heads, vocab, dtype=dtype, rngs=rngs)
 
     structure, params, _ = states.shapes(make_model)
-    tx = recipe.optimizer(config.optim, params, plan.steps, len(data) // config.data.batch_size)
-    key = jax.random.key(config.seed)
-    state = states.create(make_model, tx, mesh, meshes.FSDP_RULES, key)
+    tx = training.optimizer(params)
+    state = states.create(make_model, tx, mesh, meshes.FSDP_RULES, jax.random.key(config.seed))
     state = _import_weights(config, state)
-    log.say(f"{len(data)} training records, {plan.steps} steps; {states.summary(state)}")
-    log.write_config(workdir, config, FREE)
-    loss_fn = _loss_fn(config, structure, mesh)
+    training.say_size(state)
+    log.write_config(workdir, config)
     embed = steps.compile_eval(_embed_fn(config, structure), state, mesh)
-    evaluation = Evaluation(config, embed, local, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    start = checkpoints.latest() or 0
-    batches = loader.train_loader(
-        data.train,
-        config.data.weights,
-        local,
-        config.seed,
-        jax.process_index(),
-        jax.process_count(),
-        config.data.threads,
-    )
-    step = steps.make_step(loss_fn, tx, config.optim.accumulate, tuple(config.optim.frozen))
-    trainer = loop.Trainer(
-        step=steps.compile_step(step, state, mesh),
-        batches=batches,
-        evaluate=lambda state: evaluation.validate(state, data.valid),
-        checkpoints=checkpoints,
-        log=log.MetricsLog(workdir, start, plan.steps, config.data.batch_size),
-        mesh=mesh,
-        key=key,
-        plan=plan,
-        record_keys=lambda index: loader.record_keys(data.train, index),
-    )
-    state = recipe.run(trainer, state)
+    evaluation = Evaluation(config, embed, mesh)
+    loss_fn = _loss_fn(config, structure, mesh)
+    state = training.fit(state, tx, loss_fn, lambda state: evaluation.validate(state, data.valid))
     figures = evaluation.retrieval(state, data.test)
     log.write_results(workdir, "pretrain", {f"test/{k}": v for k, v in figures.items()})
     _export(workdir, state, config.image.kind)
     log.say_cost("done")
 
 
-def _check(config: Any) -> None:
-    """All that the config alone tells to be wrong, and the files that it names but nobody has."""
-    checks.check_numbers(config, above_0=["augment.size"])  # a config of another task has none
-    checks.check_choice("method", config.method, METHODS)
-    checks.check_choice("dtype", config.dtype, DTYPES)
-    loss = {
-        f"loss.{k}": k in TEMPERATURES for k, x in config.loss.items() if not isinstance(x, bool)
-    }
-    above_0 = [f"data.{k}" for k in ("batch_size", "size", "tokens", "vocab_size")]
-    above_0 += ["augment.aspect", "augment.zoom", "image.channels"]
-    above_0 += ["text.mlp_width", "text.types", "text.eps"]
-    above_0 += ["image.mlp_width", "image.size", "image.eps"] if config.image.kind == "vit" else []
-    from_0 = ["seed", "data.threads", "image.upsample"]
-    from_0 += [f"augment.{k}" for k in ("rotate", "shift", "jitter", "blur")]
-    checks.check_numbers(
-        config,
-        above_0=[*above_0, *(k for k, temperature in loss.items() if temperature)],
-        from_0=[*from_0, *(k for k, temperature in loss.items() if not temperature)],
-        below_1=["text.dropout"],
-        shares=["augment.flip", "image.mean"],
-        parts=["augment.area", "image.std"],
-        counts=["image.depths"] if config.image.kind == "resnet" else [],
-    )
-    checks.check_ranges(
-        config, [f"augment.{k}" for k in ("area", "aspect", "zoom", "jitter", "blur")]
-    )
-    checks.check_texts(config, ["data.sources", "data.sections"])
-    for section in config.data.sections:
-        checks.check_choice("data.sections", section, (*reports.SECTION_NAMES, "report"))
-    recipe.check(config)
+def _check_method(config: Any) -> None:
+    loader.check_weights(config.data.weights, len(config.data.sources))
     if config.loss.get("tau1", 0) > gloria.TAU1_MOST:
         raise UserError(
             f"config.loss.tau1: {config.loss.tau1}: give a number up to {gloria.TAU1_MOST}"
@@ -214,34 +163,117 @@ def _check(config: Any) -> None:
             f"{'needs' if method.local else 'has no'} local heads and "
             f"{'needs' if method.prototypes else 'has no'} prototypes"
         )
-    towers.check(*(config[part].to_dict() for part in ("image", "text", "heads")))
-    seen = config.image.upsample or config.augment.size
-    if config.image.kind == "vit" and config.image.size != seen:
+
+
+def _check_image(config: Any) -> None:
+    image, seen = config.image, config.image.upsample or config.augment.size
+    if image.kind == "resnet":
+        checks.numbers("count", "image", "depths")(config)
+        checks.choice("image.block", get_args(resnet.Block))(config)
+        checks.choice("image.stem", get_args(resnet.Stem))(config)
+        if len(image.depths) != 4:
+            raise UserError(
+                f"config.image.depths: {image.depths}: give the number of blocks of each of the "
+                "four stages, such as (3, 4, 6, 3)"
+            )
+        return
+    checks.numbers("above 0", "image", "size patch layers heads mlp_width eps")(config)
+    if image.size % image.patch:
         raise UserError(
-            f"config.image.size: {config.image.size}: the ViT is given images of {seen} pixels "
+            f"config.image.patch: {image.patch} does not divide config.image.size {image.size}: "
+            "change one of the two"
+        )
+    if image.size != seen:
+        raise UserError(
+            f"config.image.size: {image.size}: the ViT is given images of {seen} pixels "
             "(config.augment.size, or config.image.upsample): make both the same"
         )
-    sources, weights = config.data.sources, config.data.weights
-    loader.check_weights(weights, len(sources))
-    if config.data.tokens > config.text.max_length:
+
+
+def _check_encoders(config: Any) -> None:
+    text, heads = config.text, config.heads
+    for name in ("text", "image") if config.image.kind == "vit" else ("text",):
+        width, count = config[name].width, config[name].heads
+        if width % count:
+            raise UserError(
+                f"config.{name}.heads: {count} do not divide config.{name}.width {width}: "
+                "change one of the two"
+            )
+    if text.summed > text.layers:
+        raise UserError(
+            f"config.text.summed: {text.summed} of config.text.layers {text.layers}: "
+            "sum at most so many"
+        )
+    if config.data.tokens > text.max_length:
         raise UserError(
             f"config.data.tokens: {config.data.tokens} is more than the text encoder's "
-            f"config.text.max_length {config.text.max_length}"
+            f"config.text.max_length {text.max_length}"
         )
+    if heads.kind != "linear":
+        checks.numbers("above 0", "heads", "hidden")(config)
+    if not heads.text and text.width != heads.width:
+        raise UserError(
+            f"config.heads.text: without a head for the text config.heads.width {heads.width} "
+            f"must be config.text.width {text.width}"
+        )
+    if heads.prototypes < 0 or heads.prototypes == 1:
+        raise UserError(
+            f"config.heads.prototypes: {heads.prototypes}: give 2 or more, or 0 for none"
+        )
+
+
+def _files(config: Any) -> dict[str, str]:
     named = {"data.tokenizer": config.data.tokenizer}
     named |= {f"{part}.weights": config[part].weights for part in ("image", "text")}
-    if jax.process_index() == 0:  # the only one that reads them
-        named |= {f"data.sources[{i}]": s for i, s in enumerate(sources) if s != "phantom"}
-    checks.check_files(named)
+    return named | corpus.files(config)
 
 
 def _obey_folders(config: Any) -> None:
-    """UserError where a folder of weights says otherwise than the config; takes its epsilon."""
+    """Raise UserError where a folder of weights contradicts the config; take its epsilon."""
     for part in ("image", "text"):
         if path := config[part].weights:
             settings, where = config[part].to_dict(), f"config.{part}"
             settings = encoder_configs.agreed(path, settings, part=where, report=log.say)
             config[part].update({k: v for k, v in settings.items() if k == "eps"})
+
+
+CHECKS = (
+    checks.numbers("above 0", "augment", "size"),  # which a config of another task lacks
+    checks.choice("method", METHODS),
+    checks.choice("dtype", checks.DTYPES),
+    checks.numbers("above 0", "data", "batch_size size tokens vocab_size"),
+    checks.numbers("above 0", "augment", "aspect zoom"),
+    checks.numbers(
+        "above 0", "image", "channels width mlp_width? size? eps? heads? layers? patch?"
+    ),
+    checks.numbers("above 0", "text", "width heads mlp_width types eps max_length summed"),
+    checks.numbers("above 0", "heads", "width"),
+    checks.numbers("above 0", "loss", "temperature? token_temperature? prototype_temperature?"),
+    checks.numbers("above 0", "loss", "tau1? tau2? tau3? epsilon? iterations?"),
+    checks.numbers("from 0", "loss", "image_to_text? text_to_image? global_weight? local_weight?"),
+    checks.numbers("from 0", "loss", "instance_weight? token_weight? prototype_weight?"),
+    checks.numbers("from 0", "", "seed"),
+    checks.numbers("from 0", "data", "threads"),
+    checks.numbers("from 0", "image", "upsample"),
+    checks.numbers("from 0", "augment", "rotate shift jitter blur"),
+    checks.numbers("below 1", "text", "dropout"),
+    checks.numbers("share", "augment", "flip"),
+    checks.numbers("share", "image", "mean"),
+    checks.numbers("part", "augment", "area"),
+    checks.numbers("part", "image", "std"),
+    checks.ranges("augment", "area aspect zoom jitter blur"),
+    checks.texts("data", "sources sections"),
+    checks.choices("data.sections", (*reports.SECTION_NAMES, "report")),
+    checks.choice("image.kind", towers.IMAGE_ENCODERS),
+    checks.choice("text.pooling", towers.POOLINGS),
+    checks.choice("heads.kind", towers.HEADS),
+    *rules(),
+    _check_method,
+    _check_image,
+    _check_encoders,
+    checks.files(_files),
+    _obey_folders,
+)
 
 
 def _data(config: Any, workdir: Path) -> Data:
@@ -328,23 +360,23 @@ def _embed_fn(config: Any, structure: Any) -> Callable:
 
 @dataclass
 class Evaluation:
-    """What a run computes of a whole split: of `local` records a step on this process."""
+    """What a run computes of a whole split."""
 
     config: Any
     embed: Callable[..., Embeddings]
-    local: int
     mesh: Mesh
 
     def embeddings(self, state: State, source: loader.Source) -> Embeddings:
         """Of all records in their order, NumPy, on every process; `prototypes` as they are."""
-        found = recipe.over(
+        settings = self.config.data
+        embeddings = frozen.over(
             lambda batch: self.embed(state["params"], state["stats"], batch),
             source,
-            self.local,
-            self.config.data.threads,
             self.mesh,
+            settings.batch_size,
+            settings.threads,
         )
-        return found._replace(prototypes=state["params"].get("prototypes"))
+        return embeddings._replace(prototypes=state["params"].get("prototypes"))
 
     def validate(self, state: State, source: loader.Source) -> Mapping[str, float]:
         """The objective over the whole split at once, or, where it compares regions with words,

@@ -197,30 +197,28 @@ def check_run(workdir: Path) -> None:
     opened(workdir)[0].close()
 
 
-def restore_part(
-    workdir: Path, make_model: Callable[[nnx.Rngs], nnx.Module], prefix: str
+def restore(
+    workdir: Path, make_model: Callable[[nnx.Rngs], nnx.Module], part: str = ""
 ) -> tuple[Any, Any, Any, int]:
-    """(structure, params, stats, step) of one part of the best checkpoint of a run, on one device.
+    """(structure, params, stats, step) of the best checkpoint of a run, on one device.
 
-    make_model: builds the part alone, say the image encoder, whose names are those that stand
-    below `prefix` ("image") in the checkpoint. Raises UserError if the two do not fit.
+    make_model: builds the model of the run, or one part of it, such as "image". Raises UserError
+    if the checkpoint does not fit the model.
     """
     with rebuilding(workdir):
-        structure, *wanted = states.shapes(make_model)
+        structure, *shapes = states.shapes(make_model)
     checkpoints, step = opened(workdir)
     try:
         saved = checkpoints.restore_all(step, ("params", "stats"))
     finally:
         checkpoints.close()
-    parts = []
-    for like, flat in zip(wanted, saved, strict=True):
-        below = {
-            k.removeprefix(f"{prefix}/"): v for k, v in flat.items() if k.startswith(f"{prefix}/")
-        }
-        try:
-            parts.append(tree.unnamed(below, like))
-        except KeyError as e:
-            raise UserError(
-                f"{workdir}: its {prefix} encoder does not fit its config: {e}"
-            ) from None
-    return structure, parts[0], parts[1], step
+    prefix = f"{part}/" if part else ""
+    try:
+        params, stats = (
+            tree.unnamed({k[len(prefix) :]: v for k, v in flat.items() if k.startswith(prefix)}, x)
+            for flat, x in zip(saved, shapes, strict=True)
+        )
+    except KeyError as e:
+        what = f"{part} encoder does" if part else "encoders do"
+        raise UserError(f"{workdir}: its {what} not fit its config: {e}") from None
+    return structure, params, stats, step

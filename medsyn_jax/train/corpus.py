@@ -30,6 +30,19 @@ def prepare(source: str, ingest: Any, root: Path, name: str = "source") -> Path:
     return Path(meshes.from_first(found, name))
 
 
+def file(field: str, source: str) -> dict[str, str]:
+    """{field: path} of a source that is a file or folder, on the process that reads it."""
+    return {field: source} if source != "phantom" and jax.process_index() == 0 else {}
+
+
+def files(config: Any) -> dict[str, str]:
+    """`file` of every source of `config.data.sources`."""
+    paths: dict[str, str] = {}
+    for i, source in enumerate(config.data.sources):
+        paths |= file(f"data.sources[{i}]", source)
+    return paths
+
+
 def check_labels(source: str, ingest: Any) -> None:
     """`resolve.check_labels`, on the process that reads the source."""
     if jax.process_index() == 0 and ingest.source != "folder":

@@ -13,9 +13,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, Shaped
 
+from medsyn_jax.core import checks
 from medsyn_jax.objectives import classify
 
 Kind = Literal["multilabel", "multiclass"]
+RULES = (
+    checks.numbers("above 0", "probe", "learning_rate batch_size epochs patience"),
+    checks.numbers("from 0", "probe", "weight_decay"),
+)
 
 
 @partial(

@@ -43,21 +43,36 @@ def test_progress_gives_a_rate_without_the_pauses(tmp_path, monkeypatch):
 
 def test_another_config_in_the_same_workdir_is_refused_but_not_another_mesh(tmp_path):
     config = ConfigDict({"data": {"batch_size": 8}, "mesh": {"data": 8}})
-    log.write_config(tmp_path, config, free=("mesh.",))
+    log.check_config(tmp_path, config)
+    log.write_config(tmp_path, config)
     config.mesh.data = 1
-    log.write_config(tmp_path, config, free=("mesh.",))
-    assert json.loads((tmp_path / "config.json").read_text())["config"]["mesh"]["data"] == 1
+    log.check_config(tmp_path, config, free=("mesh.",))
+    with pytest.raises(UserError, match=r"mesh\.data 8 -> 1"):
+        log.check_config(tmp_path, config)
     config.data.batch_size = 16
     with pytest.raises(UserError, match=r"data\.batch_size 8 -> 16"):
-        log.write_config(tmp_path, config, free=("mesh.",))
-    assert json.loads((tmp_path / "config.json").read_text())["config"]["data"]["batch_size"] == 8
+        log.check_config(tmp_path, config, free=("mesh.",))
 
 
-def test_a_foreign_config_json_is_not_overwritten(tmp_path):
+def test_a_field_of_another_version_takes_its_default(tmp_path, capsys):
+    log.write_config(tmp_path, ConfigDict({"optim": {"lr": 0.1, "old": 1}, "loss": {}}))
+    config = ConfigDict({"optim": {"lr": 0.1, "new": 2}, "loss": {"tau": 3}, "more": {}})
+    log.check_config(tmp_path, config)
+    said = capsys.readouterr().err
+    assert "version of medsyn_jax: optim.old has no effect any more" in said
+    assert "version of medsyn_jax: loss.tau=3, optim.new=2 is new and takes its default" in said
+    log.check_config(tmp_path, config, overrides={"optim.lr"})
+    with pytest.raises(UserError, match=r"another config \(optim\.new None -> 2\)"):
+        log.check_config(tmp_path, config, overrides={"optim.new"})
+    config.optim.lr = 0.2
+    with pytest.raises(UserError, match=r"another config \(optim\.lr 0\.1 -> 0\.2\)"):
+        log.check_config(tmp_path, config)
+
+
+def test_a_foreign_config_json_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="not a config written by medsyn_jax"):
-        log.write_config(tmp_path, ConfigDict({"a": 1}))
-    assert (tmp_path / "config.json").read_text() == "{}"
+        log.check_config(tmp_path, ConfigDict({"a": 1}))
 
 
 @pytest.mark.parametrize("text", ["[]", '{"config": []}', '{"config": 3}', "\xff", "[" * 99999])

@@ -1,17 +1,18 @@
-"""The phantom corpus: the same each time, and image, labels, masks, boxes and words agree."""
+"""The phantom corpus: the same each time, and image, labels, masks, boxes and report agree."""
 
 import hashlib
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
 
-from medsyn_jax.phantom import findings
+from medsyn_jax.phantom import findings, report
 from medsyn_jax.phantom import study as phantom
-from medsyn_jax.phantom.hardware import DRAWS as DEVICES
+from medsyn_jax.phantom.hardware import DEVICES
 from medsyn_jax.phantom.study import LABELS, Phantom
 
 SEED = 11
@@ -31,8 +32,11 @@ import hashlib
 from medsyn_jax.phantom import study as phantom
 for n in range(6):
     p = phantom.study(11, n, n % 2, 96)
-    print(hashlib.sha256(p.image.tobytes() + p.report.encode()).hexdigest())
+    parts = [p.image, *p.masks.values(), f"{p.labels}{p.boxes}{p.view}{p.report}".encode()]
+    print(hashlib.sha256(b"".join(parts)).hexdigest())
 """
+# of 3,000 reports: no change of the code or of phrases.toml may alter them unnoticed
+REPORTS_SHA256 = "8d4accabc25c18330fbcfde4b9a4e7c76642b86721f7b85392015ec6837b0488"
 
 
 @pytest.fixture(scope="module")
@@ -51,25 +55,59 @@ def denies(sentence: str) -> bool:
 
 
 def asserted(report: str) -> str:
-    """The sentences that claim something, in lower case: no denials, nothing that has gone."""
+    """Sentences on present findings, in lower case: no denials, no resolved findings."""
     kept = [s for s in sentences(report) if not denies(s) and "reviously" not in s]
     return " . ".join(kept).lower()
 
 
 def test_two_processes_make_the_same():
-    made = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", HASHES], capture_output=True, text=True, check=True
     )
-    for n, expected in enumerate(made.stdout.split()):
+    for n, expected in enumerate(process.stdout.split()):
         p = phantom.study(SEED, n, n % 2, 96)
-        assert hashlib.sha256(p.image.tobytes() + p.report.encode()).hexdigest() == expected
+        parts = [p.image, *p.masks.values(), f"{p.labels}{p.boxes}{p.view}{p.report}".encode()]
+        assert hashlib.sha256(b"".join(parts)).hexdigest() == expected
+
+
+def test_reports_are_pinned():
+    reports = (phantom.report_of(SEED, n // 3, n % 3) for n in range(3000))
+    assert hashlib.sha256("\0".join(reports).encode()).hexdigest() == REPORTS_SHA256
+
+
+def phrases(node) -> list[str]:
+    """All strings of a table of phrases.toml."""
+    if isinstance(node, str):
+        return [node]
+    nodes = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return [phrase for child in nodes for phrase in phrases(child)]
+
+
+def test_phrases_close_their_braces_and_hold_known_slots():
+    known = "grade degree side other zone place size object left right names who tip turn bow sense"
+    for phrase in phrases(report.PHRASES):
+        rest, changes = re.sub(rf"<({known.replace(' ', '|')}|convex)>", "", phrase), 1
+        while changes:
+            rest, changes = re.subn(r"\{[^{}]*\}", "", rest)
+        assert not re.search(r"[{}<>|]", rest), phrase
+
+
+def test_a_slot_that_nothing_fills_is_an_error():
+    with pytest.raises(KeyError, match="zone"):
+        report.say(Random(0), "opacity in the <zone>")
+
+
+def test_a_report_needs_no_image(studies):
+    assert [phantom.report_of(SEED, n // 2, n % 2) for n in range(500)] == [
+        p.report for p in studies
+    ]
 
 
 @pytest.mark.parametrize("subject", [0, 3, 8])
 def test_sizes_show_the_same_study(subject):
-    made = {size: phantom.study(SEED, subject, 1, size) for size in (64, 128, 224, 512)}
-    small = made[64]
-    for size, p in made.items():
+    by_size = {size: phantom.study(SEED, subject, 1, size) for size in (64, 128, 224, 512)}
+    small = by_size[64]
+    for size, p in by_size.items():
         assert p.image.shape == (size, size)
         assert p.image.dtype == np.uint8
         assert (p.report, p.labels, p.view) == (small.report, small.labels, small.view)
@@ -77,8 +115,8 @@ def test_sizes_show_the_same_study(subject):
         for name, mask in p.masks.items():
             assert mask.shape == (size, size)
             assert mask.mean() == pytest.approx(small.masks[name].mean(), abs=0.02)
-    pooled = made[512].image.reshape(128, 4, 128, 4).mean((1, 3))
-    assert np.corrcoef(pooled.ravel(), made[128].image.ravel())[0, 1] > 0.98
+    pooled = by_size[512].image.reshape(128, 4, 128, 4).mean((1, 3))
+    assert np.corrcoef(pooled.ravel(), by_size[128].image.ravel())[0, 1] > 0.98
 
 
 def test_subjects_keep_their_anatomy():
@@ -121,7 +159,7 @@ def test_sides_of_the_report_are_the_patients(studies):
     assert checked > 60
 
 
-def test_reports_name_what_is_there_and_deny_only_what_is_not(studies):
+def test_reports_name_present_findings_and_deny_absent_ones(studies):
     denied = 0
     for p in studies:
         for label, names in NAMES.items():
@@ -169,7 +207,7 @@ def test_prevalence():
 
 
 def _region(p: phantom.Plan, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The image with and without one finding, and where the finding is."""
+    """The image with and without the findings, and the pixels of the findings."""
     image, masks, boxes = phantom.render(p, 128, (1,))
     without, _, _ = phantom.render(replace(p, findings=()), 128, (1,))
     if name in masks:
@@ -190,13 +228,13 @@ def _region(p: phantom.Plan, name: str) -> tuple[np.ndarray, np.ndarray, np.ndar
         ("Foreign Object", "", 1),
     ],
 )
-def test_findings_can_be_seen_where_they_are_said_to_be(label, name, sign):
+def test_findings_are_visible_at_their_masks_and_boxes(label, name, sign):
     contrast = []
     for n in range(400):
         p = phantom.plan(SEED, n, 0)
         if {f.label for f in p.findings} != {label}:
             continue
-        # heart and diaphragm stay where the finding has put them
+        # heart and diaphragm stay displaced without the finding
         image, without, where = _region(p, name)
         change = sign * (image.astype(float) - without)
         contrast.append(change[where].mean() - np.median(change))
@@ -234,7 +272,7 @@ def test_extremes_stay_in_range(size):
             arms_down=True,
         )
         place = (0.5 + 0.5 * sign, 0.9)
-        found = tuple(
+        foci = tuple(
             findings.Finding(label, 2, side, "lower", kind, True, place, (0.2, 0.2), 3.0)
             for label, side, kind in (
                 ("Pleural Effusion", "left", "meniscus"),
@@ -247,8 +285,8 @@ def test_extremes_stay_in_range(size):
             )
         )
         devices = tuple(findings.Device(kind, "left", 1.0) for kind in DEVICES)
-        made = phantom.Plan(anatomy, pose, found, devices)
-        image, masks, _ = phantom.render(made, size, (0,))
+        plan = phantom.Plan(anatomy, pose, foci, devices)
+        image, masks, _ = phantom.render(plan, size, (0,))
         assert image.shape == (size, size)
         assert all(m.any() for m in masks.values())
 

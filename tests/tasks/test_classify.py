@@ -10,11 +10,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from configs.classify import get_config
+from medsyn_jax import main
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.store import splits
 from medsyn_jax.models.weights import convert
 from medsyn_jax.tasks import classify
-from medsyn_jax.train import encoders, features
+from medsyn_jax.train import features, frozen
 from tests.train.runs import ingest_config, write_pairs, write_run
 
 NAMES = ("a", "b", "c")
@@ -48,12 +49,12 @@ def task_of(kind: str, names: tuple[str, ...] = NAMES) -> classify.Task:
 
 def test_a_run_from_workdir_to_results(world, tmp_path, monkeypatch):
     config, workdir = config_of(world), tmp_path / "probe"
-    other = encoders.untrained(world / "run", 5)
+    other = frozen.untrained(world / "run", 5)
     config.encoder.weights = str(tmp_path / "image.safetensors")
     convert.save(
         config.encoder.weights, "torchvision", *jax.device_get((other.params, other.stats))
     )
-    classify.run(config, workdir)
+    main.run(config, workdir)
     text = (workdir / "results.json").read_text()
     results = json.loads(text, parse_constant=pytest.fail)  # NaN is not JSON
     assert results["task"] == "classify"
@@ -78,7 +79,7 @@ def test_a_run_from_workdir_to_results(world, tmp_path, monkeypatch):
     _check_fractions(workdir / "fractions")
 
     monkeypatch.setattr(features, "compute", lambda *_: pytest.fail("features are on disk"))
-    classify.run(config, workdir)
+    main.run(config, workdir)
     assert (workdir / "results.json").read_text() == text
 
 
@@ -127,7 +128,7 @@ def test_a_mistake_is_one_line_that_names_the_field(world, tmp_path, changes, me
     config = config_of(world)
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message) as error:
-        classify.run(config, tmp_path / "probe")
+        main.run(config, tmp_path / "probe")
     assert "\n" not in str(error.value)
 
 
@@ -253,7 +254,7 @@ def test_what_is_not_taught_has_no_say_in_the_mean_nor_in_when_to_stop(world, tm
     found = []
     for names in (("bright", "left", "late"), ("bright", "left")):
         config.labels.names = names
-        classify.run(config, tmp_path / "-".join(names))
+        main.run(config, tmp_path / "-".join(names))
         found.append(json.loads((tmp_path / "-".join(names) / "results.json").read_text()))
     with_late, without = (x["metrics"] for x in found)
     assert not [name for name in with_late if "late" in name]

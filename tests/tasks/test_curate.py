@@ -14,13 +14,14 @@ from flax import nnx
 from scipy import ndimage
 
 from configs.curate import get_config
+from medsyn_jax import main
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.curation.collection import Collection
 from medsyn_jax.data.images import transforms
 from medsyn_jax.data.sources import resolve
 from medsyn_jax.data.store import shards
 from medsyn_jax.tasks import curate
-from medsyn_jax.train import features, pairs
+from medsyn_jax.train import features, frozen
 from tests.curation import standins
 from tests.train import toy
 from tests.train.runs import CROP, SIZE, ingest_config, write_pairs, write_run
@@ -101,7 +102,7 @@ def figures(workdir: Path) -> dict:
 
 def test_a_good_set_with_copies(world, tmp_path, monkeypatch):
     workdir = tmp_path / "good"
-    curate.run(config_of(world, "good"), workdir)
+    main.run(config_of(world, "good"), workdir)
     found = figures(workdir)
     # One feature outweighs the others in this encoder, so that chance is large; a bad set has 50.
     assert found["fidelity/frechet/ratio"]["value"] < 5
@@ -130,14 +131,14 @@ def test_a_good_set_with_copies(world, tmp_path, monkeypatch):
     _check_self_contained(page)
     before = (workdir / "results.json").read_text()
     monkeypatch.setattr(features, "compute", lambda *_: pytest.fail("features are on disk"))
-    curate.run(config_of(world, "good"), workdir)
+    main.run(config_of(world, "good"), workdir)
     assert (workdir / "results.json").read_text() == before
     assert (workdir / "report.html").read_text(encoding="utf-8") == page
 
 
 def test_a_bad_set_of_several_images_a_prompt(world, tmp_path):
     workdir = tmp_path / "bad"
-    curate.run(config_of(world, "bad"), workdir)
+    main.run(config_of(world, "bad"), workdir)
     found = figures(workdir)
     assert found["fidelity/frechet/ratio"]["value"] > 20
     assert found["labels/synthetic/auroc/bright"]["value"] < 0.75
@@ -171,13 +172,13 @@ def _check_self_contained(page: str) -> None:
 
 
 def test_the_figures_of_alignment_are_those_of_the_pair(world):
-    pair = pairs.pretrained(world / "run")
+    pair = frozen.pretrained_pair(world / "run")
     assert (pair.tokens, pair.size, pair.crop) == (8, SIZE, CROP)
     records = shards.open_split(world / "real", "test")
     texts = records.texts(pair.sections)[:5]
     images = np.stack([records[i]["image"] for i in range(5)])
     ids, mask = pair.tokenizer.encode(texts, pair.tokens)
-    v, t = jax.jit(pairs.Pair.embed)(pair, images, ids, mask)
+    v, t = jax.jit(frozen.Pair.embed)(pair, images, ids, mask)
     np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1, atol=1e-5)
 
     state = write_run(world / "again")
@@ -226,5 +227,5 @@ def test_a_mistake_is_one_line_that_names_what_is_wrong(world, tmp_path, changes
         {k: v.format(world=world) if isinstance(v, str) else v for k, v in changes.items()}
     )
     with pytest.raises(UserError, match=message) as error:
-        curate.run(config, tmp_path / "run")
+        main.run(config, tmp_path / "run")
     assert "\n" not in str(error.value)

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from configs import finetune_diffusion as configs
+from medsyn_jax import main
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.store import shards
@@ -29,7 +30,7 @@ def made(tmp_path_factory):
     """The workdir of a run from nothing."""
     workdir = tmp_path_factory.mktemp("runs") / "smoke"
     workdir.mkdir()
-    finetune_diffusion.run(smoke(), workdir)
+    main.run(smoke(), workdir)
     return workdir
 
 
@@ -54,7 +55,7 @@ def test_latents_are_scaled_to_unit_spread(made):
 
 def test_the_same_command_again_changes_nothing(made):
     before = (made / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    finetune_diffusion.run(smoke(), made)
+    main.run(smoke(), made)
     after = (made / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert before == after
 
@@ -66,7 +67,7 @@ def test_it_goes_on_from_a_pipeline_and_trains_what_it_is_told(made, tmp_path):
         path.write_text(path.read_text().replace("PNDMScheduler", "HeunDiscreteScheduler"))
     config.pipeline = str(start)
     config.train_text = False
-    finetune_diffusion.run(config, tmp_path)
+    main.run(config, tmp_path)
     index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
     assert index["scheduler"] == ["diffusers", "HeunDiscreteScheduler"]
     old, new = (pipeline.read(folder / "pipeline") for folder in (made, tmp_path))
@@ -107,7 +108,7 @@ def test_a_wrong_setting_is_one_line(tmp_path, field, value, message):
     config = smoke()
     config[field] = value
     with pytest.raises(UserError, match=message) as found:
-        finetune_diffusion.run(config, tmp_path)
+        main.run(config, tmp_path)
     assert "\n" not in str(found.value)
     assert not (tmp_path / "config.json").exists()
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from configs.generate import get_config
+from medsyn_jax import main
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.loading import loader
 from medsyn_jax.data.store import card, shards
@@ -96,7 +97,7 @@ def test_the_command_leaves_shards_that_a_pretraining_reads(folder, tmp_path, ca
     config = get_config("smoke")
     config.pipeline = str(folder)
     config.license = "CC0"
-    generate.run(config, tmp_path / "run")
+    main.run(config, tmp_path / "run")
     to = tmp_path / "run" / "shards"
     made = records(to)
     assert len(made) == 40
@@ -125,12 +126,12 @@ def test_the_command_leaves_shards_that_a_pretraining_reads(folder, tmp_path, ca
     with Image.open(to / card.SHEET) as sheet:
         assert sheet.size[0] > 6 * 192
     before = times(to)
-    generate.run(config, tmp_path / "run")
+    main.run(config, tmp_path / "run")
     assert times(to) == before
 
 
 def test_the_metadata_are_croissant(folder, table, tmp_path, drawn):
-    generate.run(configured(folder, table), tmp_path / "run")
+    main.run(configured(folder, table), tmp_path / "run")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         croissant = pytest.importorskip("mlcroissant")
@@ -144,7 +145,7 @@ def test_the_metadata_are_croissant(folder, table, tmp_path, drawn):
 
 def test_what_was_cut_off_is_completed_and_equal(folder, table, tmp_path, drawn, monkeypatch):
     config = configured(folder, table, images_per_prompt=3, records_per_shard=10)
-    generate.run(config, tmp_path / "whole")
+    main.run(config, tmp_path / "whole")
     whole = tmp_path / "whole" / "shards"
     made = records(whole)
     assert [r["key"] for r in made] == [f"k{i}#{k}" for i in range(30) for k in range(3)]
@@ -158,25 +159,25 @@ def test_what_was_cut_off_is_completed_and_equal(folder, table, tmp_path, drawn,
     lost[0].unlink()
     lost[1].write_bytes(lost[1].read_bytes()[:-9])
     (torn / ".synthetic-train.array_record-00000-of-00006.99.tmp").write_bytes(b"begun")
-    generate.run(config, tmp_path / "torn")
+    main.run(config, tmp_path / "torn")
     assert drawn.drawn == 20
     assert files(torn) == files(whole)
     (torn / shards.INFO).unlink()  # cut off behind the last shard: nothing is to be drawn
     monkeypatch.setattr(generate, "_generator", lambda *_: pytest.fail("compiled for nothing"))
-    generate.run(config, tmp_path / "torn")
+    main.run(config, tmp_path / "torn")
     assert files(torn) == files(whole)
 
 
 def test_processes_share_the_shards(folder, table, tmp_path, drawn, monkeypatch):
     config = configured(folder, table)
-    generate.run(config, tmp_path / "whole")
+    main.run(config, tmp_path / "whole")
     to = tmp_path / "parts" / "shards"
     to.mkdir(parents=True)
     shutil.copy(tmp_path / "whole" / "shards" / "plan.json", to)  # by the first one
     monkeypatch.setattr(generate.jax, "process_index", lambda: 1)
     monkeypatch.setattr(generate.jax, "process_count", lambda: 2)
     monkeypatch.setattr(generate.meshes, "wait_for_all", lambda what: None)
-    generate.run(config, tmp_path / "parts")  # the second one, by itself
+    main.run(config, tmp_path / "parts")  # the second one, by itself
     assert drawn.drawn == 30 + 6 + 2 + 6
     places = {
         p.name.removeprefix("synthetic-").replace(".array_record", "") for p in to.glob("*record-*")
@@ -184,7 +185,7 @@ def test_processes_share_the_shards(folder, table, tmp_path, drawn, monkeypatch)
     assert places == {"train-00001-of-00004", "train-00003-of-00004", "test-00000-of-00002"}
     monkeypatch.undo()
     monkeypatch.setattr(generate, "_generator", lambda config, pipeline: drawn)
-    generate.run(config, tmp_path / "parts")
+    main.run(config, tmp_path / "parts")
     assert drawn.drawn == 30 + 30
     assert files(to) == files(tmp_path / "whole" / "shards")
 
@@ -194,11 +195,11 @@ def test_a_record_that_is_lost_in_the_sampler_stops_the_run_by_name(folder, tabl
     drawn.lost = 8
     told = r"record k8 \('Effusion 8.'\): not finite after step 2 of ddim: use"
     with pytest.raises(UserError, match=told) as raised:
-        generate.run(config, tmp_path / "run")
+        main.run(config, tmp_path / "run")
     assert "\n" not in str(raised.value)
     assert len(times(tmp_path / "run" / "shards")) == 1
     drawn.lost, drawn.drawn = None, 0
-    generate.run(config, tmp_path / "run")
+    main.run(config, tmp_path / "run")
     assert drawn.drawn == 24
     assert len(records(tmp_path / "run" / "shards")) == 30
 
@@ -221,7 +222,7 @@ def test_images_that_do_not_fit_are_made_anew_and_a_lost_attempt_is_named(
         return [np.full((SIDE, SIDE), 128 + i, np.uint8) for i in indices]
 
     monkeypatch.setattr(drawn, "images", again, raising=False)
-    generate.run(config, tmp_path / "run")
+    main.run(config, tmp_path / "run")
     made = records(tmp_path / "run" / "shards")
     anew = [i for i, r in enumerate(made) if r["seed"] == f"0/{i}/1"]
     assert 5 < len(anew) < 25
@@ -232,13 +233,13 @@ def test_images_that_do_not_fit_are_made_anew_and_a_lost_attempt_is_named(
     assert results["filter/replaced"] == {"value": len(anew) / 30, "n": 30}
     lost.add(anew[-1])
     with pytest.raises(UserError, match=f"record k{anew[-1]} .*: not finite after step 1 of"):
-        generate.run(config, tmp_path / "lost")
+        main.run(config, tmp_path / "lost")
 
 
 def test_a_full_disk_is_told_and_loses_nothing(folder, table, tmp_path, drawn):
     drawn.side = 64
     config = configured(folder, table, records_per_shard=15)
-    generate.run(config, tmp_path / "whole")
+    main.run(config, tmp_path / "whole")
     whole = files(tmp_path / "whole" / "shards")
     sizes = {name: len(data) for name, data in whole.items() if "array_record-" in name}
     small, large = min(sizes.values()), max(sizes.values())
@@ -246,32 +247,32 @@ def test_a_full_disk_is_told_and_loses_nothing(folder, table, tmp_path, drawn):
     resource.setrlimit(resource.RLIMIT_FSIZE, ((small + large) // 2, before[1]))
     try:
         with pytest.raises(UserError, match=r"disk full: .*run/shards: free some space"):
-            generate.run(config, tmp_path / "run")
+            main.run(config, tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     to = tmp_path / "run" / "shards"
     assert not list(to.rglob("*.tmp"))
     assert not (to / shards.INFO).exists()
     kept = times(to)
-    generate.run(config, tmp_path / "run")
+    main.run(config, tmp_path / "run")
     assert kept.items() <= times(to).items()
     assert files(to) == whole
 
 
 def test_another_set_does_not_go_into_the_same_place(folder, table, tmp_path, drawn):
-    generate.run(configured(folder, table), tmp_path / "run")
+    main.run(configured(folder, table), tmp_path / "run")
     with pytest.raises(UserError, match=r"made with another config \(seed 0 -> 1\)"):
-        generate.run(configured(folder, table, seed=1), tmp_path / "run")
+        main.run(configured(folder, table, seed=1), tmp_path / "run")
     other = tmp_path / "other"
     shutil.copytree(folder, other)
-    generate.run(configured(other, table), tmp_path / "run")  # the same one somewhere else
+    main.run(configured(other, table), tmp_path / "run")  # the same one somewhere else
     settings = other / "scheduler" / "scheduler_config.json"
     settings.write_text(settings.read_text().replace("0.012", "0.02"))
     with pytest.raises(UserError, match=r"holds another data set \(pipeline was [0-9a-f]+, is"):
-        generate.run(configured(other, table), tmp_path / "run")
+        main.run(configured(other, table), tmp_path / "run")
     table.write_text(table.read_text().replace("Effusion 3", "Edema 3"))
     with pytest.raises(UserError, match=r"holds another data set \(the prompts have changed\)"):
-        generate.run(configured(folder, table), tmp_path / "run")
+        main.run(configured(folder, table), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,7 @@ def test_a_mistake_is_told_before_any_work(folder, table, tmp_path, field, value
     config = configured(folder, table)
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=told) as raised:
-        generate.run(config, tmp_path / "run")
+        main.run(config, tmp_path / "run")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
 
@@ -363,7 +364,7 @@ def test_a_folder_that_cannot_be_used_is_told_and_binds_nobody(
     shutil.copytree(folder, broken)
     break_it(broken)
     with pytest.raises(UserError, match=told) as raised:
-        generate.run(configured(broken, table), tmp_path / "run")
+        main.run(configured(broken, table), tmp_path / "run")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
 
@@ -375,9 +376,9 @@ def test_a_generator_that_was_not_made_or_lacks_a_part_is_told(
     monkeypatch.chdir(tmp_path)
     config = configured(get_config("demo").pipeline, table)
     with pytest.raises(UserError, match=r"make it by `--config configs/finetune_diffusion\.py`"):
-        generate.run(config, tmp_path / "run")
+        main.run(config, tmp_path / "run")
     (tmp_path / "assets").mkdir()
     shutil.copytree(folder, tmp_path / config.pipeline)
     shutil.rmtree(tmp_path / config.pipeline / "vae")
     with pytest.raises(UserError, match=r"assets/phantom-diffusion: the part vae/ is missing"):
-        generate.run(config, tmp_path / "run")
+        main.run(config, tmp_path / "run")

@@ -7,17 +7,17 @@ import pytest
 from PIL import Image
 
 from configs.ingest import get_config
+from medsyn_jax import main
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.loading import loader
 from medsyn_jax.data.sources import pairs
 from medsyn_jax.data.store import shards
 from medsyn_jax.data.text import tokenizers
-from medsyn_jax.tasks import ingest
 
 
 def test_the_command_leaves_shards_and_a_summary(tmp_path, capsys):
     config = get_config("smoke")
-    ingest.run(config, tmp_path)
+    main.run(config, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["task"] == "ingest"
     info = shards.describe(tmp_path / "shards")
@@ -31,12 +31,12 @@ def test_the_command_leaves_shards_and_a_summary(tmp_path, capsys):
     assert "records/train" in printed.out
     assert json.loads((tmp_path / "config.json").read_text())["config"]["task"] == "ingest"
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").glob("*train*")}
-    ingest.run(config, tmp_path)
+    main.run(config, tmp_path)
     assert before == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").glob("*train*")}
 
 
 def test_what_it_leaves_can_be_loaded(tmp_path):
-    ingest.run(get_config("smoke"), tmp_path)
+    main.run(get_config("smoke"), tmp_path)
     data = shards.open_split(tmp_path / "shards", "train")
     sections = ("findings", "impression")
     tokenizer = tokenizers.train_wordpiece(data.texts(sections), 300, tmp_path / "tokenizer")
@@ -66,7 +66,7 @@ def test_a_source_that_is_not_there_is_told_in_one_line(variant, tmp_path):
     config = get_config(variant)
     config.ingest.path = str(tmp_path / "not-here")
     with pytest.raises(UserError, match="not-here") as told:
-        ingest.run(config, tmp_path / "work")
+        main.run(config, tmp_path / "work")
     assert "\n" not in str(told.value)
     assert not (tmp_path / "work" / "shards").exists()
 
@@ -103,7 +103,7 @@ def test_the_mimic_cxr_layout_is_ingested(tmp_path):
     packed(root / f"{table}-chexpert.csv.gz", [["subject_id", "study_id", *names], *chexpert])
     config = get_config("paper")
     config.ingest.update({"path": str(root), "size": 32, "workers": 1})
-    ingest.run(config, tmp_path / "work")
+    main.run(config, tmp_path / "work")
     results = json.loads((tmp_path / "work" / "results.json").read_text())["metrics"]
     values = {name: metric["value"] for name, metric in results.items()}
     assert values == {
@@ -137,5 +137,5 @@ def test_rejects_are_pointed_to_only_where_there_are_any(tmp_path, capsys, view)
     config.ingest.update({"path": str(tmp_path / "t.csv"), "size": 16, "workers": 1})
     config.ingest.update({"max_reject_share": 0.9, "split_shares": (1.0, 0.0, 0.0)})
     config.ingest.pairs.view = "view"
-    ingest.run(config, tmp_path / "run")
+    main.run(config, tmp_path / "run")
     assert ("rejects.csv" in capsys.readouterr().err) == (view == "PA")

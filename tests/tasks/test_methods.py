@@ -1,7 +1,9 @@
 """Every method of pre-training: on eight devices as on one, and from a config to its figures."""
 
+import copy
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from flax import nnx
 from PIL import Image
 
 from configs import gloria, ground, mgca
+from medsyn_jax import main
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.models import towers
@@ -18,9 +21,10 @@ from medsyn_jax.models.layers import statistics
 from medsyn_jax.objectives.contrastive import normalize
 from medsyn_jax.tasks import ground as task
 from medsyn_jax.tasks import pretrain
-from medsyn_jax.train import pairs, recipe
+from medsyn_jax.train import frozen
 from medsyn_jax.train import state as states
 from medsyn_jax.train.checkpoint import Checkpoints
+from medsyn_jax.train.run import Training
 from scripts import heat_maps
 from tests.train import toy
 
@@ -124,7 +128,7 @@ def test_which_words_the_losses_compare(monkeypatch):
     regions = jnp.array([[[1.0, 0], [0, 1], [1, 1], [-1, 0]]])
     words = jnp.array([[[9.0, 9], [2, 0], [0, 3], [-5, 5], [7, 7]]])
     none = jnp.zeros((1, 1, 5))
-    found = pairs._by_words(towers.Local(regions, words, jnp.array([2]), none, None))
+    found = frozen._by_words(towers.Local(regions, words, jnp.array([2]), none, None))
     np.testing.assert_allclose(found, [[[0.5, 0.5], [0.5**0.5, -0.5]]], rtol=1e-6)
 
 
@@ -153,7 +157,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("methods")
     for method in CONFIGS:
         (folder / method).mkdir()
-        pretrain.run(small(method), folder / method)
+        main.run(small(method), folder / method)
     return folder
 
 
@@ -176,7 +180,11 @@ def test_a_run_finds_reports_by_what_its_method_compares(runs, method, kinds):
 
 def test_prototypes_are_held_in_the_first_epoch():
     params = {"prototypes": jnp.eye(3), "image": {"kernel": jnp.ones((2, 2))}}
-    tx = recipe.optimizer(CONFIGS["mgca"].optim, params, 9, 3)
+    records = [None] * 24
+    config = copy.deepcopy(CONFIGS["mgca"])
+    config.train.epochs = 3
+    training = Training(config, 8, 0, 0, [records], [1.0], Path(), meshes.make_mesh())
+    tx = training.optimizer(params)
     state, moved = tx.init(params), []
     for _ in range(5):
         with jax.numpy_dtype_promotion("standard"):
@@ -290,7 +298,7 @@ def test_grad_cam_weighs_the_channels_of_layer_3_by_what_they_do_to_the_score():
     slopes = (jax.vmap(score)(steps) - jax.vmap(score)(-steps)) / 2e-3 / seen.layer3[0, ..., 0].size
     expected = np.maximum(seen.layer3 @ slopes, 0)
     assert expected.max() > 0
-    found = pairs._grad_cam(model, images, text)
+    found = frozen._grad_cam(model, images, text)
     np.testing.assert_allclose(found, expected, atol=0.01 * expected.max())
 
 
@@ -320,5 +328,5 @@ def test_a_wrong_setting_is_one_line(runs, tmp_path, method, changes, says):
     config = small(method)
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=says) as caught:
-        pretrain.run(config, runs / tmp_path.name)
+        main.run(config, runs / tmp_path.name)
     assert "\n" not in str(caught.value)

@@ -129,7 +129,7 @@ def test_the_same_command_again_evaluates_only(world, capsys, monkeypatch):
     monkeypatch.setattr(pretrain.loader, "eval_loader", spied)
     before = figures(workdir), lines(workdir)
     (workdir / "results.json").unlink()
-    pretrain.run(plain_config(), workdir)
+    main.run(plain_config(), workdir)
     assert (figures(workdir), lines(workdir)) == before
     assert "resumed at step 4" in capsys.readouterr().err
     assert threads == [plain_config().data.threads] == [1]
@@ -141,12 +141,12 @@ def test_another_config_in_the_same_workdir_is_refused(world):
     with pytest.raises(
         UserError, match=r"plain was made with another config \(optim\.lr .* 0\.5\)"
     ):
-        pretrain.run(config, world / "plain")
+        main.run(config, world / "plain")
 
 
 def test_all_that_is_unusual_at_once(world):
     workdir = world / "unusual"
-    pretrain.run(unusual_config(world), workdir)
+    main.run(unusual_config(world), workdir)
     found = figures(workdir)
     assert found.keys() == FIGURES
     assert found["test/image_to_text/recall@1"]["value"] == 1.0  # all own reports are one text
@@ -222,7 +222,7 @@ def test_a_wrong_config_is_one_line_before_anything_is_trained(world, tmp_path, 
     config.update_from_flattened_dict(changes)
     workdir = world / tmp_path.name  # beside the plain run, whose data are there
     with pytest.raises(UserError, match=says) as caught:
-        pretrain.run(config, workdir)
+        main.run(config, workdir)
     assert "\n" not in str(caught.value)
     assert not (workdir / "metrics.jsonl").exists()
 
@@ -231,7 +231,7 @@ def test_weights_of_another_encoder_are_refused(world):
     config = unusual_config(world)
     config.image.weights = config.text.weights
     with pytest.raises(UserError, match=r"text\.safetensors"):
-        pretrain.run(config, world / "misfit")
+        main.run(config, world / "misfit")
 
 
 def test_pairs_without_a_test_split_are_refused_before_training(tmp_path):
@@ -242,7 +242,7 @@ def test_pairs_without_a_test_split_are_refused_before_training(tmp_path):
     config.ingest.pairs.update({"subject": "subject", "split": "split"})
     config.ingest.split_shares = (0.9, 0.1, 0.0)  # else one is drawn from train
     with pytest.raises(UserError, match=r"pairs-\w+: split test has no record"):
-        pretrain.run(config, tmp_path / "run")
+        main.run(config, tmp_path / "run")
 
 
 def test_a_tokenizer_that_was_cut_short_is_made_anew(world, tmp_path, monkeypatch):
@@ -321,6 +321,6 @@ def test_a_folder_of_weights_that_says_otherwise_is_refused_before_any_data(worl
         (folder / "config.json").write_text(json.dumps(content))
         config[part].weights = str(folder)
         with pytest.raises(UserError, match=re.escape(f"{part}/config.json: {says}")):
-            pretrain.run(config, tmp_path / "run")
+            main.run(config, tmp_path / "run")
         config[part].weights = str(world / "plain" / "encoders" / f"{part}.safetensors")
     assert not (tmp_path / "data").exists()

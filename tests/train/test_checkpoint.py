@@ -12,7 +12,7 @@ from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.models import towers
-from medsyn_jax.train import checkpoint, encoders
+from medsyn_jax.train import checkpoint, frozen
 from medsyn_jax.train.checkpoint import Checkpoints
 from tests.train import toy
 
@@ -159,20 +159,20 @@ def test_one_encoder_out_of_a_run(tmp_path, monkeypatch):
 
     closed, close = [], Checkpoints.close
     monkeypatch.setattr(Checkpoints, "close", lambda self: closed.append(close(self)))
-    _, params, stats, step = checkpoint.restore_part(tmp_path, make, "image")
+    _, params, stats, step = checkpoint.restore(tmp_path, make, "image")
     assert (step, len(closed)) == (2, 1)
     assert_same(params, state["params"]["image"])
     assert_same(stats, state["stats"]["image"])
     other = dict(toy.IMAGE, depths=(2, 1, 1, 1))
     with pytest.raises(UserError, match=r"does not fit its config: .*missing"):
-        checkpoint.restore_part(
+        checkpoint.restore(
             tmp_path, lambda rngs: towers.image_encoder(other, jax.numpy.float32, rngs), "image"
         )
 
 
 def test_no_run_there(tmp_path):
     with pytest.raises(UserError, match="no checkpoints there"):
-        checkpoint.restore_part(tmp_path, toy.make_model, "image")
+        checkpoint.restore(tmp_path, toy.make_model, "image")
     with pytest.raises(UserError, match="not the workdir of a pre-training run"):
         checkpoint.read_config(tmp_path)
 
@@ -211,4 +211,4 @@ def test_a_config_that_describes_no_model_is_one_line(tmp_path, section, bent):
         del config["augment"]["size"]
     (tmp_path / "config.json").write_text(json.dumps({"config": config}))
     with pytest.raises(UserError, match=r"config\.json: describes no model that can be built"):
-        encoders.untrained(tmp_path, 0)
+        frozen.untrained(tmp_path, 0)

@@ -1,6 +1,9 @@
 """Frozen encoders and their features, on small pairs of images whose brightness is their label."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.sources import resolve
 from medsyn_jax.data.store import shards
 from medsyn_jax.models.weights import convert
-from medsyn_jax.train import encoders, features
+from medsyn_jax.train import features, frozen
 from tests.train import toy
 from tests.train.runs import CROP, SIZE, ingest_config, write_pairs, write_run
 
@@ -37,13 +40,13 @@ def data(tmp_path_factory) -> Path:
 
 def test_pretrained_is_the_image_encoder_of_the_checkpoint(saved):
     workdir, state = saved
-    got = encoders.pretrained(workdir)
+    got = frozen.pretrained(workdir)
     want = toy.on_host((state["params"]["image"], state["stats"]["image"]))
     named = [tree.named(x) for x in (toy.on_host((got.params, got.stats)), want)]
     assert named[0].keys() == named[1].keys()
     for name, leaf in named[1].items():
         np.testing.assert_array_equal(named[0][name], leaf)
-    assert (got.size, got.crop, got.pixels) == (
+    assert (got.size, got.crop, dict(got.pixels)) == (
         SIZE,
         CROP,
         {"mean": 0.4, "std": 0.2, "channels": 1, "upsample": 0},
@@ -51,49 +54,68 @@ def test_pretrained_is_the_image_encoder_of_the_checkpoint(saved):
 
 
 def test_untrained_is_the_same_architecture_by_its_seed(run):
-    first, again, other = (encoders.untrained(run, seed) for seed in (0, 0, 1))
+    first, again, other = (frozen.untrained(run, seed) for seed in (0, 0, 1))
     assert first.fingerprint == again.fingerprint
-    assert len({first.fingerprint, other.fingerprint, encoders.pretrained(run).fingerprint}) == 3
+    assert len({first.fingerprint, other.fingerprint, frozen.pretrained(run).fingerprint}) == 3
+
+
+def test_a_vit_has_the_same_fingerprint_in_another_process(tmp_path):
+    vit = {"kind": "vit", "size": 16, "patch": 8, "width": 8, "layers": 1, "heads": 2}
+    vit |= {"mlp_width": 8, "channels": 1, "eps": 1e-6, "remat": False, "mean": 0.4, "std": 0.2}
+    config = {"dtype": "float32", "image": vit, "data": {"size": 20}, "augment": {"size": 16}}
+    (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+    program = f"""
+from pathlib import Path
+from medsyn_jax.train import frozen
+print(frozen.untrained(Path({str(tmp_path)!r}), 3).fingerprint)
+"""
+    other = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert other.stdout.strip() == frozen.untrained(tmp_path, 3).fingerprint
+    changed = config | {"image": vit | {"eps": 1e-5}}
+    (tmp_path / "config.json").write_text(json.dumps({"config": changed}))
+    assert other.stdout.strip() != frozen.untrained(tmp_path, 3).fingerprint
 
 
 def test_imported_are_the_weights_of_the_file(run, tmp_path):
-    source = encoders.untrained(run, 3)
+    source = frozen.untrained(run, 3)
     path = tmp_path / "image.safetensors"
     convert.save(path, "torchvision", *toy.on_host((source.params, source.stats)))
-    got = encoders.imported(run, str(path), "", 0.4, 0.2)
+    got = frozen.imported(run, str(path), "", 0.4, 0.2)
     assert got.fingerprint == source.fingerprint  # mean and std are the run's here
-    assert encoders.imported(run, str(path), "", 0.45, 0.2).fingerprint != source.fingerprint
+    assert frozen.imported(run, str(path), "", 0.45, 0.2).fingerprint != source.fingerprint
 
 
 def test_imported_weights_must_agree_with_their_folder(run, tmp_path):
-    source = encoders.untrained(run, 3)
+    source = frozen.untrained(run, 3)
     path = tmp_path / "image.safetensors"
     convert.save(path, "torchvision", *toy.on_host((source.params, source.stats)))
     images = tmp_path / "preprocessor_config.json"
     images.write_text('{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2]}')
     with pytest.raises(UserError, match=r"give --config\.encoder\.mean=0\.5 .*std=0\.2$"):
-        encoders.imported(run, str(path), "", 0.4, 0.2)
-    assert encoders.imported(run, str(path), "", 0.5, 0.2).pixels["mean"] == 0.5
+        frozen.imported(run, str(path), "", 0.4, 0.2)
+    assert frozen.imported(run, str(path), "", 0.5, 0.2).pixels[0] == ("mean", 0.5)
     (tmp_path / "config.json").write_text('{"model_type": "resnet", "hidden_act": "gelu"}')
     with pytest.raises(UserError, match="hidden_act is 'gelu'"):
-        encoders.imported(run, str(path), "", 0.5, 0.2)
+        frozen.imported(run, str(path), "", 0.5, 0.2)
 
 
 def test_a_folder_that_is_no_run_is_one_line_with_the_command(tmp_path):
     with pytest.raises(UserError, match=r"configs/convirt.py` first") as error:
-        encoders.pretrained(tmp_path / "nothing")
+        frozen.pretrained(tmp_path / "nothing")
     assert "\n" not in str(error.value)
 
 
 def test_features_are_those_of_each_image_alone_in_the_order_of_the_records(run, data):
-    encoder = encoders.pretrained(run)
+    encoder = frozen.pretrained(run)
     records = shards.open_split(data, "train")
     assert len(records) == 36  # not a multiple of the batch
     got = features.compute(encoder, records, meshes.make_mesh(), batch_size=16, threads=2)
     border = (SIZE - CROP) // 2
     for i in (0, 15, 16, 35):
         image = records[i]["image"][border:-border, border:-border]
-        alone = encoder.features(encoder.params, encoder.stats, jnp.asarray(image[None])).pooled
+        alone = encoder.features(jnp.asarray(image[None])).pooled
         np.testing.assert_allclose(got[i], alone[0], rtol=1e-5, atol=1e-6)
     assert got.shape == (36, 64)
     assert got.dtype == np.float32
@@ -103,13 +125,13 @@ def test_features_are_those_of_each_image_alone_in_the_order_of_the_records(run,
 def test_a_batch_that_the_devices_do_not_divide_is_refused(run, data):
     records = shards.open_split(data, "train")
     with pytest.raises(UserError, match="batch_size: 12 does not divide"):
-        features.compute(encoders.pretrained(run), records, meshes.make_mesh(), 12, threads=0)
+        features.compute(frozen.pretrained(run), records, meshes.make_mesh(), 12, threads=0)
 
 
 def test_a_table_is_computed_once_and_again_if_its_file_is_cut_short(
     run, data, tmp_path, monkeypatch
 ):
-    mesh, encoder = meshes.make_mesh(), encoders.pretrained(run)
+    mesh, encoder = meshes.make_mesh(), frozen.pretrained(run)
     records = shards.open_split(data, "valid")
     calls = []
     compute = features.compute
@@ -129,6 +151,7 @@ def test_a_table_is_computed_once_and_again_if_its_file_is_cut_short(
     path.write_bytes(path.read_bytes()[:500])
     np.testing.assert_array_equal(table().features, first.features)
     assert len(calls) == 2
-    table(dataclasses.replace(encoder, pixels={**encoder.pixels, "std": 0.3}))
+    pixels = tuple((dict(encoder.pixels) | {"std": 0.3}).items())
+    table(dataclasses.replace(encoder, pixels=pixels))
     assert len(calls) == 3
     assert len(list(tmp_path.iterdir())) == 2

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from medsyn_jax.core.config import is_number
+from medsyn_jax.core.checks import is_number
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.loading.dataset import Batch, Mixture, Source
 

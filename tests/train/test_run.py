@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.train import recipe
+from medsyn_jax.train import run
 
 
 def section(**changes):
@@ -14,16 +14,16 @@ def section(**changes):
 
 
 def test_a_run_of_few_steps_says_so(capsys):
-    assert recipe.plan(section(), 182, 64).steps == 16
+    assert run.make_plan(section(), 182, 64).steps == 16
     assert capsys.readouterr().err.startswith(
         "only 16 training steps (8 epochs of 182 records by 64)"
     )
-    assert recipe.plan(section(), 4014, 64).steps == 496  # the demo
+    assert run.make_plan(section(), 4014, 64).steps == 496  # the demo
     assert capsys.readouterr().err == ""
 
 
 def test_steps_are_what_devices_can_count():
-    plan = recipe.plan(section(evals_per_epoch=1e-37, checkpoints_per_epoch=3e38), 4014, 64)
+    plan = run.make_plan(section(evals_per_epoch=1e-37, checkpoints_per_epoch=3e38), 4014, 64)
     assert (plan.eval_every, plan.checkpoint_every) == (2**31 - 1, 1)
     with pytest.raises(UserError, match=r"config.train.epochs: 1e\+30: is more than 2147483647"):
-        recipe.plan(section(epochs=1e30), 4014, 64)
+        run.make_plan(section(epochs=1e30), 4014, 64)

@@ -1,0 +1,363 @@
+"""Frozen models: the encoders of a pre-training run, read but not trained, and their outputs.
+
+`outputs` maps a method of a frozen model over the records of a source; `over` does the same for any
+function of a batch.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, UInt8
+from rich.progress import track
+
+from medsyn_jax.core import log, tree
+from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.data.images import decode, transforms
+from medsyn_jax.data.loading import loader
+from medsyn_jax.data.text import tokenizers
+from medsyn_jax.models import encoder_configs, resnet, towers
+from medsyn_jax.models.layers import split
+from medsyn_jax.models.weights import convert
+from medsyn_jax.objectives.contrastive import normalize
+from medsyn_jax.train import checkpoint
+from medsyn_jax.train import state as states
+
+Pixels = tuple[tuple[str, Any], ...]  # mean, std, channels of `transforms.normalize`
+_PAIRS = 32  # a step of `scores`
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "stats"],
+    meta_fields=["name", "settings", "structure", "size", "crop", "pixels"],
+)
+@dataclass(frozen=True)
+class Encoder:
+    """An image encoder with the preparation of images that it expects.
+
+    A pytree of its weights, so that `jax.jit(Encoder.pooled)(encoder, images)` takes them as
+    arguments; `jax.jit(encoder.pooled)` would compile them in as constants.
+    """
+
+    params: Any
+    stats: Any
+    name: str
+    settings: str  # JSON of the architecture
+    structure: Any
+    size: int  # side of the stored images in pixels
+    crop: int  # side of their middle that the encoder sees
+    pixels: Pixels
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that decides the features of an image: weights, architecture, preparation."""
+        preparation = (self.settings, self.size, self.crop, sorted(self.pixels))
+        digest = hashlib.sha256(repr(preparation).encode())
+        for name, leaf in sorted((tree.named(self.params) | tree.named(self.stats)).items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        return digest.hexdigest()
+
+    def features(self, images: UInt8[Array, "b h w"]) -> Any:
+        """`ImageFeatures` or `PatchFeatures` of stored images in evaluation mode."""
+        model = nnx.merge(self.structure, self.params, self.stats, copy=True)
+        return model(_prepared(self, images), train=False)
+
+    def pooled(self, images: UInt8[Array, "b h w"]) -> Float[Array, "b f"]:
+        """The features that a linear probe sees, fp32."""
+        return self.features(images).pooled.astype(jnp.float32)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "stats"],
+    meta_fields=["structure", "tokenizer", "tokens", "sections", "size", "crop", "pixels"],
+)
+@dataclass(frozen=True)
+class Pair:
+    """Image and text encoder with their heads, and the preparation that they expect.
+
+    A pytree of its weights, as `Encoder`.
+    """
+
+    params: Any
+    stats: Any
+    structure: Any
+    tokenizer: tokenizers.Tokenizer
+    tokens: int  # of a text
+    sections: tuple[str, ...]  # of a report that make up its text
+    size: int  # side of the stored images in pixels
+    crop: int  # side of their middle that the encoder sees
+    pixels: Pixels
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """A radiograph, uint8 [h, w], as the run's data would hold it: [size, size]."""
+        return image if image.shape == (self.size,) * 2 else decode.square(image, self.size)
+
+    def embed(
+        self, images: UInt8[Array, "b h w"], ids: Int[Array, "b t"], mask: Bool[Array, "b t"]
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
+        """(image, text) embeddings of unit norm, fp32, in evaluation mode.
+
+        images: of `size`; ids, mask: from `tokenizer.encode(texts, tokens)`. The alignment score of
+        a pair is the product of its two embeddings.
+        """
+        model = nnx.merge(self.structure, self.params, self.stats, copy=True)
+        e = model(_prepared(self, images), ids, mask, train=False)
+        return normalize(e.image), normalize(e.text)
+
+    def heat(
+        self,
+        images: UInt8[Array, "b h w"],
+        ids: Int[Array, "b t"],
+        mask: Bool[Array, "b t"],
+        words: Int[Array, "b t"],
+    ) -> Float[Array, "b s s"]:
+        """How well each of s x s places of the `crop` that the encoder sees fits a phrase, fp32.
+
+        With local heads: the mean over the words of their cosine with the regions. Without, for a
+        ResNet: Grad-CAM (arXiv 1610.02391, equations 1 and 2) of the alignment score at layer 3.
+
+        ids, mask, words: from `tokenizer.encode_words(phrases, tokens)`. Raises UserError for a
+        pair with a ViT and without local heads.
+        """
+        model = nnx.merge(self.structure, self.params, self.stats, copy=True)
+        seen = _prepared(self, images)
+        e = model(seen, ids, mask, words, train=False)
+        return _grad_cam(model, seen, e.text) if e.local is None else _by_words(e.local)
+
+
+def _prepared(model: Encoder | Pair, images: UInt8[Array, "b h w"]) -> Float[Array, "b s s c"]:
+    return transforms.normalize(transforms.center_crop(images, model.crop), **dict(model.pixels))
+
+
+def _by_words(local: towers.Local) -> Float[Array, "b s s"]:
+    places = jnp.arange(local.words.shape[1])[None]
+    real = (places > 0) & (places <= local.word_count[:, None])
+    cosines = jnp.einsum(
+        "brd,bwd->brw", jax.vmap(normalize)(local.regions), jax.vmap(normalize)(local.words)
+    )
+    count = jnp.maximum(real.sum(-1), 1).astype(jnp.float32)
+    fits = jnp.where(real[:, None], cosines, 0.0).sum(-1) / count[:, None]
+    side = round(fits.shape[1] ** 0.5)
+    return fits.reshape(-1, side, side)
+
+
+def _grad_cam(model: Any, seen: Array, text: Array) -> Float[Array, "b s s"]:
+    if not isinstance(model.image, resnet.ResNet):
+        raise UserError(
+            "heat maps: the encoder was pre-trained without regions, and its ViT has no layer 3: "
+            "use GLoRIA's or MGCA's"
+        )
+    layer3 = model.image(seen, False).layer3
+
+    def score(layer3: Array) -> Array:
+        image = model.image_head(model.image.after_layer3(layer3), False)
+        return (normalize(image) * normalize(text)).sum()
+
+    weights = jax.grad(score)(layer3).mean((1, 2), keepdims=True)
+    return jax.nn.relu((weights * layer3).sum(-1)).astype(jnp.float32)
+
+
+def pretrained(workdir: Path) -> Encoder:
+    """The image encoder of the best checkpoint of a pre-training run, on one device.
+
+    Raises UserError if the folder is not the workdir of a run that has saved a checkpoint.
+    """
+    config = checkpoint.read_config(workdir)
+    structure, params, stats, _ = checkpoint.restore(workdir, _image_maker(config), "image")
+    return _encoder("pretrained", workdir, config, structure, params, stats)
+
+
+def untrained(workdir: Path, seed: int) -> Encoder:
+    """The same architecture at its random initialization: what pre-training has to beat."""
+    config = checkpoint.read_config(workdir)
+    make = _image_maker(config)
+    with checkpoint.rebuilding(workdir):
+        structure, *_ = states.shapes(make)
+    params, stats = jax.jit(lambda key: split(make(nnx.Rngs(key)))[1:])(jax.random.key(seed))
+    return _encoder("random", workdir, config, structure, params, stats)
+
+
+def imported(workdir: Path, path: str, layout: str, mean: float, std: float) -> Encoder:
+    """The same architecture with the weights of a file, say of ImageNet.
+
+    mean, std: of the grey value in [0, 1], as that file's network expects. Raises UserError if the
+    file does not fit the architecture, or its folder contradicts it (`encoder_configs.agreed`).
+    """
+    config, pixels = dict(checkpoint.read_config(workdir)), {"mean": mean, "std": std}
+    flags = {"part": "config.image", "pixels": "config.encoder"}
+    settings = config["image"] | pixels
+    config["image"] = encoder_configs.agreed(path, settings, **flags, report=log.say)
+    with checkpoint.rebuilding(workdir):
+        structure, params, stats = states.shapes(_image_maker(config))
+    params, stats = convert.load(path, layout, params, stats, report=log.say)
+    return _encoder("imagenet", workdir, config, structure, params, stats)
+
+
+def _image_maker(config: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Module]:
+    return lambda rngs: towers.image_encoder(config["image"], jnp.dtype(config["dtype"]), rngs)
+
+
+def _encoder(
+    name: str, workdir: Path, config: Mapping[str, Any], structure: Any, params: Any, stats: Any
+) -> Encoder:
+    image = config["image"]
+    settings = json.dumps([image, config["dtype"]], sort_keys=True)
+    return Encoder(params, stats, name, settings, structure, *_preparation(workdir, config))
+
+
+def _preparation(workdir: Path, config: Mapping[str, Any]) -> tuple[int, int, Pixels]:
+    """Size, crop and pixels of `Encoder` and `Pair`."""
+    with checkpoint.rebuilding(workdir):
+        pixels = tuple((k, config["image"][k]) for k in transforms.PIXELS)
+        return config["data"]["size"], config["augment"]["size"], pixels
+
+
+def pretrained_pair(workdir: Path) -> Pair:
+    """The pair of the best checkpoint of a pre-training run, on one device.
+
+    Raises UserError if the folder is not the workdir of a run that has saved a checkpoint.
+    """
+    config = checkpoint.read_config(workdir)
+    preparation = _preparation(workdir, config)
+    with checkpoint.rebuilding(workdir):
+        data = config["data"]
+        tokens, sections = data["tokens"], tuple(data["sections"])
+        folder = Path(data["tokenizer"] or workdir / "tokenizer")
+    tokenizer = tokenizers.load(folder)
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        image, text, heads = (config[part] for part in ("image", "text", "heads"))
+        vocab, dtype = tokenizer.vocab_size, jnp.dtype(config["dtype"])
+        return towers.PairEncoder(image, text, heads, vocab, dtype=dtype, rngs=rngs)
+
+    structure, params, stats, _ = checkpoint.restore(workdir, make)
+    return Pair(params, stats, structure, tokenizer, tokens, sections, *preparation)
+
+
+class Arrays:
+    """Arrays in memory as a source of batches: axis 0 counts the records."""
+
+    def __init__(self, **arrays: np.ndarray):
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def take(self, indices: np.ndarray) -> loader.Batch:
+        """The records at `indices`."""
+        return {name: array[indices] for name, array in self.arrays.items()}
+
+
+def over(
+    fn: Callable[[dict[str, jax.Array]], Any],
+    source: loader.Readable,
+    mesh: Mesh,
+    batch_size: int,
+    threads: int = 0,
+    title: str = "",
+) -> Any:
+    """The outputs of `fn` for every record of a source, in order.
+
+    Args:
+        fn: from a batch, sharded over `mesh`, to a tree of arrays [b, ...] that are whole on every
+            device.
+        source: what to read.
+        mesh: of all processes, or of devices of this process alone.
+        batch_size: records a step over all devices of the mesh.
+        threads: that read the source.
+        title: of a progress bar on a terminal; none without a title.
+
+    Returns:
+        The tree in NumPy on every process of the mesh, axis 0 as long as the source.
+
+    Raises:
+        UserError: if the devices do not divide the batch.
+    """
+    local, processes = meshes.per_process(batch_size, mesh), meshes.processes(mesh)
+    this, count = processes.index(jax.process_index()), len(processes)
+    batches = loader.eval_loader(source, local, this, count, threads)
+    quiet = not title or jax.process_index() > 0 or not log.console.is_terminal
+    rows, waiting = [], None
+    for batch in track(batches, title, len(batches), console=log.console, disable=quiet):
+        done, waiting = waiting, fn(meshes.to_devices(mesh, batch))
+        if done is not None:  # fetched while the devices work on the next batch
+            rows.append(jax.device_get(done))
+    rows.append(jax.device_get(waiting))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(source)], *rows)
+
+
+def outputs(
+    model: Encoder | Pair,
+    method: Callable,
+    inputs: Sequence[str],
+    source: loader.Readable,
+    mesh: Mesh,
+    batch_size: int,
+    threads: int = 0,
+    title: str = "",
+) -> Any:
+    """The outputs of a method of a frozen model for every record of a source; see `over`.
+
+    method: such as `Encoder.pooled`. inputs: the fields of a batch that are its arguments.
+    """
+    fn = _compiled(method, mesh, len(inputs))
+    weights = jax.device_get((model.params, model.stats))
+    params, stats = jax.device_put(weights, meshes.replicated(mesh))
+    placed = replace(model, params=params, stats=stats)
+    return over(
+        lambda batch: fn(placed, *(batch[name] for name in inputs)),
+        source,
+        mesh,
+        batch_size,
+        threads,
+        title,
+    )
+
+
+@lru_cache
+def _compiled(method: Callable, mesh: Mesh, inputs: int) -> Callable:
+    everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+    return jax.jit(method, in_shardings=(everywhere, *[rows] * inputs), out_shardings=everywhere)
+
+
+def embeddings(
+    pair: Pair, source: loader.Readable, mesh: Mesh, batch_size: int, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(image, text) embeddings [n, d] of all records of `source`, on every process; see `over`."""
+    return outputs(pair, Pair.embed, ("image", "ids", "mask"), source, mesh, batch_size, threads)
+
+
+def _one_device() -> Mesh:
+    return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+
+
+def scores(pair: Pair, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+    """Alignment scores [n] of images, uint8 [h, w] each, with their texts.
+
+    In batches of one shape on one device, so that a score does not depend on the other pairs.
+    """
+    ids, mask = pair.tokenizer.encode(texts, pair.tokens)
+    source = Arrays(image=np.stack([pair.fit(x) for x in pixels]), ids=ids, mask=mask)
+    image, text = embeddings(pair, source, _one_device(), _PAIRS, 0)
+    return np.einsum("nd,nd->n", image, text)
+
+
+def heat_maps(pair: Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
+    """Heat maps [n, s, s] of one phrase on images, uint8 [n, size, size]; see `Pair.heat`."""
+    tokens = pair.tokenizer.encode_words([phrase] * len(pixels), pair.tokens)
+    source = Arrays(image=pixels, **dict(zip(("ids", "mask", "words"), tokens, strict=True)))
+    inputs = ("image", "ids", "mask", "words")
+    return outputs(pair, Pair.heat, inputs, source, _one_device(), _PAIRS)
