@@ -1,9 +1,9 @@
 """Radiographs from files to grey uint8 arrays, bright as on a viewing screen.
 
-Nothing is stretched or equalised: an 8-bit picture keeps its values, a deeper one is scaled by its
-bit depth, a DICOM goes through its own display pipeline (`dicom`). Only a DICOM that brings no
-window of its own is stretched, between the 0.1 % and 99.9 % quantiles of its pixels, or one that is
-asked to be.
+Grey levels are neither stretched nor equalised: an 8-bit image keeps its values, a deeper one is
+scaled by its bit depth, a DICOM image goes through its display pipeline (`dicom`). Only a DICOM
+image without a window, or one read with display="quantile", is stretched, between the 0.1 % and
+99.9 % quantiles of its pixels.
 """
 
 import io
@@ -35,25 +35,25 @@ def decode_grey(
     display: str = "window",
     constant: bool = False,
 ) -> Grey:
-    """Reads a PNG, JPEG, TIFF, BMP or DICOM file.
+    """Read a PNG, JPEG, TIFF, BMP or DICOM file, recognised by its content.
 
     Args:
-      path: the file; its content decides what it is, not its name.
-      at_least: 0, or a side in pixels: a JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size,
-        as long as neither side becomes smaller than this.
-      bits: used in the 16 of a PNG or TIFF of such, 8..16; 0 takes the fewest of 8, 10, 12, 14 and
-        16 that hold the image, so that a dim image of 12 bits can pass for one of 10.
-      display: of a DICOM, "window" or "quantile" (`dicom.decode`).
+      path: the file.
+      at_least: 0, or a side in pixels: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as
+        long as both sides keep this length.
+      bits: bits used of a 16-bit PNG or TIFF, 8..16; 0 takes the fewest of 8, 10, 12, 14 and 16
+        that hold the image, so that a dim image of 12 bits can pass for one of 10.
+      display: for DICOM, "window" or "quantile" (`dicom.decode`).
       constant: whether all pixels may have one value, as in an empty mask.
 
     Returns:
-      uint8 [height, width]. Colour is weighted by ITU-R 601, transparent parts lie over black, an
-      EXIF orientation is obeyed, MONOCHROME1 is inverted.
+      uint8 [height, width]. Colour is weighted by ITU-R 601, transparent parts lie over black, the
+      EXIF orientation is applied, MONOCHROME1 is inverted.
 
     Raises:
       RejectedRecord: "<path>: <reason>": missing, empty, truncated, not an image, several frames,
-        a DICOM in colour, a pixel type that is no picture, more than MAX_PIXELS, all one value, a
-        value that does not fit into `bits`, or no decoder for it.
+        DICOM in colour, a pixel type without grey levels, more than MAX_PIXELS, a single value, a
+        value outside `bits`, or no installed decoder.
     """
     try:
         content = Path(path).read_bytes()
@@ -64,7 +64,7 @@ def decode_grey(
     except ValueError:
         name = str(path).replace("\0", "\\0")
         raise RejectedRecord(f"{name}: no file has a name with a NUL character") from None
-    # What the libraries would warn of is either harmless here or ends in a reject.
+    # The libraries' warnings are harmless here or are followed by a reject.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -86,7 +86,7 @@ def _decode(content: bytes, suffix: str, at_least: int, bits: int, display: str)
         image = _opened(io.BytesIO(content))
     if image is not None:
         with dicom.broken(f"{image.format} data"), image:
-            return _picture(image, at_least, bits)
+            return _grey(image, at_least, bits)
     if dicom.may_be(content, suffix):
         return dicom.decode(content, display)
     raise RejectedRecord("not a PNG, JPEG, TIFF, BMP or DICOM file")
@@ -101,10 +101,10 @@ def _opened(stream: BinaryIO) -> Image.Image | None:
         raise RejectedRecord(f"more than {MAX_PIXELS // 1_000_000} million pixels") from None
 
 
-def _picture(image: Image.Image, at_least: int, bits: int) -> Grey:
+def _grey(image: Image.Image, at_least: int, bits: int) -> Grey:
     dicom.check_size(*image.size)
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a camera's JPEG with previews behind it
+    if frames > 1 and image.format != "MPO":  # MPO: a camera's JPEG with previews
         raise RejectedRecord(f"{frames} frames where one image is needed")
     if image.mode not in (*_PLAIN_MODES, *_DEEP_MODES):
         raise RejectedRecord(f"pixels of mode {image.mode!r}, not 8 or 16 bit grey or colour")
@@ -129,7 +129,7 @@ def _picture(image: Image.Image, at_least: int, bits: int) -> Grey:
 def _turned(image: Image.Image) -> bool:
     try:
         return image.getexif().get(0x0112, 1) != 1
-    except Exception:  # damaged EXIF data say nothing about the pixels
+    except Exception:  # the pixels are sound even where the EXIF data are damaged
         return False
 
 
@@ -143,7 +143,7 @@ def _plain(image: Image.Image) -> Grey:
 
 
 def _deep(pixels: np.ndarray, bits: int) -> Grey:
-    """16-bit containers often hold 10, 12 or 14 bits; without `bits` the largest value tells."""
+    """Scale 16-bit words that hold `bits` bits; 0 takes the depth from the largest value."""
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high > 65535:
         raise RejectedRecord(f"pixels from {low} to {high}, not 16 bit grey")
@@ -154,13 +154,13 @@ def _deep(pixels: np.ndarray, bits: int) -> Grey:
 
 
 def square(image: Grey, size: int, how: str = "pad") -> Grey:
-    """Fits an image into a square, antialiased and centred.
+    """Fit an image into a square, antialiased and centred.
 
     Args:
       image: uint8 [height, width].
       size: side of the result in pixels.
-      how: "pad" with black beside the shorter side, "edge" with the outermost pixels; "crop" what
-        of the longer side does not fit; "stretch" without regard to the proportions.
+      how: "pad" fills up the shorter side with black, "edge" with the outermost pixels; "crop" cuts
+        the longer side; "stretch" gives up the proportions.
 
     Returns:
       uint8 [size, size].
@@ -174,17 +174,16 @@ def square(image: Grey, size: int, how: str = "pad") -> Grey:
         return _resize(image[top : top + side, left : left + side], size, size)
     scale = size / max(height, width)
     small = _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
-    spare = [size - side for side in small.shape]
-    beside = [(rest // 2, rest - rest // 2) for rest in spare]
-    return np.pad(small, beside, "edge" if how == "edge" else "constant")
+    margins = [((size - side) // 2, size - side - (size - side) // 2) for side in small.shape]
+    return np.pad(small, margins, "edge" if how == "edge" else "constant")
 
 
 def _resize(image: Grey, height: int, width: int) -> Grey:
     if image.shape == (height, width):
         return image
-    picture = Image.fromarray(image)
-    # Averaging whole blocks down to three times the target first: no visible loss, far faster.
-    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0))
+    # Blocks are first averaged down to three times the target: no visible loss, far faster.
+    lanczos = Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(image).resize((width, height), lanczos, reducing_gap=3.0))
 
 
 def encode_png(image: Grey) -> bytes:
@@ -192,6 +191,6 @@ def encode_png(image: Grey) -> bytes:
     if image.dtype != np.uint8 or image.ndim != 2:
         raise TypeError(f"uint8 [height, width] needed, got {image.dtype} {image.shape}")
     stream = io.BytesIO()
-    # Level 3 takes a third of the default's time and 15 % more room on radiographs.
+    # Level 3 takes a third of the default level's time and 15 % more space on radiographs.
     Image.fromarray(image).save(stream, "PNG", compress_level=3)
     return stream.getvalue()

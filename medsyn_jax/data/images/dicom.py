@@ -1,7 +1,9 @@
 """DICOM radiographs to grey uint8 arrays: the display pipeline of DICOM PS3.4 N.2, first view.
 
-Where a header contradicts its own pixels or tables, the data decide, or the file is rejected in
-words; a contradiction that the data cannot settle never becomes a picture.
+Where a header contradicts its pixels or look-up tables, the data decide if they can; otherwise the
+file is rejected with a message. `pydicom.pixels.apply_modality_lut` and `apply_voi_lut` believe the
+header: wrong depths, signs and counts of table entries, packed tables and half a rescale need the
+code here.
 """
 
 import contextlib
@@ -15,9 +17,10 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import uid
-from pydicom.datadict import dictionary_description, tag_for_keyword
+from pydicom.datadict import dictionary_description
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.tag import Tag
 
 from medsyn_jax.core.errors import RejectedRecord, reason
 
@@ -25,10 +28,10 @@ Grey = NDArray[np.uint8]
 
 MAX_PIXELS = 80_000_000  # the largest chest detectors have below 20 million
 DISPLAYS = ("window", "quantile")
-_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # of a file without preamble
-_ITEM = b"\xfe\xff\x00\xe0"  # begins pixel data in fragments, PS3.5 A.4
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # start of a file without preamble
+_ITEM = b"\xfe\xff\x00\xe0"  # start of compressed pixel data, PS3.5 A.4
 _GDCM = "pip install python-gdcm"
-_PACKAGES = {  # of syntaxes that a default installation cannot decode
+_PACKAGES = {  # for transfer syntaxes beyond a minimal pydicom
     uid.JPEGLossless: _GDCM,
     uid.JPEGLosslessSV1: _GDCM,
     uid.JPEGLSLossless: _GDCM,
@@ -36,7 +39,7 @@ _PACKAGES = {  # of syntaxes that a default installation cannot decode
     uid.JPEGExtended12Bit: "pip install pylibjpeg-libjpeg (under GPLv3)",
     **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pip install pylibjpeg-openjpeg"),
 }
-_DECODERS = {  # the same whichever extras are installed
+_DECODERS = {  # fixed, so that pixels do not depend on the installed extras
     uid.JPEGBaseline8Bit: "pillow",
     **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pylibjpeg"),
 }
@@ -47,7 +50,7 @@ _OWN_DEPTH = (*uid.JPEG2000TransferSyntaxes, *uid.JPEGLSTransferSyntaxes)
 
 @contextlib.contextmanager
 def broken(what: str) -> Iterator[None]:
-    """Turns what a decoder raises, which may be anything, into a reject that names `what`."""
+    """Turn any exception of a decoder into a RejectedRecord that names `what`."""
     try:
         yield
     except (RejectedRecord, MemoryError):
@@ -57,7 +60,7 @@ def broken(what: str) -> Iterator[None]:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raises RejectedRecord for an image without pixels or with more than MAX_PIXELS."""
+    """Raise RejectedRecord for an image without pixels or with more than MAX_PIXELS."""
     if width * height > MAX_PIXELS:
         limit = MAX_PIXELS // 1_000_000
         raise RejectedRecord(f"{width} x {height} pixels: more than {limit} million")
@@ -66,35 +69,35 @@ def check_size(width: int, height: int) -> None:
 
 
 def to_bytes(values: np.ndarray, low: float, high: float) -> Grey:
-    """Maps low..high to 0..255, rounded, and clips what lies outside."""
+    """Map low..high to 0..255, rounded and clipped."""
     scaled = (np.asarray(values, np.float64) - low) * (255 / (high - low))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
 def has_mark(content: bytes) -> bool:
-    """Whether the file says that it is DICOM."""
+    """Whether the file has the mark of DICOM, with or without a preamble before it."""
     return b"DICM" in (content[128:132], content[:4])
 
 
 def may_be(content: bytes, suffix: str) -> bool:
-    """Whether a file without that mark may be DICOM by its name or its first element."""
+    """Whether a file without the mark may be DICOM by its name or its first element."""
     return suffix in (".dcm", ".dicom") or content[:2] in _FIRST_GROUPS
 
 
 def decode(content: bytes, display: str) -> Grey:
-    """Decodes a DICOM file of one grey image.
+    """Decode a DICOM file of one grey image.
 
     Args:
-      content: the file.
-      display: "window" for the file's own VOI look-up table or window, where it has one;
-        "quantile" to ignore both and stretch between the 0.1 % and 99.9 % quantiles.
+      content: the bytes of the file.
+      display: "window" for the file's own VOI look-up table or window, if any; "quantile" to
+        ignore both and stretch between the 0.1 % and 99.9 % quantiles.
 
     Returns:
       uint8 [height, width], bone bright. The photometric interpretation alone decides the polarity.
 
     Raises:
-      RejectedRecord: for a file that is no DICOM, broken, in colour, of several frames, of values
-        that are no grey levels, or compressed in a way that no installed package decodes.
+      RejectedRecord: not DICOM, broken, in colour, several frames, values without grey levels, or
+        a compression without an installed decoder.
     """
     with broken("DICOM header"):
         data = pydicom.dcmread(io.BytesIO(content.removeprefix(b"DICM")), force=True)
@@ -108,14 +111,14 @@ def decode(content: bytes, display: str) -> Grey:
 
 def _decoded(data: pydicom.Dataset, kind: str, decoder: Decoder, display: str) -> Grey:
     raw = _pixels(data, decoder)
-    if raw.shape != (data.Rows, data.Columns):  # pydicom takes more data for more frames
+    if raw.shape != (data.Rows, data.Columns):  # pydicom reads surplus data as further frames
         raise RejectedRecord(
             f"broken or truncated: more pixel data than {data.Columns} x {data.Rows} pixels need"
         )
     low = int(raw.min())
     index = np.subtract(raw, low, dtype=np.intp)
     counts = np.bincount(index.ravel())
-    # The display pipeline acts on values alone, so do it once for each value.
+    # The display pipeline depends on the value alone: compute each value once.
     stored = np.arange(low, low + len(counts))
     padding = _padding(data, stored, raw.dtype)
     counts[padding] = 0
@@ -133,33 +136,33 @@ def _decoded(data: pydicom.Dataset, kind: str, decoder: Decoder, display: str) -
 
 
 def _check(data: pydicom.Dataset) -> str:
-    """Refuses what is no single grey image; returns the photometric interpretation."""
+    """The photometric interpretation; RejectedRecord unless the file holds one grey image."""
     for name in ("Rows", "Columns", "PixelData"):
         if name not in data or (name == "PixelData" and not data.PixelData):
             if "FloatPixelData" in data or "DoubleFloatPixelData" in data:
                 raise RejectedRecord("a DICOM file of floating-point pixels, not grey levels")
             raise RejectedRecord(f"broken or truncated: a DICOM file without {name}")
-    for name in ("NumberOfFrames", "SamplesPerPixel", "Rows", "Columns", "BitsAllocated"):
-        setattr(data, name, int(_number(data, name, name in ("NumberOfFrames", "SamplesPerPixel"))))
+    defaults = {"NumberOfFrames": 1, "SamplesPerPixel": 1, "Rows": 0, "Columns": 0}
+    for name, default in (defaults | {"BitsAllocated": 0}).items():
+        setattr(data, name, int(_number(data, name, default)))
     data.BitsStored = int(_number(data, "BitsStored", data.BitsAllocated))
     check_size(data.Columns, data.Rows)
-    if data.NumberOfFrames > 1:
-        frames = f"{data.NumberOfFrames} frames where one image is needed"
-        raise RejectedRecord(f"a DICOM file of {frames}")
+    frames, data.NumberOfFrames = data.NumberOfFrames, 1
+    if frames > 1:
+        raise RejectedRecord(f"a DICOM file of {frames} frames where one image is needed")
     kind = data.get("PhotometricInterpretation") or "unknown"
     if kind not in ("MONOCHROME1", "MONOCHROME2") or data.SamplesPerPixel != 1:
         raise RejectedRecord(f"a DICOM file of colour type {kind}, not grey")
     if not 1 <= data.BitsStored <= min(data.BitsAllocated, 16):
         bits = f"{data.BitsStored} bits in words of {data.BitsAllocated}"
         raise RejectedRecord(f"DICOM pixels of {bits}, not 1 to 16 bit grey")
-    data.NumberOfFrames = 1
     return kind
 
 
 def _number(data: pydicom.Dataset, name: str, default: float) -> float:
     """The first value of an element; the default if the element is missing or empty."""
-    tag = tag_for_keyword(name) or 0
-    label = f"({tag >> 16:04x},{tag & 0xFFFF:04x}) {dictionary_description(tag)}"
+    tag = Tag(name)
+    label = f"({tag.group:04x},{tag.element:04x}) {dictionary_description(tag)}"
     with broken(f"DICOM element {label}"):
         value = data.get(name)
         if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -173,17 +176,16 @@ def _number(data: pydicom.Dataset, name: str, default: float) -> float:
 
 
 def _decoder(data: pydicom.Dataset) -> Decoder:
-    """Of the transfer syntax; of the encoding in which the file was parsed if it names none."""
+    """The decoder of the transfer syntax; without one, of the encoding of the parsed header."""
     syntax = data.file_meta.get("TransferSyntaxUID")
     pixels = data["PixelData"]
     fragments = pixels.is_undefined_length or pixels.value[:4] == _ITEM
     if not syntax:
         if fragments:
             raise RejectedRecord("compressed pixels, and no transfer syntax (0002,0010) says how")
-        if not data.original_encoding[1]:
-            syntax = uid.ExplicitVRBigEndian
-        else:
-            syntax = uid.ImplicitVRLittleEndian  # whose pixels are those of explicit VR
+        # Pixels of implicit and explicit VR are the same.
+        little_endian = data.original_encoding[1]
+        syntax = uid.ImplicitVRLittleEndian if little_endian else uid.ExplicitVRBigEndian
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
@@ -205,12 +207,12 @@ def _name(syntax: uid.UID) -> str:
 
 
 def _pixels(data: pydicom.Dataset, decoder: Decoder) -> np.ndarray:
-    """int [height, width]: the stored values, without what else their words may hold."""
+    """int [height, width]: the stored values, without other bits of their words."""
     syntax, allocated, stored = decoder.UID, int(data.BitsAllocated), int(data.BitsStored)
     options: dict[str, Any] = {"raw": True, "correct_unused_bits": False}
-    if syntax in _OWN_DEPTH:  # whose codestream decides on the words: without room, values wrap
+    if syntax in _OWN_DEPTH:  # the depth is that of the codestream: in narrow words values wrap
         options["bits_allocated"] = max(16, allocated)
-    if syntax == uid.JPEGBaseline8Bit:  # whatever the words that the header promises
+    if syntax == uid.JPEGBaseline8Bit:  # 8 bits whatever the header says
         if stored > 8:
             raise RejectedRecord(f"DICOM pixels of {stored} bits in {_name(syntax)}, which has 8")
         options["bits_allocated"] = 8
@@ -234,7 +236,7 @@ def _pixels(data: pydicom.Dataset, decoder: Decoder) -> np.ndarray:
 
 
 def _stored(raw: np.ndarray, data: pydicom.Dataset, syntax: uid.UID) -> np.ndarray:
-    """The stored bits of each word. pydicom does not do it for JPEG 2000 and JPEG-LS."""
+    """The stored bits of each word; pydicom does not mask JPEG 2000 and JPEG-LS."""
     allocated, stored = int(data.BitsAllocated), int(data.BitsStored)
     low, high = int(raw.min()), int(raw.max())
     if max(high, -low - 1) >= 1 << allocated:
@@ -243,19 +245,19 @@ def _stored(raw: np.ndarray, data: pydicom.Dataset, syntax: uid.UID) -> np.ndarr
     bottom, top = (-half, half - 1) if low < 0 else (0, 2 * half - 1)
     plain = low < 0 or raw.dtype.kind == "u"
     if syntax in _LOSSY and plain and bottom - margin <= low and high <= top + margin:
-        return np.clip(raw, bottom, top)  # overshoot, no bits of another meaning
+        return np.clip(raw, bottom, top)  # overshoot of the compression, not other bits
     spare = unused = 8 * raw.dtype.itemsize - stored
     if spare:  # PS3.5 8.1.1
         shift = int(_number(data, "HighBit", stored - 1)) + 1 - stored
         if 0 < shift <= spare and (high >> stored or low < -half):
-            unused -= shift  # as allowed until 2014: the values lie higher in their words
+            unused -= shift  # the values lie higher in their words, as allowed until 2014
         np.left_shift(raw, unused, out=raw)
         np.right_shift(raw, spare, out=raw)
     return raw
 
 
 def _check_frame(data: pydicom.Dataset) -> None:
-    """Reads a JPEG or JPEG-LS frame up to its pixels: at a senseless one GDCM ends the process."""
+    """Check a JPEG or JPEG-LS frame up to its pixels: GDCM ends the process on a broken one."""
     frame, at, marker = get_frame(data.PixelData, 0, number_of_frames=1), 2, 0
     size = ()
     while marker != 0xFFDA:  # the start of the pixels
@@ -272,18 +274,18 @@ def _check_frame(data: pydicom.Dataset) -> None:
 
 
 def _padding(data: pydicom.Dataset, stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """bool [v]: the stored values that mark what is no image, shown black whatever the polarity."""
-    names = "PixelPaddingValue", "PixelPaddingRangeLimit"
-    if not data.get(names[0]) and data.get(names[0]) != 0:
+    """bool [v]: the stored values outside the image, shown black in either polarity."""
+    first = _number(data, "PixelPaddingValue", math.nan)
+    if math.isnan(first):
         return np.zeros(len(stored), bool)
-    first = _number(data, names[0], 0)
-    # Written as US for signed pixels or the other way round, the bits are the same.
-    ends = np.array([first, _number(data, names[1], first)]).astype(np.int64).astype(dtype)
+    last = _number(data, "PixelPaddingRangeLimit", first)
+    # US for signed pixels, or SS for unsigned ones, has the same bits.
+    ends = np.array([first, last]).astype(np.int64).astype(dtype)
     return (stored >= ends.min()) & (stored <= ends.max())
 
 
 def _rescaled(stored: np.ndarray, counts: np.ndarray, data: pydicom.Dataset) -> np.ndarray:
-    """number [v]: the modality transformation of PS3.3 C.11.1."""
+    """Numbers [v]: the modality transformation of PS3.3 C.11.1."""
     if (table := _table(data, "ModalityLUTSequence")) is not None:
         entries, _, index = _look_up("modality LUT", table, stored, counts, data)
         return entries[index].astype(np.int64)
@@ -301,7 +303,7 @@ def _display(values: np.ndarray, counts: np.ndarray, data: pydicom.Dataset, disp
         low, high = int(entries.min()), int(entries.max())
         if low == high:
             raise RejectedRecord(f"a VOI LUT of which every entry is {low}")
-        if high.bit_length() == depth:  # else the descriptor is wrong: the entries' own range
+        if high.bit_length() == depth:  # else the descriptor is wrong: take the entries' range
             low, high = 0, (1 << depth) - 1
         return to_bytes(entries, low, high)[index]
     center, width = (_number(data, name, math.nan) for name in ("WindowCenter", "WindowWidth"))
@@ -327,7 +329,7 @@ def _display(values: np.ndarray, counts: np.ndarray, data: pydicom.Dataset, disp
 
 
 def _table(data: pydicom.Dataset, name: str) -> pydicom.Dataset | None:
-    """The first look-up table of a sequence, None if it has none or an empty one."""
+    """The first look-up table of a sequence; None for no table or an empty one."""
     with broken(f"DICOM {name}"):
         first = (data.get(name) or [pydicom.Dataset()])[0]
         return first if first.get("LUTDescriptor") and first.get("LUTData") else None
@@ -336,10 +338,10 @@ def _table(data: pydicom.Dataset, name: str) -> pydicom.Dataset | None:
 def _look_up(
     what: str, table: pydicom.Dataset, values: np.ndarray, counts: np.ndarray, data: pydicom.Dataset
 ) -> tuple[np.ndarray, int, np.ndarray]:
-    """Reads a look-up table; its entries and the pixels tell what its descriptor gets wrong.
+    """Read a look-up table; its entries and the pixels correct a wrong descriptor.
 
     Returns:
-      u/int16 [n], the entries; their bits by the descriptor; int [v], the entry of each value.
+      entries, u/int16 [n]; their bits by the descriptor; the index of each value, int [v].
     """
     with broken(f"DICOM {what}"):
         if len(table.LUTDescriptor) != 3:
@@ -360,7 +362,7 @@ def _look_up(
     half, signed = 1 << max(depth, 0) >> 1, entries.view("<i2")
     if entries.max() >= 2 * half and -half <= signed.min() and signed.max() < half:
         entries = signed
-    # US or SS depends on the reader: the sign is the one with which the table meets the pixels.
+    # US or SS depends on the reader: take the sign with which the table covers most pixels.
     signs = sorted({first, first % 65536, first % 65536 - 65536}, key=lambda s: s != first)
     inside = [counts[(values >= s) & (values < s + number)].sum() for s in signs]
     first = signs[int(np.argmax(inside))]

@@ -1,7 +1,7 @@
-"""Images from the loader's bytes to what an encoder sees, on the device, inside the jitted step.
+"""The loader's images to an encoder's input, on the device and inside the jitted step.
 
-Crops, scalings and shifts are two matrix products a record (`jax.image.scale_and_translate`);
-only a rotation needs a gather. Every record has a key of its own: `split(key, b)`.
+Crops, scalings and shifts are two matrix products per record (`jax.image.scale_and_translate`);
+only a rotation needs a gather. Each record has its own key: `split(key, b)`.
 """
 
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from medsyn_jax.core.errors import UserError
 
 Range = tuple[float, float]
-PIXELS = ("mean", "std", "channels", "upsample")  # what an encoder says of its input
+PIXELS = ("mean", "std", "channels", "upsample")  # an encoder's settings of its input
 
 
 def normalize(
@@ -22,10 +22,10 @@ def normalize(
     channels: int = 1,
     upsample: int = 0,
 ) -> Float[Array, "b p q c"]:
-    """Bytes to (x / 255 - mean) / std in fp32, the grey repeated over `channels`.
+    """(images / 255 - mean) / std in fp32, the grey level repeated over `channels`.
 
-    upsample: a side in pixels that images are brought to, corner on corner (torch's bilinear
-    `Upsample(align_corners=True)`, as GLoRIA and MGCA do it); 0 for none.
+    upsample: side in pixels after enlargement, corner on corner (torch's bilinear
+    `Upsample(align_corners=True)`, as in GLoRIA and MGCA); 0 for none.
     """
     return _finished(images.astype(jnp.float32) / 255.0, mean, std, channels, upsample)
 
@@ -34,19 +34,19 @@ def _finished(x: Array, mean: float, std: float, channels: int, upsample: int) -
     x = (x - mean) / std
     if upsample:
         scale = jnp.array([(upsample - 1) / max(n - 1, 1) for n in x.shape[1:]], jnp.float32)
-        to = (upsample, upsample)
-        move = 0.5 - 0.5 * scale
-        enlarge = lambda image: jax.image.scale_and_translate(  # noqa: E731
-            image, to, (0, 1), scale, move, "linear", antialias=False
-        )
-        x = jax.vmap(enlarge)(x)
+        shape, shift = (upsample, upsample), 0.5 - 0.5 * scale
+        x = jax.vmap(
+            lambda image: jax.image.scale_and_translate(
+                image, shape, (0, 1), scale, shift, "linear", antialias=False
+            )
+        )(x)
     return jnp.broadcast_to(x[..., None], (*x.shape, channels))
 
 
 def center_crop(images: UInt8[Array, "b h w"], size: int) -> UInt8[Array, "b s s"]:
-    """The middle `size` x `size` pixels: what evaluation sees.
+    """The central `size` x `size` pixels, for evaluation.
 
-    Raises UserError if the images are smaller: they would come back in another size.
+    Raises UserError if the images are smaller.
     """
     if size > min(images.shape[1:]):
         raise UserError(
@@ -75,13 +75,14 @@ def augment(
     channels: int = 1,
     upsample: int = 0,
 ) -> Float[Array, "b p q c"]:
-    """Random views of a batch, as ConVIRT (arXiv 2010.00747, 3.3) and its successors draw them.
+    """Random views of a batch, as in ConVIRT (arXiv 2010.00747, 3.3) and its successors.
 
-    area: share of the image that the crop covers; aspect: width / height of the crop (drawn in the
+    area: share of the image in the crop; aspect: width / height of the crop (drawn in the
     logarithm). flip: probability of a left-right flip. rotate: degrees to either side. shift: share
     of the crop's side, to either side. zoom: scaling of the crop about its centre. jitter: range of
     both the brightness and the contrast factor. blur: range of the Gaussian's sigma in pixels.
-    Outside the stored image is black. Returns fp32 views of `size`, finished as by `normalize`.
+    Pixels outside the stored image are black. Returns fp32 views of `size`, finished as in
+    `normalize`.
     """
 
     def one(key: Array, image: Array) -> Array:
@@ -116,7 +117,7 @@ def _uniform(key: Array, bounds: Range, shape: tuple[int, ...] = ()) -> Array:
 
 
 def _rotated(x: Array, centre: Array, crop: Array, angle: Array, size: int) -> Array:
-    """Bilinear samples of `x` on a size x size grid that spans `crop` about `centre`, turned."""
+    """Bilinear samples of `x` on a size x size grid over `crop`, turned about `centre`."""
     grid = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size - 0.5
     v, u = jnp.meshgrid(grid * crop[0], grid * crop[1], indexing="ij")
     cos, sin = jnp.cos(angle), jnp.sin(angle)

@@ -1,8 +1,8 @@
-"""Free-text radiology reports: sections, sentences, clean-up, and the text that a model reads.
+"""Free-text radiology reports: sections, sentences, clean-up, and the text for a model.
 
 Without findings and impression the order of preference is MIMIC-CXR's (Johnson et al. 2019): the
-last paragraphs, then a comparison that holds the report. What repeats without limit in a pattern
-is possessive, so that time is in proportion to the text.
+last paragraphs, then a comparison that holds the report. Each pattern takes time in proportion to
+the text: unlimited repeats are possessive.
 """
 
 import re
@@ -14,13 +14,13 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.text import heads
 from medsyn_jax.data.text.heads import SECTION_NAMES, SECTION_OF
 
-# The main sections, and the kinds of segments that stand in for each.
+# The main sections, and the kinds of segments that replace each in its absence.
 _MAIN = {"findings": ("view", "anatomy"), "impression": ("summary",)}
 _NO_SECTION = {*_MAIN, "view", "anatomy", "summary", "final", "rule"}
 _ASIDES = ("notification", "recommendations", "addendum", "wet_read", "other")
-_NOTHING = {"none", "nan", "n/a", "na", "null", "nil", "not available", "not applicable"}
-_NOTHING |= {"none available", "none provided", "not provided", "see impression", "see below"}
-# 2-ABNORMAL, PREVIOUSLY REPORTED and J90 are codes, no diagnoses.
+_EMPTY = {"none", "nan", "n/a", "na", "null", "nil", "not available", "not applicable"}
+_EMPTY |= {"none available", "none provided", "not provided", "see impression", "see below"}
+# 2-ABNORMAL, PREVIOUSLY REPORTED and J90 are codes, not diagnoses.
 _CODE = re.compile(
     r"(?:code )?\d{1,2} ?[-–:=] ?[A-Z][A-Z ,/()-]*+\.?|(?:[A-Z]\d[\dA-Z][\d.]{0,5}+[,; ]*+)++|\d+"
 )
@@ -28,84 +28,84 @@ _GAP = re.compile(r"\n[ \t]*+\n\s*+")
 
 
 def sections(text: str) -> dict[str, str]:
-    """Splits a report at its head lines.
+    """Split a report at its head lines.
 
     Args:
       text: a whole report; line breaks may be missing.
 
     Returns:
       The raw text of each section that is not empty, by the names of SECTION_NAMES. Of several
-      findings or impressions those of a final report win over a preliminary one's, else the one
-      that says most, the last of equals; other repeated sections are joined. A head for both
-      findings and impression opens `impression`. Titles such as CHEST, TWO VIEWS: and LUNGS: open
-      `findings`, and SUMMARY: opens `impression`, unless there are such already; what is only
+      findings or impressions those of the final report win over a preliminary report's, else the
+      longest, else the last; other repeated sections are joined. A head for both findings and
+      impression opens `impression`. Titles such as CHEST, TWO VIEWS: and LUNGS: open `findings`,
+      and SUMMARY: opens `impression`, in a report without the proper heads; a text that is only
       `None.`, a date or a code opens neither. Signatures, attestations, accession numbers and the
-      like are in no section. When there are neither findings nor impression, `last_paragraph`
-      holds what follows the first paragraph of the last section, or a report under a bare title.
+      like are in no section. Without findings and impression, `last_paragraph` holds the text
+      behind the first paragraph of the last section, or a report under a bare title.
     """
     every = heads.segments(text.replace("\r\n", "\n").replace("\r", "\n"))
-    segments = list(_telling(every))
+    segments = list(_informative(every))
     result: dict[str, str] = {}
     for reading in _readings(segments):
         result |= _main_sections(reading)
-    others = [(name, body) for name, body in segments if name not in _NO_SECTION]
-    headed = any(name != "closing" for name, _ in every[1:])
-    last = _take_last_paragraph(others) if headed and not result else ""
-    joined: dict[str, list[str]] = {}
-    for name, body in others:
+    others = [(kind, body) for kind, body in segments if kind not in _NO_SECTION]
+    has_heads = any(kind != "closing" for kind, _ in every[1:])
+    last = _take_last_paragraph(others) if has_heads and not result else ""
+    bodies: dict[str, list[str]] = {}
+    for kind, body in others:
         if body:
-            joined.setdefault("other" if name == "other_capitals" else name, []).append(body)
-    result |= {name: "\n".join(bodies) for name, bodies in joined.items()}
+            bodies.setdefault("other" if kind == "other_capitals" else kind, []).append(body)
+    result |= {name: "\n".join(parts) for name, parts in bodies.items()}
     return result | ({"last_paragraph": last} if last else {})
 
 
-def _telling(segments: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """The segments that say something, and the ends of preliminary reports.
+def _informative(segments: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The segments with text, and the ends of preliminary reports.
 
-    What closes a report is left out to its last line, unless no text came before it, as where the
-    accession number stands first: then prose behind that line is a report without a head.
+    A closing is left out to the end of its line or, behind the text of the report, altogether. In
+    front of the text, as where the accession number stands first, prose behind that line is a
+    report without a head.
     """
-    closed = False
-    for name, body in segments:
-        if name == "closing":
-            body = "" if closed else body.strip().partition("\n")[2]
-            name, body = "preamble", body if _is_prose(body) else ""
-        elif name in ("final", "rule"):
-            yield name, ""
-            name = "preamble"
-        elif name == "view":
+    has_text = False
+    for kind, body in segments:
+        if kind == "closing":
+            body = "" if has_text else body.strip().partition("\n")[2]
+            kind, body = "preamble", body if _is_prose(body) else ""
+        elif kind in ("final", "rule"):
+            yield kind, ""
+            kind = "preamble"
+        elif kind == "view":
             body = heads.untitled(body)
         body = body.strip()
-        if not _says_something(body) or (name in _NO_SECTION and _is_nothing(name, body)):
+        if not _has_words(body) or (kind in _NO_SECTION and _is_empty(kind, body)):
             continue
-        closed |= name in _NO_SECTION or (name == "preamble" and _is_prose(body))
-        yield name, body
+        has_text |= kind in _NO_SECTION or (kind == "preamble" and _is_prose(body))
+        yield kind, body
 
 
 _PLAIN_WORD = re.compile(r"(?<!\S)[A-Za-wyz][a-wyz]{2,}+(?![^\s.,:;])")
 _PROSE_WORD = re.compile(r"(?<![\w.])[a-z]{3,}+")
 
 
-def _says_something(body: str) -> bool:
+def _has_words(body: str) -> bool:
+    """Whether anything is left after `clean`; most bodies need no cleaning to tell."""
     if "[" not in body and "<" not in body and _PLAIN_WORD.search(body):
         return True
     return bool(clean(body))
 
 
-def _is_nothing(name: str, body: str) -> bool:
+def _is_empty(kind: str, body: str) -> bool:
     if len(body) > 80:
         return False
     text = clean(body)
-    return text.lower().strip(" .") in _NOTHING or (
-        name == "summary" and bool(_CODE.fullmatch(text))
-    )
+    return text.lower().strip(" .") in _EMPTY or (kind == "summary" and bool(_CODE.fullmatch(text)))
 
 
 def without_head(text: str, name: str) -> str:
-    """A section that has a column of its own, without its own head; '' if it is `None.` or so."""
+    """A section from a column of its own, without its head; '' for `None.` and the like."""
     head, colon, body = text.strip().partition(":")
     body = body.strip() if colon and SECTION_OF.get(head.strip().lower()) == name else text.strip()
-    return "" if _is_nothing(name, body) else body
+    return "" if _is_empty(name, body) else body
 
 
 def _is_prose(body: str) -> bool:
@@ -113,47 +113,45 @@ def _is_prose(body: str) -> bool:
 
 
 def _readings(segments: Sequence[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """The preliminary reports or addenda and the final report."""
+    """The preliminary reports or addenda, and the final report."""
     reading, preliminary = [], False
-    for name, body in segments:
-        if name == "final" or (name == "rule" and preliminary):
+    for kind, body in segments:
+        if kind == "final" or (kind == "rule" and preliminary):
             yield reading
             reading, preliminary = [], False
-        preliminary |= name in ("wet_read", "addendum")
-        reading.append((name, body))
+        preliminary |= kind in ("wet_read", "addendum")
+        reading.append((kind, body))
     yield reading
 
 
 def _main_sections(reading: Sequence[tuple[str, str]]) -> dict[str, str]:
     result = {}
     for section, stand_ins in _MAIN.items():
-        proper = [body for name, body in reading if name == section]
-        loose = [body for name, body in reading if name in stand_ins]
-        if proper:
+        if proper := [body for kind, body in reading if kind == section]:
             result[section] = max(reversed(proper), key=lambda body: token_count(clean(body)))
-        elif loose:
+        elif loose := [body for kind, body in reading if kind in stand_ins]:
             result[section] = "\n".join(loose)
     return result
 
 
 def _take_last_paragraph(segments: list[tuple[str, str]]) -> str:
-    """Takes what follows the first paragraph of the last segment that is no aside."""
+    """Take the text behind the first paragraph of the last segment that is no aside."""
     for i in reversed(range(len(segments))):
-        name, body = segments[i]
-        if name in _ASIDES:
+        kind, body = segments[i]
+        if kind in _ASIDES:
             continue
         first, *rest = _GAP.split(body)
-        if name == "preamble" and re.search(r"[a-z]\w*\.$", first.rstrip()[-60:]):
-            first, rest = "", [first, *rest]  # a sentence, so no title: part of the report
+        if kind == "preamble" and re.search(r"[a-z]\w*\.$", first.rstrip()[-60:]):
+            first, rest = "", [first, *rest]  # a sentence is no title: part of the report
         if rest:
-            segments[i] = name, first
+            segments[i] = kind, first
         return "\n\n".join(rest)
     return ""
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\ufeff\ufffd\ud800-\udfff]")
-# What public corpora write for removed text: ___ (MIMIC-CXR; the most memorised token of it,
-# arXiv 2502.07516), [**2101-1-1**] (MIMIC-III), XXXX (Open-i), [DATE], <HCW>, {{NAME}},
+# Marks of removed text in public corpora: ___ (MIMIC-CXR, its most memorised token, arXiv
+# 2502.07516), [**2101-1-1**] (MIMIC-III), XXXX (Open-i), [DATE], <HCW>, {{NAME}},
 # <PHI TYPE="AGE">80</PHI> (i2b2), **NAME[AA BB] (De-ID), and runs of other signs. Never kept.
 _TAG_WORD = (
     "(?:account|accession|address|age|alphanumericid|anonymi[sz]ed|birth|city|clinic"
@@ -166,7 +164,7 @@ _TAG_WORD = (
     "|ward|weekday|year|zip)"
 )
 _TAG = rf"(?i:{_TAG_WORD}(?:[ ._:#/-]*+(?:{_TAG_WORD}|[\d+]{{1,8}}+|[a-z]\b))*+)"
-_MARK = (  # each starts with a letter of its own, by which the search passes over other text
+_MARK = (  # each starts with its own character: the search passes quickly over other text
     rf"__++|_(?: _)++|X(?<!\wX)XX++(?![a-z])|XXXX++|XX(?=[/-]X)|XX(?<=X[/-]XX)"
     rf"|x(?<!\wx)x(?:x++\b|(?=/xx))|\[\*\*[^*]*+\*\*\]|\[ ?{_TAG} ?\]|\{{{{?{_TAG}\}}}}?"
     rf"|\*\*{_TAG}(?:\[[^][\n]{{0,60}}+\])?+|<(?i:phi)\b[^<>]*+>[^<>]*+</(?i:phi)>"
@@ -184,7 +182,7 @@ _COUNTED = re.compile(
 
 
 def _parts(text: str) -> list[str]:
-    """Paragraphs and list entries, each tidy and on one line."""
+    """Paragraphs and list entries, each tidied and on one line."""
     text = _CONTROL.sub(" ", unicodedata.normalize("NFKC", text.replace("\r\n", "\n")))
     text = _REMOVED.sub(" ", text)
     cuts, last = [(0, 0)], 0
@@ -200,14 +198,14 @@ def _parts(text: str) -> list[str]:
             last = number
     cuts.append((len(text), len(text)))
     entries = [text[end:begin] for (_, end), (begin, _) in pairwise(cuts)]
-    tidy = (_tidy(part) for entry in entries for part in _PARAGRAPH.split(entry))
-    return [part for part in tidy if part]
+    parts = (_tidy(part) for entry in entries for part in _PARAGRAPH.split(entry))
+    return [part for part in parts if part]
 
 
 _BRACKETS = re.compile(r"\(\s*+\)|\[\s*+\]|\{\s*+\}")
 _TIDY = tuple(
-    (re.compile(pattern), kept)
-    for pattern, kept in (
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
         (r" ([.,;:!?])(?!\d)", r"\1"),
         (r"([.!?])(?: ?[.!?](?!\d))++", r"\1"),
         (r"(?<![,;:])(?<![,;:] )[,;:](?: ?[,;:])*+ ?([.!?])(?!\d)", r"\1"),
@@ -216,26 +214,23 @@ _TIDY = tuple(
         (r"^(?:[,;:!?/\\*=#~ ]|[.-](?!\d))++", ""),
     )
 )
-
-
-# Without one of these there is nothing to be tidied: a test that is quicker than to do it.
+# A text without any of these needs no tidying; this test is quicker than the tidying.
 _UNTIDY = (re.compile(r" [.,;:!?]"), re.compile(r"[.,;:!?/\\*=#~-] ?[.,;:!?/\\*=#~-]"))
 
 
 def _tidy(text: str) -> str:
     text = " ".join(_BRACKETS.sub(" ", text).split())
     if text[:1] in ".,;:!?/\\*=#~-" or any(pattern.search(text) for pattern in _UNTIDY):
-        for pattern, kept in _TIDY:
-            text = pattern.sub(kept, text)
+        for pattern, replacement in _TIDY:
+            text = pattern.sub(replacement, text)
     return text if re.search(r"\w", text) else ""
 
 
 def clean(text: str) -> str:
-    """One line of text: no marks of de-identification (`___`, `XXXX`, `[DATE]`, ...), list numbers
-    or bullets, white space and punctuation tidy.
+    """The text on one line, without marks of de-identification, list numbers and bullets.
 
-    Case stays, as it is the tokenizer's business. An entry of a list and a paragraph that lack
-    their full stop get one, so that `sentences` still finds their ends.
+    White space and punctuation are tidied; case stays, as lower case is up to the tokenizer. List
+    entries and paragraphs without a full stop get one, so that `sentences` still finds their ends.
     """
     parts = _parts(text)
     ended = [part if part[-1] in ".!?:;," else part + "." for part in parts[:-1]]
@@ -244,14 +239,14 @@ def clean(text: str) -> str:
 
 _TITLES = {"dr", "drs", "mr", "mrs", "ms", "prof"}
 _ABBREVIATIONS = {*_TITLES, "st", "vs", "approx", "cf", "ca", "e.g", "i.e", "fig", "figs", "al"}
-_OPEN_ENDED = {"etc", "a.m", "p.m", "jr", "sr", "inc"}  # these end a sentence before a capital only
+_OPEN_ENDED = {"etc", "a.m", "p.m", "jr", "sr", "inc"}  # end a sentence before a capital only
 _STOP = re.compile(r"(?<![.!?])[.!?]++[\"')\]]*+\s++(?=\S)")
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a report or section, cleaned.
+    """The cleaned sentences of a report or section.
 
-    `Dr.`, `2.5 cm` and initials do not end a sentence; entries of numbered lists and paragraphs do.
+    `Dr.`, `2.5 cm` and initials do not end a sentence; list entries and paragraphs do.
     """
     result = []
     for part in _parts(text):
@@ -280,38 +275,38 @@ def _ends(before: str, stop: str, after: str) -> bool:
 
 
 def has_marks(text: str) -> bool:
-    """Whether a raw text holds marks of de-identification, which `clean` takes out."""
+    """Whether a raw text holds marks of de-identification, which `clean` removes."""
     return _REMOVED.search(text) is not None
 
 
 def token_count(text: str) -> int:
-    """Number of words (runs of letters and digits): the field drops reports with fewer than 3."""
+    """Number of words (runs of letters and digits); the field drops reports with fewer than 3."""
     return len(re.findall(r"\w+", text))
 
 
 def select_text(findings: str, impression: str, report: str, sections: tuple[str, ...]) -> str:
-    """The text that a model reads.
+    """The text for a model.
 
     Args:
       findings: cleaned section, '' when absent.
       impression: cleaned section, '' when absent.
       report: the raw report.
-      sections: names of SECTION_NAMES in the order wanted, or "report" for all of it.
+      sections: names of SECTION_NAMES in the wanted order, or "report" for the whole report.
 
     Returns:
-      The wanted sections joined by a space. When they are all empty: the impression or the
-      findings, whichever is there; else the whole of a report without head lines; else the last
-      paragraphs, or another section that holds several sentences (first of all the comparison).
-      '' when a report has head lines and nothing of the kind.
+      The wanted sections joined by a space. When all of them are empty: the impression, else the
+      findings; else the whole of a report without head lines; else the last paragraphs, or another
+      section with several sentences (the comparison first). '' for a report with head lines and
+      no such text.
 
     Raises:
-      UserError: an unknown section name.
+      UserError: unknown section name.
     """
     main = {"findings": findings, "impression": impression, "report": ""}
-    unknown = [name for name in sections if name not in (*SECTION_NAMES, "report")]
-    if unknown:
-        names = ", ".join((*SECTION_NAMES, "report"))
-        raise UserError(f"unknown section: sections: {unknown[0]!r} is not one of {names}")
+    for name in sections:
+        if name not in (*SECTION_NAMES, "report"):
+            names = ", ".join((*SECTION_NAMES, "report"))
+            raise UserError(f"unknown section: sections: {name!r} is not one of {names}")
     if "report" in sections:
         return clean(report)
     others = {} if set(sections) <= set(main) else _cleaned_sections(report)
@@ -324,12 +319,12 @@ def _cleaned_sections(report: str) -> dict[str, str]:
 
 
 def _body(report: str) -> str:
-    found = _cleaned_sections(report)
-    if set(found) <= {"preamble"}:
-        return found.get("preamble", "")
-    if "last_paragraph" in found:
-        return found["last_paragraph"]
+    """The text of a report without findings and impression."""
+    texts = _cleaned_sections(report)
+    if set(texts) <= {"preamble"}:
+        return texts.get("preamble", "")
+    if "last_paragraph" in texts:
+        return texts["last_paragraph"]
     names = ("comparison", "other", "preamble", "indication", "history")
-    texts = [found.get(name, "") for name in names]
-    # One sentence there is what the head line promises, more hold the report.
-    return next((text for text in texts if len(sentences(text)) > 1), "")
+    # One sentence is the text that the head line promises; more sentences hold the report.
+    return next((texts[n] for n in names if n in texts and len(sentences(texts[n])) > 1), "")

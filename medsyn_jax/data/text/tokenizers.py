@@ -1,4 +1,4 @@
-"""Text to word-piece ids, by any Hugging Face tokenizer folder or one trained on the corpus."""
+"""Texts to word-piece ids, with a Hugging Face tokenizer folder or one trained on the corpus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from medsyn_jax.core.errors import UserError, reason
 
-# The loader's threads are parallel already; a pool of threads inside each would get in their way.
+# The loader's threads are parallel already; a thread pool in each of them would slow them down.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -24,7 +24,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Ids of texts at a fixed length; safe to use from several threads."""
+    """A tokenizer that encodes texts at a fixed length; safe for use in several threads."""
 
     backend: tokenizers.Tokenizer
     pad_id: int
@@ -33,72 +33,68 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The smallest embedding table that holds every id."""
+        """Rows of the smallest embedding table that holds every id."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes texts as [CLS] pieces [SEP], cut or padded to `length`.
+        """Encode texts as [CLS] pieces [SEP], cut or padded to `length`.
 
         Args:
             texts: b texts; '' gives the special tokens alone.
-            length: tokens a text, special tokens included.
+            length: tokens per text, special tokens included.
 
         Returns:
             ids int32[b, length], and mask bool[b, length], True on real tokens. A text that is
             too long keeps its start and its [SEP].
         """
-        found = self._fixed(length).encode_batch_fast(list(texts))
-        return _arrays(found, length)
+        return _arrays(_fixed(self, length).encode_batch_fast(list(texts)), length)
 
     def encode_words(
         self, texts: Sequence[str], length: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`encode`, and which word each piece is of, for sums over the pieces of a word.
+        """Encode texts like `encode`, and number the word of each piece, for sums over words.
 
         Returns:
-            ids, mask, and words int32[b, length]: 0 for [CLS], 1, 2, ... for the words (what the
-            tokenizer splits before it looks for pieces), one more for [SEP], and -1 for padding.
+            ids, mask, and words int32[b, length]: 0 for [CLS], 1, 2, ... for the words into which
+            the tokenizer splits a text before its pieces, the next number for [SEP], and -1 for
+            padding.
         """
-        found = self._fixed(length).encode_batch(list(texts))  # the fast one forgets words
-        ids, mask = _arrays(found, length)
+        encodings = _fixed(self, length).encode_batch(list(texts))  # the fast one forgets words
+        ids, mask = _arrays(encodings, length)
         words = np.full(ids.shape, -1, np.int32)
-        for row, encoding in zip(words, found, strict=True):
-            own = np.array([-1 if word is None else word for word in encoding.word_ids])
+        for row, encoding in zip(words, encodings, strict=True):
+            numbers = np.array([-1 if word is None else word for word in encoding.word_ids])
             ended = np.cumsum(encoding.special_tokens_mask) > 1  # from [SEP] on
-            row[:] = np.where(ended, own.max() + 2, own + 1)
+            row[:] = np.where(ended, numbers.max() + 2, numbers + 1)
         return ids, mask, np.where(mask, words, -1)
 
-    def _fixed(self, length: int) -> tokenizers.Tokenizer:
-        return _fixed(self.backend, self.pad_id, self.pad_token, length)
 
-
-def _arrays(found: list[tokenizers.Encoding], length: int) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.array([e.ids for e in found], np.int32).reshape(len(found), length)
-    return ids, np.array([e.attention_mask for e in found], bool).reshape(len(found), length)
+def _arrays(encodings: Sequence[tokenizers.Encoding], length: int) -> tuple[np.ndarray, np.ndarray]:
+    shape = len(encodings), length
+    ids = np.array([e.ids for e in encodings], np.int32).reshape(shape)
+    return ids, np.array([e.attention_mask for e in encodings], bool).reshape(shape)
 
 
 @functools.lru_cache(maxsize=16)
-def _fixed(
-    backend: tokenizers.Tokenizer, pad_id: int, pad_token: str, length: int
-) -> tokenizers.Tokenizer:
-    # Length is a setting of the object, and setting it while another thread encodes fails.
-    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+def _fixed(tokenizer: Tokenizer, length: int) -> tokenizers.Tokenizer:
+    """A copy for one length: the length is a setting of the object, and not safe in threads."""
+    copy = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     copy.enable_truncation(length)
-    copy.enable_padding(length=length, pad_id=pad_id, pad_token=pad_token)
+    copy.enable_padding(length=length, pad_id=tokenizer.pad_id, pad_token=tokenizer.pad_token)
     return copy
 
 
 def load(folder: Path | str) -> Tokenizer:
-    """Opens a tokenizer folder without any network, and without running code of the folder.
+    """Open a tokenizer folder without network access and without running the folder's code.
 
     Args:
-        folder: what `save_pretrained` wrote, or a model folder with its tokenizer; a folder with
-            `vocab.txt` alone (Bio_ClinicalBERT) is an uncased BERT tokenizer, as `transformers`
-            takes it to be and as the published encoders were trained. Where a folder names a class
-            of its own (CXR-BERT), its `tokenizer.json` or `vocab.txt` is read all the same.
+        folder: a folder written by `save_pretrained`, or a model folder with its tokenizer. A
+            folder with `vocab.txt` alone (Bio_ClinicalBERT) is an uncased BERT tokenizer, as in
+            `transformers` and in the training of the published encoders. A folder with a tokenizer
+            class of its own (CXR-BERT) is read from `tokenizer.json` or `vocab.txt`.
 
     Raises:
-        UserError: naming the folder when there is no tokenizer in it.
+        UserError: the folder holds no usable tokenizer.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -108,13 +104,13 @@ def load(folder: Path | str) -> Tokenizer:
     try:
         backend, pad_token = _open(folder)
         ids = backend.get_vocab(with_added_tokens=True).values()
-        # Fails without a piece for the unknown.
+        # The encoding fails if the vocabulary has no piece for unknown characters.
         marks = backend.encode("No effusion \N{SNOWMAN} 9").special_tokens_mask
         if len(marks) < 3 or not marks[0] or not marks[-1]:
             raise ValueError("puts no special token before and after a text, as a BERT's does")
         if max(ids) > 2 * len(ids) + 1000:
             raise ValueError(f"ids up to {max(ids)} for {len(ids)} pieces")
-    except Exception as error:  # of damaged files the parsers raise this or that, also plain ones
+    except Exception as error:  # the parsers raise any class, even Exception, for damaged files
         raise UserError(
             f"tokenizer: {folder}: holds no tokenizer that can be opened ({reason(error, 120)}): "
             "it needs tokenizer.json, or vocab.txt"
@@ -129,8 +125,8 @@ def load(folder: Path | str) -> Tokenizer:
 
 
 def _open(folder: Path) -> tuple[tokenizers.Tokenizer, Any]:
-    """The tokenizer of a folder, and its token for padding or None."""
-    # Imported here: it takes seconds, more where torch is installed, and workers do without.
+    """The tokenizer of a folder, and its padding token or None."""
+    # The import takes seconds, more where torch is installed; worker processes do not need it.
     import transformers
 
     special, settings, model = (
@@ -144,44 +140,45 @@ def _open(folder: Path) -> tuple[tokenizers.Tokenizer, Any]:
             folder, local_files_only=True, trust_remote_code=False
         )
         files = ("tokenizer.json", *opened.vocab_files_names.values())
-        if not any((folder / name).is_file() for name in files):  # transformers makes one up
+        if not any((folder / name).is_file() for name in files):  # transformers invents one
             raise ValueError(f"has no {' or '.join(dict.fromkeys(files))}")
         return opened.backend_tokenizer, opened.pad_token
-    named = {
+    settings = {
         key: value.get("content") if isinstance(value, dict) else value
         for key, value in (special | settings).items()
     }
     if (file := folder / "tokenizer.json").is_file():
         backend = tokenizers.Tokenizer.from_file(str(file))
-        return backend, named.get("pad_token") or (backend.padding or {}).get("pad_token", "[PAD]")
-    options = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
-    options += tuple(f"{name}_token" for name in ("unk", "sep", "pad", "cls", "mask"))
-    given: dict[str, Any] = {key: named[key] for key in options if named.get(key) is not None}
-    opened = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), **given)
+        default = (backend.padding or {}).get("pad_token", "[PAD]")
+        return backend, settings.get("pad_token") or default
+    names = ["do_lower_case", "strip_accents", "tokenize_chinese_chars"]
+    names += [f"{token}_token" for token in ("unk", "sep", "pad", "cls", "mask")]
+    options: dict[str, Any] = {n: settings[n] for n in names if settings.get(n) is not None}
+    opened = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), **options)
     return opened.backend_tokenizer, opened.pad_token
 
 
 def _read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    found = json.loads(file.read_bytes())
-    if not isinstance(found, dict):
+    content = json.loads(file.read_bytes())
+    if not isinstance(content, dict):
         raise ValueError(f"{file.name} must hold one JSON object")
-    return found
+    return content
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path | str) -> Tokenizer:
-    """Learns an uncased BERT word-piece vocabulary and saves it as a Hugging Face folder.
+    """Learn an uncased BERT word-piece vocabulary and save it as a Hugging Face folder.
 
-    The same texts give the same vocabulary in any order, on any number of threads.
+    The same texts give the same vocabulary in any order and with any number of threads.
 
     Args:
         texts: the corpus; use the training split only.
         vocab_size: upper bound of the number of pieces, special tokens included.
-        folder: where `tokenizer.json`, `vocab.txt` and the like are written.
+        folder: destination of `tokenizer.json`, `vocab.txt` and the settings.
 
     Raises:
-        UserError: when the corpus is empty or the vocabulary too small for its letters.
+        UserError: the corpus is empty, or the vocabulary too small for its letters.
     """
     from transformers import BertTokenizer
 
@@ -190,7 +187,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path | str) -
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     # The trainer numbers "##a", "##b", ... in the order of a hash map that differs from run to run,
-    # and settles ties by these numbers; given in advance, they are the same in every run.
+    # and settles ties by these numbers; as special tokens they have the same number in each run.
     letters = sorted({f"##{c}" for word in _words(tokenizer, texts) for c in word[1:]})
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
@@ -205,7 +202,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path | str) -
     if len(pieces) > vocab_size:
         raise UserError(
             f"tokenizer: vocab_size={vocab_size}: too small for the letters of the corpus, which "
-            f"are {len(pieces)} pieces by themselves: give more"
+            f"alone are {len(pieces)} pieces: raise vocab_size"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
