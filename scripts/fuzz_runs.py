@@ -279,7 +279,7 @@ def _run(argv: list[str], training: Any = _begin) -> None:
         parsed, where = main.parse(argv)
     stops = [(probe, "fit"), (ground, "heats"), (generate, "_generator")]
     if "ingest.py" not in argv[1] and any("config.ingest" in a for a in argv[4:]):
-        stops.append((build, "_write_parts"))
+        stops.append((ingestion, "_write_parts"))
     with ExitStack() as stack:
         for place, name in stops:
             stack.enter_context(mock.patch.object(place, name, _done))
