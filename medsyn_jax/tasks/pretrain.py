@@ -1,4 +1,4 @@
-"""Pre-training of an image and a text encoder on pairs, and how well they then find each other."""
+"""Pre-training of an image and a text encoder on image-report pairs, evaluated by retrieval."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,11 +7,10 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from medsyn_jax.core import checks, log, metrics
+from medsyn_jax.core import checks, log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.images import transforms
@@ -23,9 +22,10 @@ from medsyn_jax.models.towers import Embeddings
 from medsyn_jax.models.weights import convert
 from medsyn_jax.objectives import gloria, mgca
 from medsyn_jax.objectives.contrastive import contrastive_loss, normalize
-from medsyn_jax.train import corpus, frozen
+from medsyn_jax.train import corpus
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
+from medsyn_jax.train.retrieval import Evaluation
 from medsyn_jax.train.run import FREE as FREE
 from medsyn_jax.train.run import Training, rules
 from medsyn_jax.train.state import State
@@ -57,14 +57,15 @@ def _gloria_similarity(e: Embeddings, settings: Mapping[str, Any]) -> jax.Array:
 
 
 def _regions_and_words(e: Embeddings) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """With the mask of the words: [CLS] is one and [SEP] is none, as in the official code."""
+    """Regions, words and the mask of the words, which holds [CLS] and leaves out [SEP], as in the
+    official code."""
     assert e.local is not None
     mask = jnp.arange(e.local.words.shape[1])[None] <= e.local.word_count[:, None]
     return jnp.asarray(e.local.regions), jnp.asarray(e.local.words), mask
 
 
 def _mgca(e: Embeddings, mesh: Mesh | None, **settings: Any) -> tuple:
-    """Words are those after [CLS], with [SEP], as in the official code."""
+    """MGCA; its words begin after [CLS] and end with [SEP], as in the official code."""
     del mesh
     assert e.local is not None
     assert e.prototypes is not None
@@ -81,9 +82,14 @@ def _mgca(e: Embeddings, mesh: Mesh | None, **settings: Any) -> tuple:
 
 @dataclass(frozen=True)
 class Method:
-    """loss: (embeddings, the mesh that they are sharded over or None, **config.loss) -> (loss,
-    metrics). local: whether it needs regions and words, prototypes: and these. similarity: of all
-    images with all reports, beside that of their embeddings: (embeddings, config.loss) -> [n, n].
+    """A pre-training objective.
+
+    Attributes:
+        loss: (embeddings, mesh of their shards or None, **config.loss) -> (loss, metrics).
+        local: whether the loss needs regions and words.
+        prototypes: whether the loss needs prototypes.
+        similarity: (embeddings, config.loss) -> [n, n], of images with reports by regions and
+            words; None for a method that compares only whole images and reports.
     """
 
     loss: Callable[..., tuple]
@@ -101,7 +107,7 @@ METHODS = {
 
 @dataclass
 class Data:
-    """What a run reads: `valid` and `test` are of the first source, never trained on."""
+    """The data of a run; `valid` and `test` belong to the first source and are not trained on."""
 
     train: list[loader.Source]
     valid: loader.Source
@@ -141,7 +147,8 @@ def run(config: Any, workdir: Path) -> None:
     training.say_size(state)
     log.write_config(workdir, config)
     embed = steps.compile_eval(_embed_fn(config, structure), state, mesh)
-    evaluation = Evaluation(config, embed, mesh)
+    method = METHODS[config.method]
+    evaluation = Evaluation(config, embed, method.loss, method.similarity, mesh)
     loss_fn = _loss_fn(config, structure, mesh)
     state = training.fit(state, tx, loss_fn, lambda state: evaluation.validate(state, data.valid))
     figures = evaluation.retrieval(state, data.test)
@@ -277,7 +284,7 @@ CHECKS = (
 
 
 def _data(config: Any, workdir: Path) -> Data:
-    """Ingest what is not ingested yet, and open it."""
+    """Open all sources; ingest those that are not stored yet."""
     settings = config.data
     root = workdir.parent / "data"
     folders = [
@@ -312,7 +319,7 @@ def _data(config: Any, workdir: Path) -> Data:
 
 
 def _import_weights(config: Any, state: State) -> State:
-    """Put the weight files that the config names in the place of the random start."""
+    """Replace the random start by the weight files that the config names."""
     for part in ("image", "text"):
         settings = config[part]
         if not settings.weights:
@@ -344,8 +351,8 @@ def _loss_fn(config: Any, structure: Any, mesh: Mesh) -> steps.LossFn:
 
 
 def _embed_fn(config: Any, structure: Any) -> Callable:
-    """fn(params, stats, batch) -> Embeddings of the middle of the images, without dropout; what
-    retrieval compares, image and text, of unit norm in fp32."""
+    """fn(params, stats, batch) -> Embeddings of center crops, without dropout; `image` and `text`
+    have unit norm in fp32."""
     pixels = {k: config.image[k] for k in transforms.PIXELS}
 
     def fn(params: Any, stats: Any, batch: dict[str, jax.Array]) -> Embeddings:
@@ -358,75 +365,8 @@ def _embed_fn(config: Any, structure: Any) -> Callable:
     return fn
 
 
-@dataclass
-class Evaluation:
-    """What a run computes of a whole split."""
-
-    config: Any
-    embed: Callable[..., Embeddings]
-    mesh: Mesh
-
-    def embeddings(self, state: State, source: loader.Source) -> Embeddings:
-        """Of all records in their order, NumPy, on every process; `prototypes` as they are."""
-        settings = self.config.data
-        embeddings = frozen.over(
-            lambda batch: self.embed(state["params"], state["stats"], batch),
-            source,
-            self.mesh,
-            settings.batch_size,
-            settings.threads,
-        )
-        return embeddings._replace(prototypes=state["params"].get("prototypes"))
-
-    def validate(self, state: State, source: loader.Source) -> Mapping[str, float]:
-        """The objective over the whole split at once, or, where it compares regions with words,
-        the mean over its batches; and recall@1 both ways."""
-        c, e = self.config, self.embeddings(state, source)
-        loss = METHODS[c.method].loss
-        count, size = len(e.image), c.data.batch_size if c.heads.local else len(e.image)
-        cuts = range(0, max(count - size, 0) + 1, size)  # whole batches alone, if there is one
-        losses = [loss(_rows(e, slice(i, i + size)), None, **c.loss)[0] for i in cuts]
-        texts, scores = np.array(source.texts()), np.asarray(e.image) @ np.asarray(e.text).T
-        found = metrics.retrieval(scores, texts, ks=(1,), resamples=1)
-        names = ("image_to_text/recall@1", "text_to_image/recall@1")
-        return {"valid/loss": float(np.mean(jax.device_get(losses)))} | {
-            f"valid/{k}": float(found[k]["value"] or 0) for k in names
-        }
-
-    def retrieval(self, state: State, source: loader.Source) -> dict[str, dict[str, Any]]:
-        """By the similarity of whole images and reports, and, if the method has one, by that of
-        regions and words and by the mean of both, each standardised over the images."""
-        e, c = self.embeddings(state, source), self.config
-        texts, subjects = np.array(source.texts()), np.array(source.subjects())
-        kinds = {"": np.asarray(e.image) @ np.asarray(e.text).T}
-        similarity = METHODS[c.method].similarity
-        if similarity is not None:
-            size = c.data.batch_size  # not all regions at once: MIMIC-CXR's test split has 6 GB
-            parts = (_with_regions(e, slice(i, i + size)) for i in range(0, len(texts), size))
-            kinds["local/"] = np.concatenate([similarity(part, c.loss) for part in parts])
-            both = [(x - x.mean(0)) / np.maximum(x.std(0), 1e-12) for x in kinds.values()]
-            kinds["mixed/"] = np.mean(both, 0)
-        return {
-            f"{kind}{name}": figure
-            for kind, scores in kinds.items()
-            for name, figure in metrics.retrieval(scores, texts, subjects).items()
-        }
-
-
-def _rows(e: Embeddings, rows: slice) -> Embeddings:
-    """Some of the records, on the device."""
-    some = jax.tree.map(lambda x: jnp.asarray(x[rows]), e._replace(prototypes=None))
-    return some._replace(prototypes=e.prototypes)
-
-
-def _with_regions(e: Embeddings, rows: slice) -> Embeddings:
-    """The regions of some of the images, and all words."""
-    assert e.local is not None
-    return e._replace(local=e.local._replace(regions=e.local.regions[rows]))
-
-
 def _export(workdir: Path, state: State, kind: str) -> None:
-    """The encoders of the best checkpoint in the layouts that other programs read."""
+    """Write the encoders of the best checkpoint in the layouts that other programs read."""
     image = {"resnet": "torchvision", "vit": "timm_vit"}[kind]
     for part, layout in (("image", image), ("text", "hf_bert")):
         params, stats = meshes.to_host((state["params"][part], state["stats"].get(part, {})))
