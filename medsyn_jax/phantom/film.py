@@ -28,6 +28,7 @@ class Film:
     """The maps of one exposure, float32 [size, size] unless said otherwise.
 
     Attributes:
+      scale: pixels to a unit of body length.
       x, y: body coordinates, [size, size] and [size, 1].
       body: length in the body, lungs included.
       lung: length in the lungs.
@@ -41,25 +42,19 @@ class Film:
     """
 
     def __init__(self, size: int, pose: Pose) -> None:
-        self.size, self.pose = size, pose
+        self.size, self.pose, self.scale = size, pose, size / 2 / pose.zoom
         step = np.arange(size, dtype=np.float32) * np.float32(2 / size)
         centre = step + np.float32(1 / size - 1)
         v = centre[:, None]
         self.y = pose.zoom * v - pose.shift[1]
         self.x = pose.zoom * (centre[None, :] - pose.tilt * v) - pose.shift[0]
-        self.body, self.lung, self.air, self.vessels, self.dense = (
-            np.zeros((size, size), np.float32) for _ in range(5)
-        )
+        maps: list[Array] = [np.zeros((size, size), np.float32) for _ in range(5)]
+        self.body, self.lung, self.air, self.vessels, self.dense = maps
         names = ("lungs", "pneumothorax", "effusion")
         self.masks = {name: np.zeros((size, size), bool) for name in names}
         self.boxes: list[Box] = []
         self.engorged = 1.0
         self.strokes: dict[tuple[bool, int], list[Array]] = {}
-
-    @property
-    def scale(self) -> float:
-        """Pixels to a unit of body length."""
-        return self.size / 2 / self.pose.zoom
 
     def pixels(self, x: Number, y: Number) -> tuple[Number, Number]:
         """Body coordinates to (column, row), pixel centres at whole numbers."""
