@@ -62,15 +62,15 @@ def rates(folder: Path, size: int) -> dict[str, float]:
 
     config = get_config("pairs").ingest
     config.update({"path": str(folder / "pairs.csv"), "size": size})
-    found = {}
+    fastest = {}
     for item in pairs.list_items(config).items:
         times, start = [], time.process_time()
         while len(times) < 2 or sum(times) < SECONDS:
             pairs.make(item, config)
             times.append(time.process_time() - start)
             start += times[-1]
-        found[Path(str(item.image)).stem] = 1 / min(times)
-    return found
+        fastest[Path(str(item.image)).stem] = 1 / min(times)
+    return fastest
 
 
 def write(folder: Path) -> None:

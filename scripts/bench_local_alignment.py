@@ -94,7 +94,7 @@ def received(hlo: str, devices: int) -> dict[str, int]:
     number of iterations is not known here.
     """
     sizes = {"f32": 4, "bf16": 2, "pred": 1, "s32": 4}
-    found, entry = {}, False
+    totals, entry = {}, False
     for line in hlo.splitlines():
         entry = line.startswith("ENTRY") or (entry and not line.startswith("}"))
         call = re.search(r"= (.*?) (all-gather|reduce-scatter|all-reduce|all-to-all)\(", line)
@@ -106,8 +106,8 @@ def received(hlo: str, devices: int) -> dict[str, int]:
         size = sum(sizes[t] * int(np.prod([int(n) for n in d.split(",") if n])) for t, d in shapes)
         share = (devices - 1) / devices
         times = {"reduce-scatter": devices - 1, "all-reduce": 2 * share}.get(call[2], share)
-        found[call[2]] = found.get(call[2], 0) + round(times * size)
-    return found
+        totals[call[2]] = totals.get(call[2], 0) + round(times * size)
+    return totals
 
 
 def one_side(side: str, batch: int, lengths: str, repeats: int) -> None:
@@ -151,11 +151,11 @@ def main() -> None:
             command += ["--batch", str(batch), "--lengths", args.lengths]
             command += ["--repeats", str(args.repeats)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-            found = json.loads(done.stdout.splitlines()[-1])
+            result = json.loads(done.stdout.splitlines()[-1])
             kept = row.setdefault(side, {"seconds": [], "peak_mib": 0})
-            kept["seconds"] += found["seconds"]
-            kept["loss"] = found["loss"]
-            kept["peak_mib"] = round(max(kept["peak_mib"], found["peak_mib"]))
+            kept["seconds"] += result["seconds"]
+            kept["loss"] = result["loss"]
+            kept["peak_mib"] = round(max(kept["peak_mib"], result["peak_mib"]))
         medians = [statistics.median(row[side]["seconds"]) for side in ("torch", "ours")]
         print(json.dumps(row | {"ratio": round(medians[0] / medians[1], 2)}), flush=True)
 

@@ -104,8 +104,8 @@ def mixtures(count: int) -> list[str]:
 def read(text: str) -> str:
     from medsyn_jax.data.text import reports
 
-    found = reports.sections(text)
-    findings, impression = (reports.clean(found.get(n, "")) for n in ("findings", "impression"))
+    sections = reports.sections(text)
+    findings, impression = (reports.clean(sections.get(n, "")) for n in ("findings", "impression"))
     return reports.select_text(findings, impression, text, ("findings", "impression"))
 
 

@@ -138,7 +138,7 @@ def timed(steps: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
 
 def timed_apart(args: argparse.Namespace) -> dict[str, list[float]]:
     """Like `timed`, in two processes one after the other: two methods do not fit in memory."""
-    found = {}
+    seconds = {}
     for side in SIDES:
         command = [
             sys.executable,
@@ -152,8 +152,8 @@ def timed_apart(args: argparse.Namespace) -> dict[str, list[float]]:
         command += ["--batch", str(args.batch), "--repeats", str(args.repeats)]
         command += ["--bf16"] if args.bf16 else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-        found |= json.loads(done.stdout.splitlines()[-1])
-    return found
+        seconds |= json.loads(done.stdout.splitlines()[-1])
+    return seconds
 
 
 def main() -> None:
@@ -177,9 +177,9 @@ def main() -> None:
     else:
         seconds = timed({name: make() for name, make in sides.items()}, args.repeats)
     what = {"model": args.model, "batch": args.batch, "dtype": jnp.dtype(args.dtype).name}
-    for name, found in seconds.items():
-        median = float(np.median(found))
-        figures = {"median_s": round(median, 4), "min_s": round(min(found), 4)}
+    for name, times in seconds.items():
+        median = float(np.median(times))
+        figures = {"median_s": round(median, 4), "min_s": round(min(times), 4)}
         print(json.dumps(what | {"side": name, **figures, "per_s": round(args.batch / median, 2)}))
     ratios = {
         "ratio_of_medians": np.median(seconds["torch"]) / np.median(seconds["medsyn_jax"]),

@@ -241,30 +241,30 @@ def wait_until(run: Run, reached, seconds: float) -> None:
 
 def differences(a: Run, b: Run, tolerance: float) -> list[str]:
     """Differences of the second run from the first; tolerance 0 means equal bits."""
-    found = []
+    differing = []
     steps = [sorted(p.name for p in (r.workdir / "checkpoints").iterdir()) for r in (a, b)]
     if steps[0] != steps[1]:
-        found.append(f"checkpoints {steps[0]} and {steps[1]}")
+        differing.append(f"checkpoints {steps[0]} and {steps[1]}")
     one, other = (Checkpoints(r.workdir / "checkpoints", read_only=True) for r in (a, b))
     for step in {one.latest(), one.best()} & {other.latest(), other.best()}:
         assert step is not None
         if one.meta(step) != other.meta(step) and not tolerance:
-            found.append(f"meta at step {step}: {one.meta(step)} and {other.meta(step)}")
+            differing.append(f"meta at step {step}: {one.meta(step)} and {other.meta(step)}")
         left, right = one.restore_all(step, PARTS), other.restore_all(step, PARTS)
         idle = idle_leaves(left[2]) if tolerance else set()
         for part, x, y in zip(PARTS, left, right, strict=True):
             if tolerance and part != "params":
                 continue
             if x.keys() != y.keys():
-                found.append(f"names of {part} at step {step}")
+                differing.append(f"names of {part} at step {step}")
             for name in x.keys() & y.keys() - idle:
                 u, v = np.asarray(x[name]), np.asarray(y[name])
                 apart = np.abs(u.astype(float) - v.astype(float)).max()
                 if apart > tolerance or (not tolerance and u.tobytes() != v.tobytes()):
-                    found.append(f"{part}/{name} at step {step}: {apart:.3g} apart")
+                    differing.append(f"{part}/{name} at step {step}: {apart:.3g} apart")
     one.close()
     other.close()
-    return found + (_text_differences(a, b) if not tolerance else _lines_differ(a, b))
+    return differing + (_text_differences(a, b) if not tolerance else _lines_differ(a, b))
 
 
 def idle_leaves(opt: dict) -> set[str]:
@@ -274,15 +274,15 @@ def idle_leaves(opt: dict) -> set[str]:
 
 
 def _text_differences(a: Run, b: Run) -> list[str]:
-    found = []
+    differing = []
     if a.metrics() != b.metrics():
         pairs = zip(a.metrics(), b.metrics(), strict=False)
         first = next((f"{x} and {y}" for x, y in pairs if x != y), "another number of lines")
-        found.append(f"metrics.jsonl: {first}")
+        differing.append(f"metrics.jsonl: {first}")
     for name in ("results.json", "encoders/image.safetensors", "encoders/text.safetensors"):
         if (a.workdir / name).read_bytes() != (b.workdir / name).read_bytes():
-            found.append(name)
-    return found
+            differing.append(name)
+    return differing
 
 
 def _lines_differ(a: Run, b: Run) -> list[str]:
@@ -314,7 +314,7 @@ def chaos(root: Path, kills: int, processes: int = 1, devices: int = 1, seed: in
         torn.clear()
     if code() != before:
         raise Failed("the code was edited during the run: start again")
-    found = differences(whole, torn, 0.0 if processes == 1 else TOLERANCE)
+    differing = differences(whole, torn, 0.0 if processes == 1 else TOLERANCE)
     return {
         "kills": len(hit),
         "hit": hit,
@@ -323,9 +323,9 @@ def chaos(root: Path, kills: int, processes: int = 1, devices: int = 1, seed: in
         "devices": devices * processes,
         "seconds": round(time.monotonic() - began, 1),
         "left_over_processes": left_over,
-        "different": len(found),
-        "differences": found[:5],
-        "equal": not found,
+        "different": len(differing),
+        "differences": differing[:5],
+        "equal": not differing,
     }
 
 

@@ -56,7 +56,7 @@ class Run:
             command.append(f"--workdir={self.workdir}")
             self.child = subprocess.Popen(command, cwd=ROOT, env=env, **streams)
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.starts[-1].read_text(errors="replace")
 
     def alive(self) -> bool:
@@ -76,7 +76,7 @@ class Run:
         assert self.child is not None
         self.wait(lambda: False, 10 * LIMIT_S)
         if self.child.poll() != 0:
-            raise Failed(f"exit status {self.child.poll()}:\n{self.said()[-3000:]}")
+            raise Failed(f"exit status {self.child.poll()}:\n{self.output()[-3000:]}")
 
     def kill(self) -> None:
         if self.child is not None:
@@ -126,7 +126,7 @@ def broken(run: Run, kills: list[float], total: int, times: tuple[float, float, 
         run.kill()
         assert run.child is not None
         if run.child.returncode not in (0, -signal.SIGKILL):
-            raise Failed(f"exit status {run.child.returncode} before the kill:\n{run.said()}")
+            raise Failed(f"exit status {run.child.returncode} before the kill:\n{run.output()}")
     run.start()
     run.finish()
     return hit
@@ -142,13 +142,15 @@ def differences(a: Run, b: Run, images: int) -> list[str]:
         }
         for r in (a, b)
     )
-    found = [f"file {name}" for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+    differing = [
+        f"file {name}" for name in sorted({*one, *other}) if one.get(name) != other.get(name)
+    ]
     tables = [records(run.workdir / "shards") for run in (a, b)]
     for run, table in zip((a, b), tables, strict=True):
         if len(table) != images:
-            found.append(f"{run.workdir.name}: {len(table)} records instead of {images}")
-    found += [f"record {key}" for key in tables[0] if tables[0][key] != tables[1].get(key)]
-    return found
+            differing.append(f"{run.workdir.name}: {len(table)} records instead of {images}")
+    differing += [f"record {key}" for key in tables[0] if tables[0][key] != tables[1].get(key)]
+    return differing
 
 
 def records(folder: Path) -> dict[str, tuple]:
@@ -181,7 +183,7 @@ def chaos(root: Path, kills: int, images: int, devices: int = 1, seed: int = 0) 
             run.kill()
     if code() != before:
         raise Failed("the code was edited during the run: start again")
-    found = differences(whole, torn, images)
+    differing = differences(whole, torn, images)
     return {
         "kills": len(hit),
         "hit": hit,
@@ -189,9 +191,9 @@ def chaos(root: Path, kills: int, images: int, devices: int = 1, seed: int = 0) 
         "shards": whole.written(),
         "devices": devices,
         "seconds": round(time.monotonic() - began, 1),
-        "different": len(found),
-        "differences": found[:5],
-        "equal": not found,
+        "different": len(differing),
+        "differences": differing[:5],
+        "equal": not differing,
     }
 
 

@@ -32,23 +32,23 @@ def once(config: str, workdir: Path, *overrides: str) -> dict[str, dict]:
 def figures(root: Path, method: str, seed: int) -> dict[str, float]:
     """Figures of one method and seed by row; recall@1 is the mean of both directions."""
     encoder = root / f"{method}-{seed}"
-    named = f"--config.encoder.workdir={encoder}"
+    encoder_flag = f"--config.encoder.workdir={encoder}"
     pretrain = once(method, encoder, f"--config.seed={seed}")
-    classify = once("classify", root / f"classify-{method}-{seed}", named)
-    ground = once("ground", root / f"ground-{method}-{seed}", named)
-    found = {}
+    classify = once("classify", root / f"classify-{method}-{seed}", encoder_flag)
+    ground = once("ground", root / f"ground-{method}-{seed}", encoder_flag)
+    values = {}
     for kind in ("", "local/", "mixed/"):
         keys = [f"test/{kind}{way}/recall@1" for way in WAYS]
         if keys[0] in pretrain:
-            found[f"{kind}recall@1"] = statistics.mean(pretrain[k]["value"] for k in keys)
+            values[f"{kind}recall@1"] = statistics.mean(pretrain[k]["value"] for k in keys)
     for share in FRACTIONS:
         if entry := classify.get(f"pretrained/test/{share}/auroc/mean"):
-            found[f"AUROC {share}"] = entry["value"]
+            values[f"AUROC {share}"] = entry["value"]
     for name in PLACES:
         entry = ground[f"test/mean/{name}"]
-        found[name] = entry["value"]
-        found |= {f"{name}, {k}": entry[k] for k in BESIDE if k in entry}
-    return found
+        values[name] = entry["value"]
+        values |= {f"{name}, {k}": entry[k] for k in BESIDE if k in entry}
+    return values
 
 
 def main() -> None:
@@ -56,18 +56,18 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/methods"))
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    found = {
+    results = {
         method: [figures(args.workdir, method, seed) for seed in range(args.seeds)]
         for method in METHODS
     }
     print("| |" + "".join(f" {method} |" for method in METHODS))
     print("|---" * (len(METHODS) + 1) + "|")
-    for name in dict.fromkeys(k for runs in found.values() for k in runs[0]):
+    for name in dict.fromkeys(k for runs in results.values() for k in runs[0]):
         cells = []
-        for runs in found.values():
+        for runs in results.values():
             values = [run[name] for run in runs if run.get(name) is not None]
-            said = [f"{f(values):.3f}" for f in (statistics.mean, min, max) if values]
-            mean, low, high = said or [""] * 3
+            numbers = [f"{f(values):.3f}" for f in (statistics.mean, min, max) if values]
+            mean, low, high = numbers or [""] * 3
             cells.append(mean if low == high else f"{mean} ({low} to {high})")
         print(f"| {name} | " + " | ".join(cells) + " |")
 

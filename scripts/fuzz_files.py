@@ -35,7 +35,7 @@ _MODES = ("L", "1", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr",
 def images_prepare(folder: Path) -> None:
     """Make sound pictures of every format and mode, and DICOM files of several kinds."""
     grey = np.add.outer(np.arange(24), np.arange(16)).astype(np.uint8) * 6
-    found = []
+    pictures = []
     for mode in _MODES:
         if mode == "I;16":
             picture = Image.fromarray(grey.astype(np.uint16) * 16)
@@ -63,9 +63,9 @@ def images_prepare(folder: Path) -> None:
                     ".gif": "GIF",
                 }
                 picture.save(stream, kinds[suffix], **options)
-                found.append((suffix, stream.getvalue()))
-    found += [(".dcm", dicom(Random(i))) for i in range(40)]
-    _SOUND[:] = found
+                pictures.append((suffix, stream.getvalue()))
+    pictures += [(".dcm", dicom(Random(i))) for i in range(40)]
+    _SOUND[:] = pictures
 
 
 _TEXT_VALUES = (
@@ -168,10 +168,10 @@ def image_case(rng: Random, folder: Path) -> None:
         data = bent_bytes(rng, data)
     path = folder / f"a{rng.choice((suffix, suffix, suffix, '.dcm', '.jpg', ''))}"
     path.write_bytes(data)
-    found = decode.decode_grey(path, rng.choice((0, 0, 8, 64)), rng.choice((0, 0, 0, 8, 12, 16)))
-    check(found.dtype == np.uint8 and found.ndim == 2, "no grey image", (found.dtype, found.shape))
-    check(found.min() < found.max(), "an image of one value")
-    decode.encode_png(decode.square(found, 8))
+    grey = decode.decode_grey(path, rng.choice((0, 0, 8, 64)), rng.choice((0, 0, 0, 8, 12, 16)))
+    check(grey.dtype == np.uint8 and grey.ndim == 2, "no grey image", (grey.dtype, grey.shape))
+    check(grey.min() < grey.max(), "an image of one value")
+    decode.encode_png(decode.square(grey, 8))
 
 
 # --- tensors ------------------------------------------------------------------------------------
@@ -218,19 +218,19 @@ def tensor_case(rng: Random, folder: Path) -> None:
     if rng.random() < 0.25:
         names = {key: path.name for key in header if key != "__metadata__"}
         index = bent_json(rng, {"metadata": {"total_size": 1}, "weight_map": names})
-        named = folder / f"{path.stem}.safetensors.index.json"
-        named.write_bytes(json_bytes(rng, index))
-        path = named
+        index_file = folder / f"{path.stem}.safetensors.index.json"
+        index_file.write_bytes(json_bytes(rng, index))
+        path = index_file
     if rng.random() < 0.3:
         for name in ("config.json", "preprocessor_config.json"):
             (folder / name).write_bytes(json_bytes(rng, bent_json(rng, _CONFIG)))
         path = folder
     layers = rng.choice((None, None, 1))
     loaded = convert.load(path, rng.choice(("", layout)), *like, layers=layers, report=str)
-    for given, wanted in zip(loaded, like, strict=True):
-        shapes = {name: leaf.shape for name, leaf in tree.named(given).items()}
+    for arrays, wanted in zip(loaded, like, strict=True):
+        shapes = {name: leaf.shape for name, leaf in tree.named(arrays).items()}
         check(shapes == {n: x.shape for n, x in tree.named(wanted).items()}, "other shapes", shapes)
-        kinds = {leaf.dtype for leaf in tree.named(given).values()}
+        kinds = {leaf.dtype for leaf in tree.named(arrays).values()}
         check(kinds <= {np.dtype(np.float32)}, "other types", kinds)
 
 
@@ -250,10 +250,10 @@ def _bent_tensors(rng: Random, header: dict[str, Any], data: bytes) -> bytes:
 
 
 def _other_tensors(rng: Random, header: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    named = [(k, e["dtype"], e["shape"]) for k, e in header.items() if k != "__metadata__"]
+    tensors = [(k, e["dtype"], e["shape"]) for k, e in header.items() if k != "__metadata__"]
     to, share = rng.choice(list(_BITS)), rng.choice((0, 0.1, 1))
     bent, offset = {}, 0
-    for name, dtype, shape in named:
+    for name, dtype, shape in tensors:
         dtype = to if rng.random() < share else dtype
         if rng.random() < 0.02:
             name, shape = rng.choice((name, name + "2")), rng.choice(([], [0], [*shape, 1], [2, 3]))

@@ -56,24 +56,24 @@ _BITS = (
 
 def bent_bytes(rng: Random, data: bytes) -> bytes:
     """Apply one to four bit flips, cuts, copies, deletions, insertions or runs of zeros."""
-    found = bytearray(data)
+    bent = bytearray(data)
     for _ in range(rng.randint(1, 4)):
-        at, end = sorted(rng.randint(0, len(found)) for _ in range(2))
+        at, end = sorted(rng.randint(0, len(bent)) for _ in range(2))
         end = min(end, at + rng.choice((1, 4, 64, 1 << 20)))
         how = rng.randrange(6)
-        if how == 0 and at < len(found):
-            found[at] ^= 1 << rng.randrange(8)
+        if how == 0 and at < len(bent):
+            bent[at] ^= 1 << rng.randrange(8)
         elif how == 1:
-            del found[at:]
+            del bent[at:]
         elif how == 2:
-            found[at:at] = found[at:end]
+            bent[at:at] = bent[at:end]
         elif how == 3:
-            del found[at:end]
+            del bent[at:end]
         elif how == 4:
-            found[at:at] = rng.randbytes(rng.choice((1, 4, 40)))
+            bent[at:at] = rng.randbytes(rng.choice((1, 4, 40)))
         else:
-            found[at:end] = bytes(end - at)
-    return bytes(found)
+            bent[at:end] = bytes(end - at)
+    return bytes(bent)
 
 
 def bent_text(rng: Random, text: str) -> str:

@@ -100,12 +100,12 @@ def shards_prepare(folder: Path) -> None:
     config = ingest_configs.get_config("smoke").ingest
     config.update({"size": 32, "records_per_shard": 3, "split_shares": (0.4, 0.3, 0.3)})
     config.phantom.subjects = 6
-    made = plan.make_plan(config)
-    root = ingestion.ingest(config, folder / "set", made)
+    todo = plan.make_plan(config)
+    root = ingestion.ingest(config, folder / "set", todo)
     opened = {name: shards.open_split(root, name) for name in _having(root)}
     read = {name: [part[i] for i in range(len(part))] for name, part in opened.items()}
     files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-    _BASE["shards"] = config, made, files, read
+    _BASE["shards"] = config, todo, files, read
 
 
 def _having(root: Path) -> list[str]:
@@ -114,7 +114,7 @@ def _having(root: Path) -> list[str]:
 
 
 def shard_case(rng: Random, folder: Path) -> None:
-    config, made, files, read = _BASE["shards"]
+    config, todo, files, read = _BASE["shards"]
     root = folder / "set"
     _bend_set(rng, root, files)
     refused = None
@@ -129,7 +129,7 @@ def shard_case(rng: Random, folder: Path) -> None:
                 check(_same(records[i], sound), "another record", (name, i))
     except shards.UserError as error:
         refused = error  # the next ingestion must repair the set
-    ingestion.ingest(config, root, made)
+    ingestion.ingest(config, root, todo)
     for name, data in files.items():
         if name.endswith((".lock", ".texts.json")) or "array_record-" in name.partition("/")[0]:
             continue  # records are checked above; a complete set needs no counts of texts
@@ -165,24 +165,24 @@ def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def _bend_set(rng: Random, root: Path, files: dict[str, bytes]) -> None:
     """Write the set with one or two of its files altered, missing, or replaced by another file."""
-    found = dict(files)
+    bent = dict(files)
     for _ in range(rng.choice((1, 1, 2))):
         folders = sorted({name.partition("/")[0] for name in files if name != ".lock"})
         chosen = rng.choice([n for n in folders if "array_record" not in n] * 2 + folders)
         name = rng.choice([n for n in sorted(files) if n.partition("/")[0] == chosen])
         how = rng.randrange(8)
         if how == 0:
-            found.pop(name, None)
+            bent.pop(name, None)
         elif how == 1:
-            found[name] = files[rng.choice(sorted(files))]
+            bent[name] = files[rng.choice(sorted(files))]
         elif how < 6 and name.endswith(".json"):
-            found[name] = json_bytes(rng, bent_json(rng, json.loads(files[name])))
+            bent[name] = json_bytes(rng, bent_json(rng, json.loads(files[name])))
         elif name.endswith((".txt", ".csv")) and how < 4:
             lines = files[name].splitlines(True) or [b""]
-            found[name] = b"".join(rng.sample(lines, rng.randint(0, len(lines)))) + b"extra\n"
+            bent[name] = b"".join(rng.sample(lines, rng.randint(0, len(lines)))) + b"extra\n"
         else:
-            found[name] = bent_bytes(rng, files[name])
-    for name, data in found.items():
+            bent[name] = bent_bytes(rng, files[name])
+    for name, data in bent.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)
 
@@ -253,8 +253,8 @@ def _begin(trainer: Any, state: Any) -> None:
 def _table(encoder: Any, records: shards.Records, *_: Any, **__: Any) -> features.Table:
     rng = np.random.default_rng(len(records))
     labels = np.stack([shards.value(records.features(i), "labels") for i in range(len(records))])
-    seen = rng.random((len(records), 4), np.float32)
-    return features.Table(seen, labels, np.array(records.subjects()))
+    values = rng.random((len(records), 4), np.float32)
+    return features.Table(values, labels, np.array(records.subjects()))
 
 
 def _done(*_: Any, **__: Any) -> None:
@@ -305,15 +305,15 @@ def config_case(rng: Random, folder: Path) -> None:
     argv.append("--config.ingest.workers=1")
     shutil.rmtree(runs / "new", ignore_errors=True)
     _BASE["traced"] = rng.random() < 0.3
-    given = {"encoder.workdir": str(runs / "encoder"), "synthetic": str(runs / "set")}
-    given |= {"pipeline": "assets/phantom-diffusion"} if name == "generate" else {}
+    overrides = {"encoder.workdir": str(runs / "encoder"), "synthetic": str(runs / "set")}
+    overrides |= {"pipeline": "assets/phantom-diffusion"} if name == "generate" else {}
     fields = _fields(name)
     for field in rng.sample(sorted(fields), rng.choice((1, 1, 1, 2))):
         value = rng.choice(_VALUES)
         if any(word in field for word in _COUNTS) and len(value) > 4:
             value = "inf"
-        given[field] = value
-    argv += [f"--config.{field}={value}" for field, value in given.items() if field in fields]
+        overrides[field] = value
+    argv += [f"--config.{field}={value}" for field, value in overrides.items() if field in fields]
     _run(argv)
 
 

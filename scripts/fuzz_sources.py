@@ -100,9 +100,9 @@ def _check_clean(text: str, what: str) -> None:
 
 def text_case(rng: Random, folder: Path) -> None:
     text = report(rng)
-    found = reports.sections(text)
-    check(set(found) <= {*reports.SECTION_NAMES}, "sections of unknown names", list(found))
-    check(all(found.values()), "empty sections", found)
+    sections = reports.sections(text)
+    check(set(sections) <= {*reports.SECTION_NAMES}, "sections of unknown names", list(sections))
+    check(all(sections.values()), "empty sections", sections)
     clean = reports.clean(text)
     _check_clean(clean, "clean")
     sentences = reports.sentences(text)
@@ -110,7 +110,7 @@ def text_case(rng: Random, folder: Path) -> None:
         _check_clean(sentence, "a sentence")
     words = re.findall(r"\w+", clean)
     check(re.findall(r"\w+", " ".join(sentences)) == words, "sentences lose words", text)
-    main = (reports.clean(found.get(name, "")) for name in ("findings", "impression"))
+    main = (reports.clean(sections.get(name, "")) for name in ("findings", "impression"))
     wanted = rng.sample((*reports.SECTION_NAMES, "report"), rng.choice((0, 1, 2, 3)))
     _check_clean(reports.select_text(*main, text, tuple(wanted)), "select_text")
     items = [prompts.Prompt(str(i), "s", "train", t) for i, t in enumerate((text, "The heart."))]
@@ -124,13 +124,13 @@ def text_case(rng: Random, folder: Path) -> None:
 
 def _words() -> Tokenizer:
     """A tokenizer with one token for each word and sign, between two [CLS]."""
-    if not (found := _CACHE.get("words")):
+    if not (tokenizer := _CACHE.get("words")):
         backend = hf.Tokenizer(hf.models.WordLevel({"[UNK]": 0, "[CLS]": 1}, unk_token="[UNK]"))
         backend.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
         ends = [("[CLS]", 1)]
         backend.post_processor = hf.processors.TemplateProcessing("[CLS] $0 [CLS]", None, ends)
-        found = _CACHE["words"] = Tokenizer(backend, 0, "[UNK]", Path())
-    return found
+        tokenizer = _CACHE["words"] = Tokenizer(backend, 0, "[UNK]", Path())
+    return tokenizer
 
 
 def nothing(folder: Path) -> None:
@@ -232,9 +232,9 @@ def _prompts_case(rng: Random, folder: Path) -> None:
     shares = rng.choice(
         ((0.8, 0.1, 0.1), (1, 0, 0), (0.5, 0.5), ("a", 1, 0), (float("nan"),) * 3, 1)
     )
-    found = prompts.from_csv(path, columns, ("train", "valid", "test"), shares, 0)
-    check(len(found.items) + len(found.rejects) == count, "rows of prompts are lost", count)
-    check(all(item.key.isascii() and " " not in item.key for item in found.items), "odd keys")
+    listed = prompts.from_csv(path, columns, ("train", "valid", "test"), shares, 0)
+    check(len(listed.items) + len(listed.rejects) == count, "rows of prompts are lost", count)
+    check(all(item.key.isascii() and " " not in item.key for item in listed.items), "odd keys")
 
 
 def _mimic(i: int) -> list[str]:
@@ -281,7 +281,7 @@ def _folder_case(rng: Random, folder: Path) -> None:
     )
     names += (b"x\ny", b"n" * 200, b"%20", b"\xe4.d")
     root, count = bytes(folder), rng.randint(0, 8)
-    made = set()
+    paths = set()
     for i in range(count):
         parts = [rng.choice(names) for _ in range(rng.choice((0, 1, 1, 2, 3)))]
         parts.append(
@@ -292,7 +292,7 @@ def _folder_case(rng: Random, folder: Path) -> None:
             parents=True, exist_ok=True
         )
         Path(path.decode(errors="surrogateescape")).write_bytes(source)
-        made.add(path)
+        paths.add(path)
     config = _ingest("folder", str(folder))
     pieces = (
         "",
@@ -310,7 +310,7 @@ def _folder_case(rng: Random, folder: Path) -> None:
         "a",
     )
     config.folder.subject = "".join(rng.choices(pieces, k=rng.choice((0, 0, 0, 1, 2, 3))))
-    _check_plan(plan.make_plan(config), config, len(made))
+    _check_plan(plan.make_plan(config), config, len(paths))
 
 
 def _ingest(variant: str, path: str) -> Any:
@@ -320,15 +320,15 @@ def _ingest(variant: str, path: str) -> Any:
     return config
 
 
-def _check_plan(found: plan.Plan, config: Any, count: int) -> None:
+def _check_plan(todo: plan.Plan, config: Any, count: int) -> None:
     """Check that rows are items, rejects or left out, and that items make records or rejects."""
-    listed = found.total + sum(found.left_out.values())
-    check(count < 0 or listed == count, "rows are lost", (listed, count))
-    items = [item for part in found.parts for item in part.items]
+    total = todo.total + sum(todo.left_out.values())
+    check(count < 0 or total == count, "rows are lost", (total, count))
+    items = [item for part in todo.parts for item in part.items]
     check(len({item.key for item in items}) == len(items), "keys occur twice")
     check(all(i.key.isascii() and " " not in i.key for i in items), "odd keys", items[:1])
-    for _, reason in found.rejects[:1]:
+    for _, reason in todo.rejects[:1]:
         raise RejectedRecord(reason)  # judged like any other message
     for item in items[:2]:
-        made = plan.SOURCES[config.source].make(item, config)
-        check(made["labels"].shape == (len(found.label_names),), "labels of another length")
+        record = plan.SOURCES[config.source].make(item, config)
+        check(record["labels"].shape == (len(todo.label_names),), "labels of another length")

@@ -90,7 +90,7 @@ def report(rng: Random) -> str:
 def write(root: Path, studies: int, seed: int = 0) -> Counter[str]:
     """Write the tree below `root`; return the number of images by fault, of views that are not
     frontal ("not frontal"), and of rows in the metadata ("rows")."""
-    rng, made = Random(seed), Counter()
+    rng, counts = Random(seed), Counter()
     pictures = [_jpeg(np.random.default_rng(i).integers(0, 255, (32, 24))) for i in range(64)]
     broken = {"image truncated": pictures[0][:400], "image empty": b""}
     broken["image constant"] = _jpeg(np.full((32, 24), 7))
@@ -115,9 +115,9 @@ def write(root: Path, studies: int, seed: int = 0) -> Counter[str]:
         views = [rng.choice(("PA", "AP")), *rng.choice(([], [], ["LATERAL"], ["LL"], [""]))]
         for i, view in enumerate(views):
             dicom = f"{number:08x}-{i:08x}-{rng.getrandbits(96):024x}"
-            made["rows"] += 1
+            counts["rows"] += 1
             metadata.append([dicom, subject, study, view, "32", "24"])
-            made[fault if i == 0 else "not frontal"] += 1
+            counts[fault if i == 0 else "not frontal"] += 1
             if i or fault != "image without split":
                 split.append([dicom, study, subject, home])
             if i or fault != "image missing":
@@ -130,7 +130,7 @@ def write(root: Path, studies: int, seed: int = 0) -> Counter[str]:
     for name, table in tables.items():
         with gzip.open(root / f"mimic-cxr-2.0.0-{name}.csv.gz", "wt", newline="") as file:
             csv.writer(file).writerows(table)
-    return made
+    return counts
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
@@ -166,27 +166,27 @@ def _memory(session: int) -> int:
     return total
 
 
-def summary(made: Counter[str], workdir: Path) -> bool:
+def summary(expected: Counter[str], workdir: Path) -> bool:
     """Print rejects by reason beside the expected numbers; return whether everything adds up."""
     info = json.loads((workdir / "shards" / "medsyn.json").read_text())
     with (workdir / "shards" / "rejects.csv").open(newline="") as file:
         reasons = [row["reason"] for row in csv.DictReader(file)]
-    found = {
+    counts = {
         name: sum(re.search(pattern, reason) is not None for reason in reasons)
         for name, (_, pattern) in FAULTS.items()
     }
     left_out = info["left_out"]
-    found["not frontal"] = left_out.get("not a frontal view", 0)
+    counts["not frontal"] = left_out.get("not a frontal view", 0)
     print(f"{'what':<22}{'expected':>9}{'found':>9}")
-    for name, count in found.items():
-        print(f"{name:<22}{made[name]:>9}{count:>9}")
+    for name, count in counts.items():
+        print(f"{name:<22}{expected[name]:>9}{count:>9}")
     records = sum(part["records"] for part in info["splits"].values())
     accounted = records + info["rejects"] + sum(left_out.values())
     print(
-        f"rows {made['rows']} = {records} records + {info['rejects']} rejects + "
-        f"{sum(left_out.values())} left out: {accounted == made['rows']}"
+        f"rows {expected['rows']} = {records} records + {info['rejects']} rejects + "
+        f"{sum(left_out.values())} left out: {accounted == expected['rows']}"
     )
-    return accounted == made["rows"] and all(made[name] == n for name, n in found.items())
+    return accounted == expected["rows"] and all(expected[name] == n for name, n in counts.items())
 
 
 def main() -> int:
@@ -196,16 +196,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ingest", action="store_true", help="ingest the tree, check the set")
     args = parser.parse_args()
-    made = write(args.out / "tree", args.studies, args.seed)
-    print(f"{args.studies} studies, {made['rows']} images in {args.out / 'tree'}", flush=True)
+    counts = write(args.out / "tree", args.studies, args.seed)
+    print(f"{args.studies} studies, {counts['rows']} images in {args.out / 'tree'}", flush=True)
     if not args.ingest:
         return 0
     seconds, peak = ingest(args.out / "tree", args.out / "run")
-    rate = made["rows"] / seconds
+    rate = counts["rows"] / seconds
     print(
         f"{seconds:.1f} s, {rate:.0f} rows/s; peak memory of all processes {peak / 2**20:.0f} MiB"
     )
-    return 0 if summary(made, args.out / "run") else 1
+    return 0 if summary(counts, args.out / "run") else 1
 
 
 if __name__ == "__main__":

@@ -59,18 +59,18 @@ def report(row: str, figures: dict[str, Any]) -> None:
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> list[float]:
-    found = []
+    times = []
     for _ in range(repeats):
         began = time.perf_counter()
         call()
-        found.append(time.perf_counter() - began)
-    return found
+        times.append(time.perf_counter() - began)
+    return times
 
 
-def figures(found: list[float], count: int, peak: int | None, **more: Any) -> dict[str, Any]:
-    median = statistics.median(found)
+def figures(times: list[float], count: int, peak: int | None, **more: Any) -> dict[str, Any]:
+    median = statistics.median(times)
     gib = None if peak is None else round(peak / 2**30, 3)
-    spread = {"seconds": round(median, 5), "fastest": round(min(found), 5), "repeats": len(found)}
+    spread = {"seconds": round(median, 5), "fastest": round(min(times), 5), "repeats": len(times)}
     return {"batch": count, **spread, "per_s": round(count / median, 2), "peak_gib": gib, **more}
 
 
@@ -94,9 +94,9 @@ def run_program(row: str, program: Any, count: int, repeats: int) -> None:
             args = (out[0], *args[1:]) if program.donated else args
 
         seconds(call, 2)
-        found = seconds(call, repeats)
+        times = seconds(call, repeats)
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    report(row, figures(found, count, peak, compile_s=round(compile_s, 1)))
+    report(row, figures(times, count, peak, compile_s=round(compile_s, 1)))
 
 
 def jax_part(name: str, toy: bool) -> None:
@@ -160,8 +160,8 @@ def parity_part(name: str, toy: bool) -> None:
 
     def computed(f: Callable, args: tuple, where: Any, dtype: Any) -> list[np.ndarray]:
         with alone(), jax.default_matmul_precision("highest"):
-            found = jax.jit(f(dtype))(*jax.device_put(args, where))
-        return [np.asarray(x, np.float64) for x in jax.tree.leaves(found)]
+            outputs = jax.jit(f(dtype))(*jax.device_put(args, where))
+        return [np.asarray(x, np.float64) for x in jax.tree.leaves(outputs)]
 
     def errors(a: list[np.ndarray], b: list[np.ndarray]) -> dict[str, float]:
         pairs = [(x - y, y) for x, y in zip(a, b, strict=True) if np.abs(y).max() > 0]
@@ -171,10 +171,10 @@ def parity_part(name: str, toy: bool) -> None:
 
     for case, (f, args) in parity_cases().items():
         truth = computed(f, args, host, jnp.float32)
-        found = {"float32": errors(computed(f, args, device, jnp.float32), truth)}
+        of_dtype = {"float32": errors(computed(f, args, device, jnp.float32), truth)}
         for side, where in (("", device), (" on CPU", host)):
-            found[f"bfloat16{side}"] = errors(computed(f, args, where, jnp.bfloat16), truth)
-        report(f"{name} {case}", found)
+            of_dtype[f"bfloat16{side}"] = errors(computed(f, args, where, jnp.bfloat16), truth)
+        report(f"{name} {case}", of_dtype)
 
 
 def measure_torch(row: str, call: Callable[[], Any], count: int, repeats: int, **more: Any) -> None:
@@ -195,9 +195,9 @@ def measure_torch(row: str, call: Callable[[], Any], count: int, repeats: int, *
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         seconds(waited, 2)
-        found = seconds(waited, repeats)
+        times = seconds(waited, repeats)
     peak = torch.cuda.max_memory_allocated() if cuda else None
-    report(row, figures(found, count, peak, compile_s=round(compile_s, 1), **more))
+    report(row, figures(times, count, peak, compile_s=round(compile_s, 1), **more))
 
 
 def torch_part(name: str, toy: bool) -> None:
@@ -253,18 +253,18 @@ class Results:
 
     def __init__(self, path: Path):
         self.path, self.lock, self.began = path, threading.Lock(), time.monotonic()
-        self.found: dict[str, Any] = {"versions": _versions(), "rows": {}}
+        self.data: dict[str, Any] = {"versions": _versions(), "rows": {}}
 
     def add(self, row: str, figures: dict[str, Any]) -> None:
         with self.lock:
-            self.found["rows"].setdefault(row, {}).update(figures)
-            self.found["total_s"] = round(time.monotonic() - self.began, 1)
+            self.data["rows"].setdefault(row, {}).update(figures)
+            self.data["total_s"] = round(time.monotonic() - self.began, 1)
             self._derive()
-            self.path.write_text(json.dumps(self.found, indent=2) + "\n")
+            self.path.write_text(json.dumps(self.data, indent=2) + "\n")
 
     def _derive(self) -> None:
         """Add MFU where the FLOPs are known (PyTorch's by ours), and the ratio to PyTorch."""
-        rows = self.found["rows"]
+        rows = self.data["rows"]
         for name, row in rows.items():
             tflop = rows.get("tflop", {}).get(name.removeprefix("torch_"))
             if tflop and "seconds" in row:
@@ -300,16 +300,16 @@ def start(name: str, args: argparse.Namespace, results: Results, left: float) ->
         timer.start()
         for line in process.stdout or ():
             if line.startswith('{"row"'):
-                found = json.loads(line)
-                results.add(found.pop("row"), found)
+                row = json.loads(line)
+                results.add(row.pop("row"), row)
         code = process.wait()
         late = not timer.is_alive()
         timer.cancel()
         if code:
             errors.seek(0)
-            said = [line.strip() for line in errors if line.strip()] or ["no message"]
-            reason = "stopped: no time left" if late else said[-1][-500:]
-            print("".join(f"{name}: {line}\n" for line in said[-15:]), end="", file=sys.stderr)
+            lines = [line.strip() for line in errors if line.strip()] or ["no message"]
+            reason = "stopped: no time left" if late else lines[-1][-500:]
+            print("".join(f"{name}: {line}\n" for line in lines[-15:]), end="", file=sys.stderr)
             results.add(name, {"error": reason})
 
 
@@ -329,7 +329,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             thread.start()
         for thread in threads:
             thread.join()
-    return results.found
+    return results.data
 
 
 def compile_all(args: argparse.Namespace) -> None:

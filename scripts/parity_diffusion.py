@@ -72,8 +72,8 @@ def unet(width: int) -> tuple[Callable, Callable, tuple]:
 
 
 def encode(model, x):
-    found = model.encode(images(x)).latent_dist
-    return np.concatenate([rows(found.mean), rows(found.logvar)], -1)
+    latents = model.encode(images(x)).latent_dist
+    return np.concatenate([rows(latents.mean), rows(latents.logvar)], -1)
 
 
 def decode(model, z):

@@ -83,8 +83,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """The last finder: gives an empty module for a missing package."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        known = name.partition(".")[0] in ABSENT
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if known else None
+        absent = name.partition(".")[0] in ABSENT
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if absent else None
 
     def create_module(self, spec: Any) -> ModuleType:
         return StandIn(spec.name)
@@ -251,8 +251,8 @@ def method_batch(config: Any, batch: int) -> dict[str, np.ndarray]:
     mask = np.arange(tokens)[None] < rng.integers(tokens // 2, tokens + 1, batch)[:, None]
     new = rng.random(ids.shape) < 0.7  # the others continue the previous word
     words = np.where(mask, new.cumsum(1) - new[:, :1], -1)
-    found = {"image": images, "ids": ids.astype(np.int32), "mask": mask}
-    return found | {"words": words.astype(np.int32)}
+    arrays = {"image": images, "ids": ids.astype(np.int32), "mask": mask}
+    return arrays | {"words": words.astype(np.int32)}
 
 
 def method_model(config: Any, rngs: nnx.Rngs, dtype: Any) -> PairEncoder:
@@ -407,8 +407,8 @@ def parity_cases() -> dict[str, tuple[Callable, tuple]]:
         def of(dtype: Any) -> Callable:
             def f(arrays: dict, counts: jax.Array, looks: jax.Array) -> jax.Array:
                 x = {k: v.astype(dtype) for k, v in arrays.items()}
-                seen = Local(x["regions"], x["words"], counts, looks, None)
-                e = Embeddings(x["image"], x["text"], seen, x["prototypes"])
+                local_parts = Local(x["regions"], x["words"], counts, looks, None)
+                e = Embeddings(x["image"], x["text"], local_parts, x["prototypes"])
                 return METHODS[name].loss(e, None, **settings)[0]
 
             return lambda arrays, *more: _slopes(f, arrays, *more)
@@ -419,7 +419,7 @@ def parity_cases() -> dict[str, tuple[Callable, tuple]]:
     vit = {"kind": "vit", "size": 32, "patch": 8, "width": 32, "layers": 2, "heads": 4}
     vit |= {"mlp_width": 64, "channels": 3, "eps": 1e-6, "remat": False}
     images = {settings["kind"]: settings for settings in (config.image.to_dict(), vit)}
-    found = {
+    cases = {
         kind: network(
             lambda rngs, dtype, s=settings: image_encoder(s, dtype, rngs),
             lambda net, x: net(x, True),
@@ -427,16 +427,16 @@ def parity_cases() -> dict[str, tuple[Callable, tuple]]:
         )
         for kind, settings in images.items()
     }
-    found["bert"] = network(
+    cases["bert"] = network(
         lambda rngs, dtype: text_encoder(config.text.to_dict(), 100, dtype, rngs),
         lambda net, ids, mask: net(ids, mask, None)[-1],
         rng.integers(0, 100, (4, 24)).astype(np.int32),
         np.arange(24)[None] < rng.integers(12, 25, 4)[:, None],
     )
     part = pipeline.part("unet", TOY_UNET, {})
-    found["unet"] = network(
+    cases["unet"] = network(
         lambda rngs, dtype: part.make(rngs, dtype=dtype),
         lambda net, x, t, text: net(x, t, text),
         *(normal(2, 32, 32, 4), np.array([10, 900], np.int32), normal(2, TOKENS, 16)),
     )
-    return found | {f"loss {name}": loss(name) for name in METHODS}
+    return cases | {f"loss {name}": loss(name) for name in METHODS}

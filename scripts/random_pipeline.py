@@ -81,9 +81,9 @@ def write(folder: Path, seed: int = 0) -> pipeline.Pipeline:
         empty = pipeline.part(name, config, {})
         shapes = split(nnx.eval_shape(lambda make=empty.make: make(nnx.Rngs(0))))[1]
         parts[name] = dataclasses.replace(empty, params=jax.tree.map_with_path(random, shapes))
-    made = pipeline.Pipeline(parts, SCHEDULER, own)
-    pipeline.write(folder, made)
-    return made
+    tiny = pipeline.Pipeline(parts, SCHEDULER, own)
+    pipeline.write(folder, tiny)
+    return tiny
 
 
 if __name__ == "__main__":

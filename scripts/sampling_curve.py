@@ -117,10 +117,10 @@ class Judged:
 
     def entries(self, reference: "Judged | None") -> dict[str, Any]:
         """Entries of a JSON row, with the differences to the reference if there is one."""
-        found: dict[str, Any] = {"frechet": self.frechet} | _entries("auroc", self.auroc.estimate())
+        row: dict[str, Any] = {"frechet": self.frechet} | _entries("auroc", self.auroc.estimate())
         if reference is None:
-            return found
-        found |= _entries("auroc_difference", (self.auroc - reference.auroc).estimate())
+            return row
+        row |= _entries("auroc_difference", (self.auroc - reference.auroc).estimate())
         if self.frechet_draws is not None and reference.frechet_draws is not None:
             # Repeated images impoverish the covariances of a resample, so every distance is too
             # large there, the larger ones the more so. Only the spread of the draws is used; their
@@ -128,8 +128,8 @@ class Judged:
             value = self.frechet - reference.frechet
             draws = self.frechet_draws - reference.frechet_draws
             entry = estimates.estimate(value, len(draws), draws - draws.mean() + value)
-            found |= _entries("frechet_difference", entry)
-        return found
+            row |= _entries("frechet_difference", entry)
+        return row
 
 
 def _entries(name: str, entry: estimates.Estimate) -> dict[str, Any]:
@@ -164,41 +164,41 @@ class Held:
 
     def auroc(self, x: np.ndarray) -> estimates.Figure:
         logits = np.asarray(probe.logits(self.fitted, jnp.asarray(x)))
-        found = metrics.aurocs(logits, self.labels, self.names, self.subjects)
-        return found["mean"]
+        figures = metrics.aurocs(logits, self.labels, self.names, self.subjects)
+        return figures["mean"]
 
 
 def hold(encoder: frozen.Encoder, root: Path, images: int) -> Held:
     """The first `images` test reports of the phantom corpus, which is kept below `root`."""
     config = curate_configs.get_config()
     folder = corpus.prepare("phantom", config.ingest, root / "data")
-    asked = prompts.from_shards(folder, ("test",), ("impression",), images).items
+    chosen = prompts.from_shards(folder, ("test",), ("impression",), images).items
     sets = [shards.open_split(folder, split) for split in ("train", "valid", "test")]
     place = {key: row for row, key in enumerate(sets[2].keys)}
-    rows = np.array([place[prompt.key] for prompt in asked])
+    rows = np.array([place[prompt.key] for prompt in chosen])
     mesh, sizes = meshes.make_mesh(), {"batch_size": 64, "threads": 2}
     train, valid, test = (
         features.table(encoder, records, mesh, root / "curve-features", **sizes) for records in sets
     )
     labels = test.labels[rows]
-    known = (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
+    both = (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
     fitted = probe.fit(
         jnp.asarray(train.features),
-        jnp.asarray(_targets(train.labels[:, known])),
+        jnp.asarray(_targets(train.labels[:, both])),
         jnp.arange(len(train.labels), dtype=jnp.int32)[None],
         jnp.asarray(valid.features),
-        jnp.asarray(_targets(valid.labels[:, known])),
+        jnp.asarray(_targets(valid.labels[:, both])),
         jax.random.split(jax.random.key(0), 1),
-        classes=int(known.sum()),
+        classes=int(both.sum()),
         settings=probe.ProbeSettings(kind="multilabel", **config.probe),
     )
     some = np.random.default_rng(0).permutation(len(train.features))[: len(rows)]
     return Held(
-        [prompt.text for prompt in asked],
+        [prompt.text for prompt in chosen],
         test.features[rows],
         train.features[some],
-        _targets(labels[:, known]),
-        [name for name, k in zip(sets[2].label_names, known, strict=True) if k],
+        _targets(labels[:, both]),
+        [name for name, k in zip(sets[2].label_names, both, strict=True) if k],
         test.subjects[rows],
         fitted,
     )

@@ -55,9 +55,9 @@ def read(source: Path) -> Any:
 def _read(source: Path, stand_in: Callable[[str], Callable]) -> Any:
     names: set[str] = set()
     while True:
-        known: list[Any] = [(stand_in(name), name) for name in sorted(names)]
+        stand_ins: list[Any] = [(stand_in(name), name) for name in sorted(names)]
         try:
-            with torch.serialization.safe_globals(known):
+            with torch.serialization.safe_globals(stand_ins):
                 return torch.load(source, map_location="cpu", weights_only=True)
         except UnpicklingError as error:
             unknown = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
@@ -74,14 +74,14 @@ def find(state: Any, where: str = "") -> tuple[str, Mapping] | None:
     if not isinstance(state, Mapping):
         return None
     for key in WRAPPERS:
-        if found := find(state.get(key), f"{where}{key}/"):
-            return found
+        if model := find(state.get(key), f"{where}{key}/"):
+            return model
     inner = [key for key in state if isinstance(key, str) and not BESIDE.search(key)]
     # A loss or a count has no dimension and is no model.
     own = any(isinstance(value, torch.Tensor) and value.ndim for value in state.values())
     for copies in (False, True):
         some = [key for key in inner if bool(COPY.search(key)) == copies]
-        models = [found for key in some if (found := find(state[key], f"{where}{key}/"))]
+        models = [model for key in some if (model := find(state[key], f"{where}{key}/"))]
         models += [(where, state)] if own else []
         if len(models) > 1:
             names = ", ".join(name or "the tensors beside" for name, _ in models)
@@ -103,14 +103,14 @@ def main(source: Path, target: Path) -> None:
         if file.read(10)[8:9] == b"{":
             raise ValueError("is already a safetensors file")
     state = read(source)
-    found = find(state)
-    if found is None:
+    model = find(state)
+    if model is None:
         keys = ", ".join(map(str, list(state)[:8])) if isinstance(state, Mapping) else ""
         raise ValueError(
             f"holds no dictionary of tensors ({keys or type(state).__name__}): save the "
             "model's state_dict()"
         )
-    where, weights = found
+    where, weights = model
     tensors = {str(k): plain(v) for k, v in weights.items() if isinstance(v, torch.Tensor)}
     with replaced(target) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})

@@ -134,9 +134,9 @@ class Mgca(nn.Module):
 def token_loss(t, regions, real, of_word, of_region) -> torch.Tensor:
     """MGCA's token loss of weighted words [b, w, d] and regions [b, r, d] of unit norm."""
     scores = t @ regions.transpose(1, 2) / 0.1
-    seen = scores.masked_fill(~real[..., None], -1e9)
+    masked = scores.masked_fill(~real[..., None], -1e9)
     of_words = F.normalize(scores.softmax(2) @ regions, dim=-1)
-    of_regions = F.normalize(seen.softmax(1).transpose(1, 2) @ t, dim=-1)
+    of_regions = F.normalize(masked.softmax(1).transpose(1, 2) @ t, dim=-1)
     everywhere = torch.ones_like(of_region, dtype=torch.bool)
     words = _alignment(t, of_words, real, of_word)
     return words + _alignment(regions, of_regions, everywhere, of_region)

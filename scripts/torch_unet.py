@@ -133,26 +133,26 @@ class UNet(nn.Module):
         self.time_embedding = nn.ModuleDict(dict(zip(("linear_1", "linear_2"), steps, strict=True)))
 
         def level(inputs: list[int], i: int, attentive: bool) -> Level:
-            made, count = Level(inputs, widths[i], time, groups, 1e-5), len(inputs) * attentive
-            return made.attend(count, widths[i], context, heads, groups)
+            stage, count = Level(inputs, widths[i], time, groups, 1e-5), len(inputs) * attentive
+            return stage.attend(count, widths[i], context, heads, groups)
 
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         skips = [widths[0]]
         for i, width in enumerate(widths):
-            made = level([skips[-1]] + [width] * (layers - 1), i, i < last)
+            stage = level([skips[-1]] + [width] * (layers - 1), i, i < last)
             if i < last:
-                made.downsamplers = nn.ModuleList([Resample(width, up=False)])
-            self.down_blocks.append(made)
+                stage.downsamplers = nn.ModuleList([Resample(width, up=False)])
+            self.down_blocks.append(stage)
             skips += [width] * (layers + (i < last))
         middle = Level([widths[-1]] * 2, widths[-1], time, groups, 1e-5)
         self.mid_block = middle.attend(1, widths[-1], context, heads, groups)
         x = widths[-1]
         for i in range(last, -1, -1):
             inputs = [(x if j == 0 else widths[i]) + skips.pop() for j in range(layers + 1)]
-            made, x = level(inputs, i, i < last), widths[i]
+            stage, x = level(inputs, i, i < last), widths[i]
             if i:
-                made.upsamplers = nn.ModuleList([Resample(x, up=True)])
-            self.up_blocks.append(made)
+                stage.upsamplers = nn.ModuleList([Resample(x, up=True)])
+            self.up_blocks.append(stage)
         self.conv_norm_out = nn.GroupNorm(groups, x, 1e-5)
         self.conv_out = nn.Conv2d(x, latent, 3, padding=1)
 
@@ -204,11 +204,11 @@ class Decoder(nn.Module):
         middle.attentions = nn.ModuleList([PixelAttention(x, groups)])
         self.decoder["mid_block"], levels = middle, nn.ModuleList()
         for i in range(len(widths) - 1, -1, -1):
-            made = Level([x] + [widths[i]] * layers, widths[i], 0, groups, eps)
+            stage = Level([x] + [widths[i]] * layers, widths[i], 0, groups, eps)
             x = widths[i]
             if i:
-                made.upsamplers = nn.ModuleList([Resample(x, up=True)])
-            levels.append(made)
+                stage.upsamplers = nn.ModuleList([Resample(x, up=True)])
+            levels.append(stage)
         self.decoder["up_blocks"] = levels
         self.decoder["conv_norm_out"] = nn.GroupNorm(groups, x, eps)
         self.decoder["conv_out"] = nn.Conv2d(x, channels, 3, padding=1)

@@ -139,17 +139,17 @@ def main() -> None:
     _, tflops, bandwidth, memory = CHIPS[args.chip]
     began = time.monotonic()
     try:
-        found = compiled(args)
+        program = compiled(args)
     except UserError as error:
         sys.exit(f"error: {error}")
-    cost = found.cost_analysis()
+    cost = program.cost_analysis()
     flop, accessed = cost["flops"] / 1e12, cost["bytes accessed"] / 1e9
-    sizes = found.memory_analysis()
+    sizes = program.memory_analysis()
     temporaries, weights = sizes.temp_size_in_bytes / 1e9, sizes.argument_size_in_bytes / 1e9
-    said = (
+    arguments = (
         vars(args) if args.what == "unet" else {k: vars(args)[k] for k in ("what", "chip", "batch")}
     )
-    row = said | {
+    row = arguments | {
         "tflop": flop,
         "gb_accessed": accessed,
         "gb_temporaries": temporaries,
