@@ -15,7 +15,7 @@ from medsyn_jax.data.text import reports
 from medsyn_jax.data.text.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]
-_LEAST_WORDS = 3  # of a sentence that says something
+_LEAST_WORDS = 3  # of a sentence to be read alone
 
 
 class Source:
@@ -28,12 +28,11 @@ class Source:
         tokenizer: for that text.
         length: tokens a text.
         size: side of the images in pixels; stored images of another size are resized.
-        cache_mib: keep the decoded records in memory if all fit into so many MiB: each is then
-            decoded once, not once an epoch.
-        random_sentence: each time that training draws a record, its text is one of its sentences,
-            all alike likely (ConVIRT, arXiv 2010.00747, 3.3), of 3 words or more if it has such.
+        cache_mib: keep all decoded records in memory if they fit into so many MiB.
+        random_sentence: training reads one sentence of a record at a time, each as likely as the
+            others (ConVIRT, arXiv 2010.00747, 3.3), of 3 words or more if there are such.
         latents: batches have the stored `latents` float16[b, p, q, 2 z] instead of the image.
-        words: batches have besides `words` int32[b, t], the word of each token
+        words: batches have `words` int32[b, t], too: the word of each token
             (`Tokenizer.encode_words`).
 
     Raises:
@@ -57,10 +56,10 @@ class Source:
         self.sections, self.tokenizer = tuple(sections), tokenizer
         self.length, self.size = length, size
         self.random_sentence, self.words = random_sentence, words
-        self._seen = ("image", (size, size), np.uint8)
+        self._pixels = ("image", (size, size), np.uint8)
         if latents:
             first = shards.value(self.records.features(0), "latents")
-            self._seen = ("latents", first.shape, np.float16)
+            self._pixels = ("latents", first.shape, np.float16)
         self.label_names = self.records.label_names
         self._cache: Batch | None = None
         each = sum(array.nbytes for array in self._empty(1).values())
@@ -86,8 +85,6 @@ class Source:
         if self._cache is None:
             batch = self._empty(len(indices))
             texts = self._read(indices, batch, np.arange(len(indices)))
-            if draws is None:
-                batch |= self._tokens(texts)
         else:
             missing = np.unique(indices[~self._filled[indices]])
             if len(missing):
@@ -95,8 +92,9 @@ class Source:
             batch = {name: array[indices] for name, array in self._cache.items()}
             texts = [self._texts[index] for index in indices.tolist()]
         if draws is not None:
-            chosen = list(map(_sentence, texts, draws.tolist()))
-            batch |= self._tokens(chosen)
+            texts = list(map(_sentence, texts, draws.tolist()))
+        if draws is not None or self._cache is None:
+            batch |= self._tokens(texts)
         return batch
 
     def texts(self) -> list[str]:
@@ -109,7 +107,7 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Tells this sequence of records from any other."""
+        """The identity of this sequence of records."""
         return f"{self.records.info['fingerprint']}/{self.records.split}"
 
     def _tokens(self, texts: list[str]) -> Batch:
@@ -117,7 +115,7 @@ class Source:
         return dict(zip(("ids", "mask", "words"), encode(texts, self.length), strict=False))
 
     def _empty(self, count: int) -> Batch:
-        name, shape, kind = self._seen
+        name, shape, kind = self._pixels
         words = {"words": np.empty((count, self.length), np.int32)} if self.words else {}
         return words | {
             name: np.empty((count, *shape), kind),
@@ -140,9 +138,9 @@ class Source:
         texts = []
         for index, row in zip(indices.tolist(), rows.tolist(), strict=True):
             stored = self.records.features(index)
-            name, shape, _ = self._seen
-            seen = shards.value(stored, name)
-            out[name][row] = seen if seen.shape == shape else decode.square(seen, self.size)
+            name, shape, _ = self._pixels
+            pixels = shards.value(stored, name)
+            out[name][row] = pixels if pixels.shape == shape else decode.square(pixels, self.size)
             out["labels"][row] = shards.value(stored, "labels")
             texts.append(shards.text(stored, self.sections))
         return texts
@@ -150,20 +148,20 @@ class Source:
 
 def _sentence(text: str, draw: float) -> str:
     """One sentence of `text`, chosen by a number in [0, 1)."""
-    every = reports.sentences(text) or [text]
-    telling = [s for s in every if reports.token_count(s) >= _LEAST_WORDS] or every
-    return telling[int(draw * len(telling))]
+    sentences = reports.sentences(text) or [text]
+    long = [s for s in sentences if reports.token_count(s) >= _LEAST_WORDS] or sentences
+    return long[int(draw * len(long))]
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Several sources in a row, whose records are numbered from 0 through all of them."""
+    """Several sources in a row; their records are numbered through all of them, from 0."""
 
     sources: tuple[Source, ...]
 
     @functools.cached_property
     def offsets(self) -> np.ndarray:
-        """The number of the first record of each source, and behind the last: int[k + 1]."""
+        """The number of the first record of each source, and the number of all: int[k + 1]."""
         return np.cumsum([0, *(len(source) for source in self.sources)])
 
     @functools.cached_property
@@ -198,8 +196,7 @@ class Mixture:
 
     def keys(self, indices: Sequence[int] | np.ndarray) -> list[str]:
         """The keys of the records with these numbers."""
-        found = []
-        for index in np.asarray(indices).ravel().tolist():
-            number = int(np.searchsorted(self.offsets, index, "right")) - 1
-            found.append(self.sources[number].records.keys[index - int(self.offsets[number])])
-        return found
+        indices = np.asarray(indices).ravel()
+        owners = np.searchsorted(self.offsets, indices, "right") - 1
+        rows = (indices - self.offsets[owners]).tolist()
+        return [self.sources[o].records.keys[r] for o, r in zip(owners, rows, strict=True)]

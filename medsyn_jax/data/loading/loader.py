@@ -2,8 +2,8 @@
 
 The record at position p of the training stream is a function of (seed, p) alone. The global batch
 of step s is the positions [s * B, (s + 1) * B), of which every process takes an equal, contiguous
-chunk; so the records of a step and their order do not depend on the number of processes, and a
-run goes on exactly where it stopped on any number of them.
+chunk. So the records of a step and their order do not depend on the number of processes, and a run
+resumes exactly where it stopped, on any number of them.
 
 The host reads, decodes the PNG and tokenizes. Everything else happens on the device.
 """
@@ -51,9 +51,9 @@ def train_loader(
         threads: that read and decode; 0 does it in the calling thread.
 
     Returns:
-        An iterator over batches: image uint8[b, h, w],
-        ids int32[b, t], mask bool[b, t], index int32[b], unique over the sources, and, if
-        all sources have the same label names, labels int8[b, l].
+        An iterator over batches: image uint8[b, h, w], ids int32[b, t], mask bool[b, t], index
+        int32[b], unique over the sources, and, if all sources have the same label names, labels
+        int8[b, l].
 
     Raises:
         UserError: for weights that do not fit the sources.
@@ -93,7 +93,7 @@ class TrainBatches(Iterator[Batch]):
     """Iterator over training batches that can be put to any step; see `train_loader`."""
 
     def __init__(self, batches: grain.MapDataset[Batch], batch_size: int, order: str, threads: int):
-        """batch_size: over all processes of the run. order: what the stream's order rests on."""
+        """batch_size: over all processes of the run. order: all that decides the stream's order."""
         self.batch_size = batch_size
         self.order = hashlib.sha256(order.encode()).hexdigest()[:16]
         self._batches, self._threads = batches, threads
@@ -109,20 +109,20 @@ class TrainBatches(Iterator[Batch]):
         return batch
 
     def seek(self, step: int) -> None:
-        """Makes the batch of `step` the next one, without reading those before it."""
+        """Makes the batch of `step` the next one; those before it are not read."""
         self.close()
         self._step = step
 
     def get_state(self) -> dict[str, Any]:
-        """Where the stream is, as JSON; the same on every process of the run."""
+        """The place in the stream, as JSON; the same on every process of the run."""
         return {"records": self._step * self.batch_size, "order": self.order}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called, on any number of processes.
+        """Resumes where `get_state` was called, on any number of processes.
 
         Raises:
-            UserError: when the stream was another one (other data, weights or seed), or the
-                position does not fall between two batches of this size.
+            UserError: for other data, weights or seed, or a place that is not between two batches
+                of this size.
         """
         if state["order"] != self.order:
             raise UserError(
@@ -145,7 +145,7 @@ class TrainBatches(Iterator[Batch]):
 
 
 class Readable(Protocol):
-    """What evaluation asks of a source: `Source`, or anything alike."""
+    """What evaluation needs of a source."""
 
     def __len__(self) -> int: ...
 
@@ -162,11 +162,9 @@ def eval_loader(
     """Every record of a source once, in order, in batches of one shape.
 
     Args:
-        source: to go through.
-        batch_size: records a step on this process; alike on all.
-        process_index: of this process, below `process_count`.
-        process_count: processes that share the work; each takes a contiguous chunk of a step.
-        threads: that read and decode; 0 does it in the calling thread.
+        source: of the records.
+        batch_size, process_index, process_count, threads: as of `train_loader`; each process takes
+            a contiguous chunk of a step.
 
     Returns:
         A sized, repeatable iterable of batches as in training, with labels int8[b, l] and
@@ -216,7 +214,7 @@ def _options(threads: int) -> grain.ReadOptions:
 
 
 def _draws(seed: int, positions: range) -> np.ndarray:
-    """float[b] in [0, 1): one number for each position of the stream, whoever asks."""
+    """float[b] in [0, 1): one number for each position of the stream, on any process."""
     return np.array([np.random.default_rng([seed, p]).random() for p in positions])
 
 

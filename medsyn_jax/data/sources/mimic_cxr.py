@@ -76,11 +76,10 @@ def read_tables(root: Path, frontal_only: bool) -> Listing:
     rejects: list[tuple[str, str]] = []
     laterals = 0
     with tables.read(path, columns) as (header, rows):
-        places = [header.index(name) for name in columns]
         for number, row in rows:
             try:
-                tables.check(header, row)
-                dicom, subject, study, view = (row[place] for place in places)
+                fields = tables.fields(header, row)
+                dicom, subject, study, view = (fields[name] for name in columns)
                 if frontal_only and view not in ("PA", "AP"):
                     laterals += 1
                     continue
@@ -129,13 +128,11 @@ def _splits(root: Path) -> dict[str, str]:
     path = table_path(root, "split")
     names = {"train": "train", "validate": "valid", "test": "test"}
     homes = {}
-    with tables.read(path, ("dicom_id", "split")) as (header, rows):
-        dicom, split = header.index("dicom_id"), header.index("split")
-        for number, row in rows:
-            if len(row) != len(header) or row[split] not in names:
-                where = f"{path}: row {number}"
-                raise UserError(f"broken table: {where}: expected train, validate or test")
-            homes[row[dicom]] = names[row[split]]
+    for number, fields in tables.rows(path, ("dicom_id", "split")):
+        if fields["split"] not in names:
+            where = f"{path}: row {number}"
+            raise UserError(f"broken table: {where}: expected train, validate or test")
+        homes[fields["dicom_id"]] = names[fields["split"]]
     return homes
 
 
@@ -144,19 +141,12 @@ def _labels(root: Path) -> dict[str, tuple[int, ...]]:
     path = table_path(root, "chexpert")
     labels = {}
     same: dict[tuple[int, ...], tuple[int, ...]] = {}  # few of the combinations differ
-    with tables.read(path, ("study_id", *LABELS)) as (header, rows):
-        study, places = header.index("study_id"), [header.index(name) for name in LABELS]
-        for number, row in rows:
-            try:
-                tables.check(header, row)
-                values = tuple(tables.LABEL_VALUES[row[place]] for place in places)
-            except RejectedRecord as error:
-                raise UserError(f"broken table: {path}: row {number}: {error}") from None
-            except KeyError:
-                raise UserError(
-                    f"broken table: {path}: row {number}: expected 1, 0, -1 or nothing"
-                ) from None
-            labels[row[study]] = same.setdefault(values, values)
+    for number, fields in tables.rows(path, ("study_id", *LABELS)):
+        try:
+            values = tables.labels(fields, LABELS)
+        except RejectedRecord as error:
+            raise UserError(f"broken table: {path}: row {number}: {error}") from None
+        labels[fields["study_id"]] = same.setdefault(values, values)
     return labels
 
 

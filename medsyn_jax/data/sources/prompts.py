@@ -107,19 +107,14 @@ def from_csv(
     settings |= dict.fromkeys(columns.labels, "data.columns.labels")
     rows: dict[str, tuple[Prompt, str | None]] = {}
     rejects = []
-    with tables.read(path, settings) as (header, table):
-        for number, row in table:
-            try:
-                fields = tables.fields(header, row)
-            except RejectedRecord as error:
-                raise UserError(f"prompts: {path}: row {number}: {error}: mend the table") from None
-            key = key_of(fields[columns.key].strip()) or f"row-{number}"
-            try:
-                if key in rows:
-                    raise RejectedRecord(f"key {key} was listed before")
-                rows[key] = _from_row(key, fields, columns), fields[columns.split].strip() or None
-            except RejectedRecord as error:
-                rejects.append((key, f"{path}: row {number}: {error}"))
+    for number, fields in tables.rows(path, settings):
+        key = key_of(fields[columns.key].strip()) or f"row-{number}"
+        try:
+            if key in rows:
+                raise RejectedRecord(f"key {key} was listed before")
+            rows[key] = _from_row(key, fields, columns), fields[columns.split].strip() or None
+        except RejectedRecord as error:
+            rejects.append((key, f"{path}: row {number}: {error}"))
     homes = splits.assign([(p.key, p.subject, s) for p, s in rows.values()], shares, seed)
     placed = [dataclasses.replace(p, split=homes[p.key]) for p, _ in rows.values()]
     items = [p for p in placed if p.split in wanted]

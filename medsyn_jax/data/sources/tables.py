@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import gzip
+import itertools
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ _MISSING = {"nan", "NaN", "NAN", "None", "none", "null", "NULL", "N/A", "n/a", "
 
 
 def _lines(path: Path, stream: Iterable[bytes]) -> Iterator[str]:
-    """Text lines; bytes that are not UTF-8 become lone surrogates, which `check` finds again."""
+    """Text lines; bytes that are not UTF-8 become lone surrogates, for `_garbled`."""
     try:
         for number, line in enumerate(stream):
             if number == 0:
@@ -41,22 +42,19 @@ def _garbled(text: str) -> bool:
     return any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
-def check(header: list[str], row: list[str]) -> None:
-    """Raises RejectedRecord for a row of the wrong length or of bytes that are not UTF-8."""
+def fields(header: list[str], row: list[str]) -> dict[str, str]:
+    """A row by column name, '' for `nan`, `None`, `N/A` and the like. The name '' stands for no
+    column and is always '', even where a column has no name, as pandas' index has none.
+
+    Raises:
+      RejectedRecord: the row has the wrong length, or bytes that are not UTF-8.
+    """
     if len(row) != len(header):
         raise RejectedRecord(f"has {len(row)} fields where the head line has {len(header)}")
-    if "".join(row).isascii():
-        return
-    for name, field in zip(header, row, strict=True):
-        if _garbled(field):
-            raise RejectedRecord(f"column {shortened(name)!r} is not UTF-8 text")
-
-
-def fields(header: list[str], row: list[str]) -> dict[str, str]:
-    """A row by column name, '' for `nan`, `None`, `N/A` and the like; raises RejectedRecord as
-    `check` does. The name '' stands for no column, even where one has no name, as pandas' index
-    has none: always ''."""
-    check(header, row)
+    if not "".join(row).isascii():
+        for name, cell in zip(header, row, strict=True):
+            if _garbled(cell):
+                raise RejectedRecord(f"column {shortened(name)!r} is not UTF-8 text")
     cells = ["" if cell in _MISSING else cell for cell in row]
     return dict(zip(header, cells, strict=True)) | {"": ""}
 
@@ -68,6 +66,21 @@ def labels(fields: Mapping[str, str], names: Sequence[str]) -> tuple[int, ...]:
             value = shortened(fields[name])
             raise RejectedRecord(f"column {name!r}: {value!r} is not 1, 0, -1 or empty")
     return tuple(LABEL_VALUES[fields[name].strip()] for name in names)
+
+
+def rows(
+    path: Path, wanted: Iterable[str] | Mapping[str, str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields row numbers and `fields` of a table; raises UserError as `read`, and for a row of the
+    wrong length or encoding."""
+    with read(path, wanted) as (header, table):
+        for number, row in table:
+            try:
+                row_fields = fields(header, row)
+            except RejectedRecord as error:
+                where = f"{path}: row {number}"
+                raise UserError(f"broken table: {where}: {error}: mend the table") from None
+            yield number, row_fields
 
 
 @contextlib.contextmanager
@@ -82,7 +95,7 @@ def read(
 
     Yields:
       The column names, and an iterator over (row number, fields). The head line is row 1, blank
-      rows are passed over but counted. Rows may be of wrong length or encoding: `check` them.
+      rows are passed over but counted. Rows may be of wrong length or encoding, see `fields`.
 
     Raises:
       UserError: the file is missing, unreadable, empty, not a table, or lacks a wanted column.
@@ -123,9 +136,7 @@ def _header(path: Path, reader, wanted: Iterable[str] | Mapping[str, str]) -> li
 
 
 def _numbered(path: Path, reader) -> Iterator[tuple[int, list[str]]]:
-    number = 1
-    while True:
-        number += 1
+    for number in itertools.count(2):
         try:
             row = next(reader)
         except StopIteration:
