@@ -1,4 +1,4 @@
-"""A set of images with all that curation asks of it, over one split or several."""
+"""A set of images with everything that curation reads of it, over one split or several."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from medsyn_jax.data.images import decode
 from medsyn_jax.data.loading import loader
 from medsyn_jax.data.store import shards
 
-SMALL = 32  # pixels of the images that are compared as such
+SMALL = 32  # side in pixels of the thumbnails
 
 
 @dataclass
 class Collection:
-    """Splits of a set, one after the other, as one: n images."""
+    """n images: splits of a set, one after the other."""
 
     sources: list[loader.Source]
     features: np.ndarray  # float32 [n, f]
@@ -34,9 +34,10 @@ class Collection:
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
-        """bool [n]: not of the training split; all of them where there are no others."""
-        found = np.array([s.records.split != "train" for s in self.sources for _ in range(len(s))])
-        return found if found.any() else ~found
+        """bool [n]: images outside the training split; all images if there is no other split."""
+        names = np.array([s.records.split for s in self.sources])
+        outside = np.repeat(names != "train", [len(s) for s in self.sources])
+        return outside if outside.any() else ~outside
 
     def only_held_out(self) -> "Collection":
         """The images of `held_out`."""
@@ -45,36 +46,35 @@ class Collection:
         return Collection(sources, self.features[rows], self.labels[rows], self.subjects[rows])
 
     @functools.cached_property
-    def _written(self) -> dict[str, np.ndarray]:
-        """All that is written of the records, in one pass over them."""
-        found: dict[str, list[str]] = {"text": [], "prompt": [], "report": []}
+    def _strings(self) -> list[np.ndarray]:
+        """texts, prompts and reports, in one pass over the records."""
+        rows = []
         for row in range(len(self.keys)):
             stored = self.stored(row)
             text = shards.text(stored, self.sources[0].sections)
-            found["text"].append(text)
-            found["prompt"].append(shards.value(stored, "prompt") if "prompt" in stored else text)
-            found["report"].append(shards.value(stored, "report"))
-        return {name: np.array(values) for name, values in found.items()}
+            prompt = shards.value(stored, "prompt") if "prompt" in stored else text
+            rows.append((text, prompt, shards.value(stored, "report")))
+        return [np.array(column) for column in zip(*rows, strict=True)]
 
     @property
     def texts(self) -> np.ndarray:
-        """What the text encoder reads, str [n]."""
-        return self._written["text"]
+        """The input of the text encoder, str [n]."""
+        return self._strings[0]
 
     @property
     def prompts(self) -> np.ndarray:
-        """What the generator read where that was kept, else `texts`, str [n]."""
-        return self._written["prompt"]
+        """The input of the generator where it is stored, else `texts`, str [n]."""
+        return self._strings[1]
 
     @property
     def reports(self) -> np.ndarray:
-        """The whole reports, as they came, str [n]."""
-        return self._written["report"]
+        """The whole reports as the source had them, str [n]."""
+        return self._strings[2]
 
     def stored(self, row: int) -> Mapping[str, Any]:
-        """The stored fields of a record, to be decoded by `shards.value`."""
-        at = int(np.searchsorted(self.mixture.offsets, row, "right")) - 1
-        return self.sources[at].records.features(row - int(self.mixture.offsets[at]))
+        """The stored fields of a record, which `shards.value` decodes."""
+        source = int(np.searchsorted(self.mixture.offsets, row, "right")) - 1
+        return self.sources[source].records.features(row - int(self.mixture.offsets[source]))
 
     def pixels(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 [k, s, s], of the size that the encoders take."""
@@ -91,6 +91,6 @@ class Collection:
 
 
 def joined(a: Collection, b: Collection) -> Collection:
-    """Both, one after the other."""
-    both = ((getattr(x, name) for x in (a, b)) for name in ("features", "labels", "subjects"))
-    return Collection(a.sources + b.sources, *(np.concatenate(list(x)) for x in both))
+    """The images of `a`, then those of `b`."""
+    pairs = ((a.features, b.features), (a.labels, b.labels), (a.subjects, b.subjects))
+    return Collection(a.sources + b.sources, *map(np.concatenate, pairs))

@@ -1,4 +1,4 @@
-"""How near a set of images comes to another one, by features, and how alike two images are."""
+"""Distance between two sets of images by features, and similarity of two images."""
 
 from typing import NamedTuple
 
@@ -20,12 +20,12 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) with the unbiased covariances (Heusel et al.
     2017, 1706.08500). With A = R'R and B = S'S the last trace is the sum of the singular values of
-    R S', so no square root of a matrix is taken: all is real, symmetric and float64, and equal sets
-    are at 0 to rounding. R is the triangle of a QR decomposition.
+    R S', so no square root of a matrix is needed: everything is real, symmetric and float64, and
+    the distance of equal sets is 0 to rounding. R is the triangle of a QR decomposition.
 
     a [n, f], b [m, f]: n and m may differ. With fewer than f records a covariance has rank n - 1;
-    the distance is defined, but it is biased upwards, the more so the fewer records there are. So
-    compare distances of equal n and m only.
+    the distance is defined, but biased upwards, the more so the fewer records there are. So compare
+    distances of equal n and m only.
 
     Raises UserError if a set has fewer than 2 records, ValueError if a feature is not finite.
     """
@@ -55,22 +55,22 @@ def kernel_distance(
     Its expectation does not depend on the subset size and is 0 for equal distributions, so single
     values may be negative.
 
-    a [n, f], b [m, f]: features. subset_size: drawn from each set without replacement; no more than
-    the smaller set has. Raises UserError if a set has fewer than 2 records.
+    a [n, f], b [m, f]: features. subset_size: records drawn from each set without replacement, at
+    most the size of the smaller set. Raises UserError if a set has fewer than 2 records.
     """
     size = min(subset_size, len(a), len(b))
     if size < 2:
         raise UserError(f"distance: sets of {len(a)} and {len(b)} images: each needs 2 or more")
     rng = np.random.default_rng(seed)
-    found = []
+    values = []
     for _ in range(subsets):
         x, y = (np.asarray(s[rng.choice(len(s), size, replace=False)], np.float64) for s in (a, b))
-        found.append(_squared_mmd(x, y))
-    return float(np.mean(found)), float(np.std(found))
+        values.append(_squared_mmd(x, y))
+    return float(np.mean(values)), float(np.std(values))
 
 
 def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """Unbiased estimate from as many x [n, f] as y [n, f]: no record meets itself."""
+    """Unbiased estimate from x [n, f] and y [n, f]: no record is paired with itself."""
     n, f = x.shape
     xx, yy, xy = ((p @ q.T / f + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
     within = sum((k.sum() - np.trace(k)) / (n * (n - 1)) for k in (xx, yy))
@@ -95,12 +95,12 @@ def compare(
     subset_size: int,
     seed: int,
 ) -> tuple[Distances, Distances]:
-    """Frechet and kernel distances of synthetic and of real images to the same real ones.
+    """Frechet and kernel distances of synthetic and of real images to the same real images.
 
-    In each draw the subjects of the real images [m, f] fall into two halves; one is what both are
-    compared with, and the other one and a sample of the synthetic images [n, f] are cut to its
-    size, so that the distances of a draw differ in nothing but whose images they are. The figures
-    for the real half say how far apart two samples of one distribution are at this size.
+    Each draw splits the subjects of the real images [m, f] into two halves. One half is the
+    reference. The other half and a sample of the synthetic images [n, f], all of one size, are
+    compared with it. The distances of the real half say how far apart two samples of one
+    distribution are at this size.
 
     Raises UserError if there are too few images or real subjects for two halves of 2.
     """
@@ -114,9 +114,9 @@ def compare(
     size = min(len(rows) for split in splits for rows in split)
     if size < 2:
         raise UserError(
-            f"distance: {len(synthetic)} synthetic images and {len(real)} real held-out ones of "
-            f"{len(names)} subjects: 2 synthetic ones, and 2 in each half of the real subjects, "
-            "are the least: use more data"
+            f"distance: {len(synthetic)} synthetic images and {len(real)} real held-out images of "
+            f"{len(names)} subjects: 2 synthetic images, and 2 of each half of the real subjects, "
+            "are needed: use more data"
         )
     frechet, kernel = np.empty((2, draws)), np.empty((2, draws))
     for i, (ours, others, rows) in enumerate(splits):
@@ -132,15 +132,17 @@ def compare(
 def ms_ssim(a: Float[Array, "b h w"], b: Float[Array, "b h w"]) -> Float[Array, " b"]:
     """Multi-scale structural similarity of pairs of images in [0, 1]; 1 where they are equal.
 
-    Wang, Simoncelli and Bovik 2003: window 11 x 11 (Gaussian, sigma 1.5), K1 .01, K2 .03, five
-    scales, each half the size of the one before (means of 2 x 2 pixels). An image too small for
-    five has as many scales as hold a whole window: 3 at 64 pixels, 2 at 32; their weights are the
-    first of the five, scaled to the sum of 1. Negative contrast-structure terms count as 0.
+    Wang, Simoncelli and Bovik 2003: window 11 x 11 (Gaussian, sigma 1.5), K1 0.01, K2 0.03, five
+    scales, each half the size of the one before (means of 2 x 2 pixels). A smaller image has as
+    many scales as hold a whole window, 3 at 64 pixels and 2 at 32; their weights are the first of
+    the five, scaled to the sum of 1. Negative contrast-structure terms count as 0.
 
     Raises ValueError if an image is smaller than the window.
     """
     if min(a.shape[1:]) < _WINDOW:
-        raise ValueError(f"ms_ssim: {a.shape[1:]} pixels: {_WINDOW} x {_WINDOW} are the least")
+        raise ValueError(
+            f"ms_ssim: {a.shape[1:]} pixels, at least {_WINDOW} x {_WINDOW} are needed"
+        )
     weights = np.array(_WEIGHTS[: scales(min(a.shape[1:]))])
     result = jnp.ones(len(a), jnp.float32)
     last = len(weights) - 1
@@ -153,7 +155,7 @@ def ms_ssim(a: Float[Array, "b h w"], b: Float[Array, "b h w"]) -> Float[Array, 
 
 
 def scales(side: int) -> int:
-    """How many scales `ms_ssim` has for images whose smaller side has so many pixels."""
+    """The number of scales of `ms_ssim` for images whose smaller side has `side` pixels."""
     return max(1, sum(side >> i >= _WINDOW for i in range(len(_WEIGHTS))))
 
 

@@ -1,4 +1,4 @@
-"""Whether synthetic images repeat training ones, and what of de-identification texts still bear."""
+"""Whether synthetic images repeat training images, and marks of de-identification in texts."""
 
 import re
 from collections.abc import Sequence
@@ -35,18 +35,17 @@ def unit_pixels(images: np.ndarray) -> np.ndarray:
 def nearest(queries: np.ndarray, targets: np.ndarray) -> Nearest:
     """The target with the largest product for each query, in full fp32, block by block.
 
-    queries [n, f], targets [m, f] (m >= 1): rows of `unit` or `unit_pixels`. Never more than a
-    block of the n x m products exists. Of equal ones the first counts.
+    queries [n, f], targets [m, f] (m >= 1): rows of `unit` or `unit_pixels`. No more than a block
+    of the n x m products exists at a time. The first of several equal products counts.
     """
     similarity = np.full(len(queries), -np.inf, np.float32)
     index = np.zeros(len(queries), np.int32)
     for start in range(0, len(targets), _TARGETS):
-        block, real = _filled(targets[start : start + _TARGETS], min(_TARGETS, len(targets)))
-        block, real = jnp.asarray(block), jnp.asarray(real)
+        targets_here = _filled(targets[start : start + _TARGETS], min(_TARGETS, len(targets)))
         for first in range(0, len(queries), _QUERIES):
             rows = slice(first, first + _QUERIES)
-            asked, _ = _filled(queries[rows], min(_QUERIES, len(queries)))
-            values, places = jax.device_get(_best(jnp.asarray(asked), block, real))
+            queries_here, _ = _filled(queries[rows], min(_QUERIES, len(queries)))
+            values, places = jax.device_get(_best(queries_here, *targets_here))
             count = len(similarity[rows])
             better = values[:count] > similarity[rows]
             similarity[rows] = np.where(better, values[:count], similarity[rows])
@@ -54,11 +53,11 @@ def nearest(queries: np.ndarray, targets: np.ndarray) -> Nearest:
     return Nearest(similarity, index)
 
 
-def _filled(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows filled up with zeros to `count`, and which are real: one shape, one compilation."""
+def _filled(rows: np.ndarray, count: int) -> tuple[jax.Array, jax.Array]:
+    """Rows padded with zeros to `count`, and which are real: one shape, one compilation."""
     padded = np.zeros((count, rows.shape[1]), np.float32)
     padded[: len(rows)] = rows
-    return padded, np.arange(count) < len(rows)
+    return jnp.asarray(padded), jnp.arange(count) < len(rows)
 
 
 @jax.jit
@@ -71,35 +70,35 @@ def _best(
 
 
 class Screen(NamedTuple):
-    """Synthetic images against the training images, judged by what real images do."""
+    """Synthetic images against the training images, with real held-out images as the measure."""
 
     synthetic: Nearest
     threshold: float  # the quantile of the real held-out images
-    maximum: float  # the most similar one of them
+    maximum: float  # of the real held-out images
     flagged: np.ndarray  # bool [n]: more similar than `threshold`
-    expected: float  # share of them that a set like the held-out images would have flagged
+    expected: float  # share of flags in a set like the held-out images
 
 
 def screen(
     synthetic: np.ndarray, held_out: np.ndarray, train: np.ndarray, quantile: float
 ) -> Screen:
-    """Flags synthetic images that are nearer to a training image than real ones ever are.
+    """Flag synthetic images that are nearer to a training image than real held-out images are.
 
-    All three: rows of `unit` or `unit_pixels`. The held-out images are real ones of other subjects
-    than the training images. Their `quantile` of nearest similarities is the threshold; with h of
-    them, one above 1 - 1 / h is their maximum but for interpolation. If c of them are above it, a
-    further image of their kind is with probability (c + 1) / (h + 1) at the most: so many flags are
-    to be expected of images that copy nothing.
+    synthetic, held_out, train: rows of `unit` or `unit_pixels`. The held-out images are real and of
+    other subjects than the training images. The threshold is the `quantile` of their nearest
+    similarities; of h images, a quantile above 1 - 1 / h is the maximum but for interpolation. If c
+    of them are above it, a further image of their kind is above it with a probability of at most
+    (c + 1) / (h + 1): the share of flags to expect of images that copy nothing.
     """
     real = nearest(held_out, train).similarity
     threshold = float(np.quantile(real, quantile))
-    found = nearest(synthetic, train)
+    closest = nearest(synthetic, train)
     expected = (int((real > threshold).sum()) + 1) / (len(real) + 1)
-    flagged = found.similarity > threshold
-    return Screen(found, threshold, float(real.max()), flagged, expected)
+    flagged = closest.similarity > threshold
+    return Screen(closest, threshold, float(real.max()), flagged, expected)
 
 
-# What stands in reports where something was removed, and what may have been overlooked.
+# Marks in reports where something was removed, and identifiers that may have been overlooked.
 _MARKS = {
     "___": r"_{2,}",  # MIMIC-CXR
     "[** **]": r"\[\*\*.*?\*\*\]",  # older MIMIC sets
@@ -115,8 +114,8 @@ _PATTERNS = {name: re.compile(p, re.I | re.S) for name, p in _MARKS.items()}
 
 
 def leftovers(texts: Sequence[str]) -> dict[str, int]:
-    """How many of the texts hold each kind of mark of de-identification, or what should be one.
+    """How many of the texts hold each kind of mark of de-identification, or an identifier.
 
-    A generator learns such marks by heart before all else (Dar et al. 2025, 2502.07516).
+    A generator memorises such marks first of all (Dar et al. 2025, 2502.07516).
     """
     return {name: sum(bool(p.search(t)) for t in texts) for name, p in _PATTERNS.items()}

@@ -4,7 +4,6 @@ The alignment score of a pair is the cosine of its two embeddings by a pre-train
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,11 +14,12 @@ def alignment(image: np.ndarray, text: np.ndarray) -> np.ndarray:
 
 
 def shuffled_alignment(image: np.ndarray, text: np.ndarray, reports: np.ndarray) -> np.ndarray:
-    """Mean score [n] of each image with the texts of all other reports: what a wrong report scores.
+    """Mean score [n] of each image with the texts of all other reports: the score of a wrong one.
 
-    image, text: embeddings [n, d] of unit norm; reports [n]: equal where the texts are equal, as
-    an image with a copy of its own report is no wrong pair. Exact, not drawn: a mean of products
-    is the product with the mean. NaN for an image whose report is the only one there is.
+    image, text: embeddings [n, d] of unit norm; reports [n]: equal where the texts are equal,
+    because a copy of an image's own report is no wrong pair. The mean is exact, not drawn: a mean
+    of products is the product with the mean. NaN for an image if no other report differs from its
+    own.
     """
     _, group, size = np.unique(reports, return_inverse=True, return_counts=True)
     exact = text.astype(np.float64)
@@ -33,35 +33,27 @@ def shuffled_alignment(image: np.ndarray, text: np.ndarray, reports: np.ndarray)
 def alignment_threshold(real: np.ndarray, quantile: float) -> float:
     """The score that a share of `quantile` of the real pairs [n] stays below.
 
-    A generated image under it fits its report worse than all but the worst real images do.
+    A generated image below it fits its report worse than all but the worst real images.
     """
     return float(np.quantile(real, quantile))
 
 
 def keep(scores: np.ndarray, threshold: float) -> np.ndarray:
-    """bool, of the shape of `scores`: good enough. NaN (an attempt not made) is not."""
+    """bool, of the shape of `scores`: good enough. NaN (no such attempt) is not."""
     return scores >= threshold
 
 
-class Choice(NamedTuple):
-    """Which attempt at each of n images is used."""
+def choose(scores: np.ndarray, threshold: float) -> np.ndarray:
+    """The attempt int [n] at each image: the first that is good enough, or the best if none is.
 
-    attempt: np.ndarray  # int [n]
-    kept: np.ndarray  # bool [n]: it is good enough; else it is the best of bad ones
-
-
-def choose(scores: np.ndarray, threshold: float) -> Choice:
-    """The first attempt that is good enough, or the best where none is.
-
-    scores [n, k]: of attempts 0 ... k - 1, each under a seed of its own; NaN where none was made,
-    as after one that was good enough. The first one and not the best of the good ones, so that the
-    filter changes no image that passes it. Raises ValueError if an image has no attempt.
+    scores [n, k]: of attempts 0 ... k - 1, each with a seed of its own; NaN for an attempt that was
+    not made, as after a good one. The first good attempt counts, not the best one, so the filter
+    changes no image that passes it. Raises ValueError if an image has no attempt.
     """
     if np.isnan(scores).all(axis=1).any():
         raise ValueError("choose: an image without a scored attempt")
     good = keep(scores, threshold)
-    kept = np.any(good, axis=1)
-    return Choice(np.where(kept, good.argmax(axis=1), np.nanargmax(scores, axis=1)), kept)
+    return np.where(good.any(axis=1), good.argmax(axis=1), np.nanargmax(scores, axis=1))
 
 
 def retry(
@@ -71,12 +63,12 @@ def retry(
     threshold: float,
     attempts: int,
 ) -> tuple[list[np.ndarray], list[int]]:
-    """The images to keep, and which attempt each of them is.
+    """The images to keep, and the attempt that each of them is.
 
-    images: the first attempts. again: (rows, attempt) -> other images of these rows. score:
+    images: the first attempts. again: (rows, attempt) -> new images of these rows. score:
     (images, rows) -> their scores. attempts: at one image, the first included.
     """
-    made = {(row, 0): image for row, image in enumerate(images)}
+    candidates = {(row, 0): image for row, image in enumerate(images)}
     scores = np.full((len(images), attempts), np.nan)
     scores[:, 0] = score(images, list(range(len(images))))
     for attempt in range(1, attempts):
@@ -85,6 +77,6 @@ def retry(
             break
         new = again(rows, attempt)
         scores[rows, attempt] = score(new, rows)
-        made |= {(row, attempt): image for row, image in zip(rows, new, strict=True)}
-    chosen = choose(scores, threshold).attempt.tolist()
-    return [made[row, attempt] for row, attempt in enumerate(chosen)], chosen
+        candidates |= {(row, attempt): image for row, image in zip(rows, new, strict=True)}
+    chosen = choose(scores, threshold).tolist()
+    return [candidates[row, attempt] for row, attempt in enumerate(chosen)], chosen

@@ -1,4 +1,4 @@
-"""Curation: whether a synthetic set can stand for the real one, and what it gives away of it."""
+"""Curation: whether a synthetic set can replace the real one, and what it discloses of it."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -24,26 +24,26 @@ from medsyn_jax.tables import page
 from medsyn_jax.train import checkpoint, corpus, features, frozen, probe
 
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
-A_PROMPT, PAIRS = 4, 500  # images of a prompt, and prompts or pairs, whose similarity is averaged
+A_PROMPT, PAIRS = 4, 500  # images of a prompt, and prompts or pairs, in a mean similarity
 Results = dict[str, dict[str, Any]]
 
 
 def run(config: Any, workdir: Path) -> None:
     """Judge a synthetic set; writes results.json, records.csv and report.html.
 
-    Its images of held-out prompts are what is compared with the real held-out images, where it has
-    such; privacy is a matter of all its images, and each has its alignment score. Raises UserError
-    for an encoder or sets that do not fit the config or each other.
+    The images of held-out prompts, if there are any, are compared with the real held-out images.
+    Privacy concerns all images, and each has an alignment score. Raises UserError for an encoder or
+    sets that do not fit the config or each other.
     """
     trained = Path(config.encoder.workdir)
     checkpoint.check_run(trained)  # restored when the data are known
     mesh = meshes.make_mesh(**config.mesh)
     folder = resolve.stored(Path(config.synthetic))
-    found = shards.describe(folder)
+    info = shards.describe(folder)
     directory = corpus.prepare(config.real, config.ingest, workdir.parent / "data")
-    _check_labels(found["label_names"], shards.describe(directory)["label_names"])
+    _check_labels(info["label_names"], shards.describe(directory)["label_names"])
     encoder, pair = frozen.pretrained(trained), frozen.pretrained_pair(trained)
-    judged = [s for s in splits.SPLITS if found["splits"].get(s, {}).get("records")]
+    judged = [s for s in splits.SPLITS if info["splits"].get(s, {}).get("records")]
 
     def collection(stored: Path, names: Sequence[str]) -> Collection:
         return _collection(config, encoder, pair, mesh, stored, names, workdir / "features")
@@ -67,7 +67,7 @@ def run(config: Any, workdir: Path) -> None:
         )
         facts = {
             "synthetic": f"{config.synthetic}: {len(synthetic.keys)} images",
-            "of held-out prompts": f"{len(fresh.keys)}, which the figures but for privacy rest on",
+            "of held-out prompts": f"{len(fresh.keys)}, which all figures but privacy rest on",
             "real": f"{directory}: {len(train.keys)} training images, {len(held_out.keys)} others",
             "encoder": str(trained),
         }
@@ -165,7 +165,7 @@ def _diversity(config: Any, sets: dict[str, Collection]) -> Results:
 
 
 def _pairs(prompts: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Rows int [p, 2] of images of one prompt, and of images of two, some hundreds each."""
+    """Rows int [p, 2] of two images of one prompt, and of two prompts, some hundreds each."""
     order = rng.permutation(len(prompts))
     by_prompt: dict[str, list[int]] = {}
     for row in order.tolist():
@@ -226,7 +226,7 @@ def _label_agreement(
 def _alignment(
     config: Any, pair: frozen.Pair, mesh: Mesh, synthetic: Collection, real: Collection
 ) -> tuple[np.ndarray, Results]:
-    """Scores [n] of all synthetic images, and figures of the held-out ones of both sets."""
+    """Scores [n] of all synthetic images, and figures of the held-out images of both sets."""
     results: Results = {}
     scores: dict[str, np.ndarray] = {}
     for side, images in (("real", real), ("synthetic", synthetic)):
@@ -257,8 +257,8 @@ def _privacy(
     center = train.features.mean(axis=0)
 
     def directions(images: Collection) -> np.ndarray:
-        # Features that are never negative all point one way: their cosines differ in the third
-        # decimal, unless they are seen from their mean.
+        # Features that are never negative all point one way: without their mean subtracted, their
+        # cosines differ only in the third decimal.
         return privacy.unit(images.features - center)
 
     def thumbnails(images: Collection) -> np.ndarray:
@@ -283,7 +283,7 @@ def _privacy(
 def _leftovers(synthetic: Collection) -> Results:
     texts = {"prompt": synthetic.prompts.tolist(), "report": synthetic.reports}
     return {
-        f"leftovers/{kind}/{mark}": {"value": count, "n": len(found)}
-        for kind, found in texts.items()
-        for mark, count in privacy.leftovers(found).items()
+        f"leftovers/{kind}/{mark}": {"value": count, "n": len(strings)}
+        for kind, strings in texts.items()
+        for mark, count in privacy.leftovers(strings).items()
     }
