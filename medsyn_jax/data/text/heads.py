@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _DATA = tomllib.loads(Path(__file__).with_name("heads.toml").read_text(encoding="utf-8"))
-# The kind of each known head line, in lower case: a section, or view, anatomy, summary or final.
+# The kind of each known head line in lower case: a section, or view, anatomy, summary or final.
 SECTION_OF: dict[str, str] = {
     head: kind
     for kind, heads in (_DATA["sections"] | _DATA["other_kinds"]).items()
@@ -38,6 +38,7 @@ _ANATOMY = re.compile(rf"\b(?:{_TITLES['anatomy']})\b")
 _NOTIFICATION = re.compile(_TITLES["notification"])
 _CLOSING = re.compile(_TITLES["closing"])
 _WET_READ = re.compile(r"wet ?read|prelim")
+# Sections known by a misspelt head, and sections known by a longer head in capitals.
 _MISSPELT = ("impression", "findings", "indication", "comparison", "technique", "examination")
 _INCLUDED = ("impression", "findings", "indication", "history", "comparison", "addendum")
 
@@ -116,7 +117,7 @@ _SENTENCE_END = re.compile(r"(?<=\w{4})[.:](?=\s)|\n[ \t]*+\n")
 
 
 class _Head(NamedTuple):
-    """A head line at text[start:end], or another place where a section ends."""
+    """A head line at text[start:end], or another mark at which a section ends."""
 
     start: int
     end: int

@@ -36,10 +36,10 @@ def sections(text: str) -> dict[str, str]:
     Returns:
       The raw text of each section that is not empty, by the names of SECTION_NAMES. Of several
       findings or impressions those of the final report win over a preliminary report's, else the
-      longest, else the last; other repeated sections are joined. A head for both findings and
-      impression opens `impression`. Titles such as CHEST, TWO VIEWS: and LUNGS: open `findings`,
-      and SUMMARY: opens `impression`, in a report without the proper heads; a text that is only
-      `None.`, a date or a code opens neither. Signatures, attestations, accession numbers and the
+      one with most words, else the last; other repeated sections are joined. A head for both
+      findings and impression opens `impression`. In a report without the proper heads, titles such
+      as CHEST, TWO VIEWS: and LUNGS: open `findings`, and SUMMARY: opens `impression`, unless their
+      text is only `None.`, a date or a code. Signatures, attestations, accession numbers and the
       like are in no section. Without findings and impression, `last_paragraph` holds the text
       behind the first paragraph of the last section, or a report under a bare title.
     """

@@ -1,4 +1,4 @@
-"""DICOM files whose headers say it all, whose headers lie, and those that must not be read."""
+"""DICOM files with right headers, with wrong headers, and those that must be rejected."""
 
 import io
 import struct
@@ -20,7 +20,7 @@ from tests.data.images.test_decode import GRADIENT, rejected, saved
 
 
 def dicom(path, pixels: np.ndarray, bits: int, syntax=ExplicitVRLittleEndian, frame=b"", **fields):
-    """Writes a file of `pixels`, or of a compressed `frame` that should hold them."""
+    """Write a file of `pixels`, or of a compressed `frame` that should hold them."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
     meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
@@ -186,7 +186,7 @@ J2K = uid.JPEG2000Lossless
 
 
 def without_syntax(content: bytes) -> bytes:
-    """A file whose meta group lacks (0002,0010)."""
+    """The file without (0002,0010) in its meta group."""
     start = content.index(b"\2\0\x10\0UI")
     size = 8 + struct.unpack_from("<H", content, start + 6)[0]
     (length,) = struct.unpack_from("<I", content, 140)
@@ -273,7 +273,7 @@ def test_12_bit_jpeg_needs_the_gpl_decoder(tmp_path, monkeypatch):
 
 
 def stored_words(signed: bool) -> dict[str, np.ndarray]:
-    """16-bit words that all hold the same 12 stored bits."""
+    """16-bit words with the same 12 stored bits."""
     values = RAMP.astype(int) - (2048 if signed else 0)
     bits = (values & 4095).astype(np.uint16)
     words = {"zeros above": bits, "overlay above": bits | (RAMP % 3 << 12).astype(np.uint16)}
@@ -305,7 +305,7 @@ def test_bits_above_the_stored_ones_are_cleared(tmp_path, signed, way):
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_overshoot_of_a_lossy_codestream_is_no_other_bit(tmp_path, signed):
-    """4,100 of 12 bits is white in JPEG 2000 with 16: cleared of its bit 12 it would be black."""
+    """4,100 of 12 bits is white in JPEG 2000 of 16 bits: without bit 12 it would be black."""
     kind, middle = (np.int16, 2048) if signed else (np.uint16, 0)
     lossy = np.clip(RAMP.astype(int) * 1.01, 0, 4130) - middle
     frame = encode_array(np.rint(lossy).astype(kind))
