@@ -6,11 +6,11 @@ image without a window, or one read with display="quantile", is stretched, betwe
 99.9 % quantiles of its pixels.
 """
 
+import contextlib
 import io
 import os
 import warnings
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, ImageOps
@@ -82,23 +82,19 @@ def _decode(content: bytes, suffix: str, at_least: int, bits: int, display: str)
         raise RejectedRecord("the file is empty (0 bytes)")
     if dicom.has_mark(content):
         return dicom.decode(content, display)
-    with dicom.broken("image header"):
-        image = _opened(io.BytesIO(content))
+    image = None
+    with dicom.broken("image header"), contextlib.suppress(Image.UnidentifiedImageError):
+        try:
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        except Image.DecompressionBombError:
+            limit = MAX_PIXELS // 1_000_000
+            raise RejectedRecord(f"more than {limit} million pixels") from None
     if image is not None:
         with dicom.broken(f"{image.format} data"), image:
             return _grey(image, at_least, bits)
     if dicom.may_be(content, suffix):
         return dicom.decode(content, display)
     raise RejectedRecord("not a PNG, JPEG, TIFF, BMP or DICOM file")
-
-
-def _opened(stream: BinaryIO) -> ImageFile.ImageFile | None:
-    try:
-        return Image.open(stream, formats=_FORMATS)
-    except Image.UnidentifiedImageError:
-        return None
-    except Image.DecompressionBombError:
-        raise RejectedRecord(f"more than {MAX_PIXELS // 1_000_000} million pixels") from None
 
 
 def _grey(image: ImageFile.ImageFile, at_least: int, bits: int) -> Grey:

@@ -30,12 +30,9 @@ MAX_PIXELS = 80_000_000  # the largest chest detectors have below 20 million
 DISPLAYS = ("window", "quantile")
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # start of a file without preamble
 _ITEM = b"\xfe\xff\x00\xe0"  # start of compressed pixel data, PS3.5 A.4
-_GDCM = "pip install python-gdcm"
+_GDCM = (uid.JPEGLossless, uid.JPEGLosslessSV1, *uid.JPEGLSTransferSyntaxes)
 _PACKAGES = {  # for transfer syntaxes beyond a minimal pydicom
-    uid.JPEGLossless: _GDCM,
-    uid.JPEGLosslessSV1: _GDCM,
-    uid.JPEGLSLossless: _GDCM,
-    uid.JPEGLSNearLossless: _GDCM,
+    **dict.fromkeys(_GDCM, "pip install python-gdcm"),
     uid.JPEGExtended12Bit: "pip install pylibjpeg-libjpeg (under GPLv3)",
     **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pip install pylibjpeg-openjpeg"),
 }
@@ -43,9 +40,9 @@ _DECODERS = {  # fixed, so that pixels do not depend on the installed extras
     uid.JPEGBaseline8Bit: "pillow",
     **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pylibjpeg"),
 }
-_STRICT = [s for s, package in _PACKAGES.items() if s not in _DECODERS]
+_STRICT = (*_GDCM, uid.JPEGExtended12Bit)  # the frame is checked before a decoder reads it
 _LOSSY = (uid.JPEG2000, uid.HTJ2K, uid.JPEGLSNearLossless)
-_OWN_DEPTH = (*uid.JPEG2000TransferSyntaxes, *uid.JPEGLSTransferSyntaxes)
+_OWN_DEPTH = (*uid.JPEG2000TransferSyntaxes, *uid.JPEGLSTransferSyntaxes)  # in the codestream
 
 
 @contextlib.contextmanager
@@ -210,7 +207,7 @@ def _pixels(data: pydicom.Dataset, decoder: Decoder) -> np.ndarray:
     """int [height, width]: the stored values, without other bits of their words."""
     syntax, allocated, stored = decoder.UID, int(data.BitsAllocated), int(data.BitsStored)
     options: dict[str, Any] = {"raw": True, "correct_unused_bits": False}
-    if syntax in _OWN_DEPTH:  # the depth is that of the codestream: in narrow words values wrap
+    if syntax in _OWN_DEPTH:  # narrower words than those of the codestream would wrap values
         options["bits_allocated"] = max(16, allocated)
     if syntax == uid.JPEGBaseline8Bit:  # 8 bits whatever the header says
         if stored > 8:
