@@ -117,7 +117,7 @@ def _grey(image: ImageFile.ImageFile, at_least: int, bits: int) -> Grey:
     pixels = _plain(image)
     halved = any(mode.endswith(("16B", "16L", "16N")) for mode in raw_modes)
     if halved and (bits % 16 or pixels.max() < 64):  # Pillow reads the upper 8 bits alone
-        raise RejectedRecord("colour or alpha of 16 bits that are not all used: save 16 bit grey")
+        raise RejectedRecord("16-bit colour or alpha with unused bits: save it as 16-bit grey")
     return pixels
 
 

@@ -28,6 +28,7 @@ _LAST_WORDS = tuple(f" {word}" for word in _DATA["words"]["last"].split())
 
 
 def _unwrapped(expression: str) -> str:
+    """The expression without line breaks and the indentation behind them."""
     return re.sub(r"\n\s*", "", expression)
 
 
@@ -44,6 +45,7 @@ _INCLUDED = ("impression", "findings", "indication", "history", "comparison", "a
 
 
 def _known_heads(heads: list[str]) -> str:
+    """An expression for any of the heads; longer heads win over the words in them."""
     longest_first = sorted(heads, key=len, reverse=True)
     return "|".join(re.escape(head).replace(r"\ ", "[ \t]++") for head in longest_first)
 
@@ -91,10 +93,12 @@ _PARTS = {"participles": "|".join(_PARTICIPLES)} | _DATA["parts"]
 
 
 def _with_parts(expression: str) -> str:
+    """The expression with each {name} replaced by that part."""
     return re.sub(r"\{([a-z]+)\}", lambda name: f"(?:{_with_parts(_PARTS[name[1]])})", expression)
 
 
 def _phrases(table: str) -> re.Pattern[str]:
+    """One pattern for the phrases of a table; a space in them is white space of any kind."""
     phrases = _unwrapped(_with_parts("|".join(_DATA[table]["phrases"])))
     return re.compile(_DATA[table]["start"] + f"(?:{phrases})".replace(" ", r"(?:\s{1,9}+)"))
 

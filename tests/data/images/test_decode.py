@@ -102,7 +102,7 @@ def test_16_bit_with_alpha_or_colour(tmp_path, kind, samples):
         return tmp_path / "a.png"
 
     assert np.array_equal(decode.decode_grey(file(grey * 257)), grey)
-    reason = "colour or alpha of 16 bits that are not all used: save 16 bit grey"
+    reason = "16-bit colour or alpha with unused bits: save it as 16-bit grey"
     assert rejected(file(grey * 16)) == reason
     with pytest.raises(RejectedRecord, match=reason):
         decode.decode_grey(file(grey * 257), bits=12)
