@@ -6,7 +6,7 @@ import random
 import pytest
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data.text import reports
+from medsyn_jax.data.text import heads, reports
 
 CLASSIC = """\
                                  FINAL REPORT
@@ -204,6 +204,14 @@ def test_head_lines(head, section):
     if not head.endswith("1.") and ":" in head:  # the head and its text on one line
         text = f" FINAL REPORT\n TYPE OF EXAMINATION: Chest.\n {head}  Some words here.\n"
         assert "Some words here." in cut(text)[section]
+
+
+def test_a_known_head_is_in_lower_case_and_of_one_kind():
+    tables = heads._DATA["sections"] | heads._DATA["other_kinds"]
+    known = [head for table in tables.values() for head in table]
+    assert len(set(known)) == len(known) == len(heads.SECTION_OF)
+    assert all(head == head.lower() for head in known)
+    assert heads._NEVER_INLINE.issubset(heads.SECTION_OF)
 
 
 UNKNOWN = "NOTE, COMMENT, HOSPITAL COURSE, MEDICATIONS, ALLERGIES, FOLLOW UP, QUALITY, LIMITATIONS"
