@@ -6,14 +6,14 @@ image without a window, or one read with display="quantile", is stretched, betwe
 99.9 % quantiles of its pixels.
 """
 
+import contextlib
 import io
 import os
 import warnings
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageFile, ImageOps
 
 from medsyn_jax.core.errors import RejectedRecord
 from medsyn_jax.data.images import dicom
@@ -35,13 +35,13 @@ def decode_grey(
     display: str = "window",
     constant: bool = False,
 ) -> Grey:
-    """Read a PNG, JPEG, TIFF, BMP or DICOM file, recognised by its content.
+    """Read a PNG, JPEG, TIFF, BMP or DICOM file; the content decides the format, not the name.
 
     Args:
       path: the file.
       at_least: 0, or a side in pixels: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as
         long as both sides keep this length.
-      bits: bits used of a 16-bit PNG or TIFF, 8..16; 0 takes the fewest of 8, 10, 12, 14 and 16
+      bits: used bits of a 16-bit PNG or TIFF, 8..16; 0 takes the fewest of 8, 10, 12, 14 and 16
         that hold the image, so that a dim image of 12 bits can pass for one of 10.
       display: for DICOM, "window" or "quantile" (`dicom.decode`).
       constant: whether all pixels may have one value, as in an empty mask.
@@ -82,8 +82,13 @@ def _decode(content: bytes, suffix: str, at_least: int, bits: int, display: str)
         raise RejectedRecord("the file is empty (0 bytes)")
     if dicom.has_mark(content):
         return dicom.decode(content, display)
-    with dicom.broken("image header"):
-        image = _opened(io.BytesIO(content))
+    image = None
+    with dicom.broken("image header"), contextlib.suppress(Image.UnidentifiedImageError):
+        try:
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        except Image.DecompressionBombError:
+            limit = MAX_PIXELS // 1_000_000
+            raise RejectedRecord(f"more than {limit} million pixels") from None
     if image is not None:
         with dicom.broken(f"{image.format} data"), image:
             return _grey(image, at_least, bits)
@@ -92,16 +97,7 @@ def _decode(content: bytes, suffix: str, at_least: int, bits: int, display: str)
     raise RejectedRecord("not a PNG, JPEG, TIFF, BMP or DICOM file")
 
 
-def _opened(stream: BinaryIO) -> Image.Image | None:
-    try:
-        return Image.open(stream, formats=_FORMATS)
-    except Image.UnidentifiedImageError:
-        return None
-    except Image.DecompressionBombError:
-        raise RejectedRecord(f"more than {MAX_PIXELS // 1_000_000} million pixels") from None
-
-
-def _grey(image: Image.Image, at_least: int, bits: int) -> Grey:
+def _grey(image: ImageFile.ImageFile, at_least: int, bits: int) -> Grey:
     dicom.check_size(*image.size)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # MPO: a camera's JPEG with previews
@@ -110,8 +106,7 @@ def _grey(image: Image.Image, at_least: int, bits: int) -> Grey:
         raise RejectedRecord(f"pixels of mode {image.mode!r}, not 8 or 16 bit grey or colour")
     if at_least and image.format == "JPEG":
         image.draft(None, (at_least, at_least))
-    args = [tile[3] for tile in getattr(image, "tile", ())]
-    raw_modes = [arg if isinstance(arg, str) else arg[0] for arg in args if arg]
+    raw_modes = [args if isinstance(args, str) else args[0] for *_, args in image.tile if args]
     image.load()
     if _turned(image):
         ImageOps.exif_transpose(image, in_place=True)
@@ -122,7 +117,7 @@ def _grey(image: Image.Image, at_least: int, bits: int) -> Grey:
     pixels = _plain(image)
     halved = any(mode.endswith(("16B", "16L", "16N")) for mode in raw_modes)
     if halved and (bits % 16 or pixels.max() < 64):  # Pillow reads the upper 8 bits alone
-        raise RejectedRecord("colour or alpha of 16 bits that are not all used: save 16 bit grey")
+        raise RejectedRecord("16-bit colour or alpha with unused bits: save it as 16-bit grey")
     return pixels
 
 

@@ -30,12 +30,9 @@ MAX_PIXELS = 80_000_000  # the largest chest detectors have below 20 million
 DISPLAYS = ("window", "quantile")
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # start of a file without preamble
 _ITEM = b"\xfe\xff\x00\xe0"  # start of compressed pixel data, PS3.5 A.4
-_GDCM = "pip install python-gdcm"
+_GDCM = (uid.JPEGLossless, uid.JPEGLosslessSV1, *uid.JPEGLSTransferSyntaxes)
 _PACKAGES = {  # for transfer syntaxes beyond a minimal pydicom
-    uid.JPEGLossless: _GDCM,
-    uid.JPEGLosslessSV1: _GDCM,
-    uid.JPEGLSLossless: _GDCM,
-    uid.JPEGLSNearLossless: _GDCM,
+    **dict.fromkeys(_GDCM, "pip install python-gdcm"),
     uid.JPEGExtended12Bit: "pip install pylibjpeg-libjpeg (under GPLv3)",
     **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pip install pylibjpeg-openjpeg"),
 }
@@ -43,9 +40,9 @@ _DECODERS = {  # fixed, so that pixels do not depend on the installed extras
     uid.JPEGBaseline8Bit: "pillow",
     **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pylibjpeg"),
 }
-_STRICT = [s for s, package in _PACKAGES.items() if s not in _DECODERS]
+_STRICT = (*_GDCM, uid.JPEGExtended12Bit)  # the frame is checked before a decoder reads it
 _LOSSY = (uid.JPEG2000, uid.HTJ2K, uid.JPEGLSNearLossless)
-_OWN_DEPTH = (*uid.JPEG2000TransferSyntaxes, *uid.JPEGLSTransferSyntaxes)
+_OWN_DEPTH = (*uid.JPEG2000TransferSyntaxes, *uid.JPEGLSTransferSyntaxes)  # in the codestream
 
 
 @contextlib.contextmanager
@@ -127,7 +124,7 @@ def _decoded(data: pydicom.Dataset, kind: str, decoder: Decoder, display: str) -
     if len(used) > 1 and used.min() == used.max():
         raise RejectedRecord(
             f"the file's own window or look-up table gives every pixel the value {used[0]}: "
-            "--config.ingest.display=quantile ignores it"
+            "set --config.ingest.display=quantile to ignore it"
         )
     if kind == "MONOCHROME1":
         shown = 255 - shown
@@ -182,7 +179,7 @@ def _decoder(data: pydicom.Dataset) -> Decoder:
     fragments = pixels.is_undefined_length or pixels.value[:4] == _ITEM
     if not syntax:
         if fragments:
-            raise RejectedRecord("compressed pixels, and no transfer syntax (0002,0010) says how")
+            raise RejectedRecord("compressed pixels without a transfer syntax (0002,0010)")
         # Pixels of implicit and explicit VR are the same.
         little_endian = data.original_encoding[1]
         syntax = uid.ImplicitVRLittleEndian if little_endian else uid.ExplicitVRBigEndian
@@ -191,7 +188,8 @@ def _decoder(data: pydicom.Dataset) -> Decoder:
     except NotImplementedError:
         raise RejectedRecord(f"DICOM pixels in {_name(syntax)}: pydicom has no decoder") from None
     if pixels.is_undefined_length and decoder.is_native:
-        raise RejectedRecord(f"compressed pixels, but the transfer syntax {_name(syntax)}")
+        name = _name(syntax)
+        raise RejectedRecord(f"compressed pixels in the uncompressed transfer syntax {name}")
     if not decoder.is_available:
         raise _wants_package(syntax)
     return decoder
@@ -210,7 +208,7 @@ def _pixels(data: pydicom.Dataset, decoder: Decoder) -> np.ndarray:
     """int [height, width]: the stored values, without other bits of their words."""
     syntax, allocated, stored = decoder.UID, int(data.BitsAllocated), int(data.BitsStored)
     options: dict[str, Any] = {"raw": True, "correct_unused_bits": False}
-    if syntax in _OWN_DEPTH:  # the depth is that of the codestream: in narrow words values wrap
+    if syntax in _OWN_DEPTH:  # narrower words than those of the codestream would wrap values
         options["bits_allocated"] = max(16, allocated)
     if syntax == uid.JPEGBaseline8Bit:  # 8 bits whatever the header says
         if stored > 8:
@@ -302,7 +300,7 @@ def _display(values: np.ndarray, counts: np.ndarray, data: pydicom.Dataset, disp
         entries, depth, index = _look_up("VOI LUT", table, values, counts, data)
         low, high = int(entries.min()), int(entries.max())
         if low == high:
-            raise RejectedRecord(f"a VOI LUT of which every entry is {low}")
+            raise RejectedRecord(f"every entry of the VOI LUT is {low}")
         if high.bit_length() == depth:  # else the descriptor is wrong: take the entries' range
             low, high = 0, (1 << depth) - 1
         return to_bytes(entries, low, high)[index]
@@ -358,7 +356,7 @@ def _look_up(
         if packed:  # two entries of 8 bits in a word
             entries = entries.view(np.uint8)[:number].astype("<u2")
     if len(entries) < number:
-        raise RejectedRecord(f"a {what} of {len(entries)} entries that should have {number}")
+        raise RejectedRecord(f"a {what} of {len(entries)} entries instead of {number}")
     half, signed = 1 << max(depth, 0) >> 1, entries.view("<i2")
     if entries.max() >= 2 * half and -half <= signed.min() and signed.max() < half:
         entries = signed

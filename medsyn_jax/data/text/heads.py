@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _DATA = tomllib.loads(Path(__file__).with_name("heads.toml").read_text(encoding="utf-8"))
-# The kind of each known head line, in lower case: a section, or view, anatomy, summary or final.
+# The kind of each known head line in lower case: a section, or view, anatomy, summary or final.
 SECTION_OF: dict[str, str] = {
     head: kind
     for kind, heads in (_DATA["sections"] | _DATA["other_kinds"]).items()
@@ -28,6 +28,7 @@ _LAST_WORDS = tuple(f" {word}" for word in _DATA["words"]["last"].split())
 
 
 def _unwrapped(expression: str) -> str:
+    """The expression without line breaks and the indentation behind them."""
     return re.sub(r"\n\s*", "", expression)
 
 
@@ -38,11 +39,13 @@ _ANATOMY = re.compile(rf"\b(?:{_TITLES['anatomy']})\b")
 _NOTIFICATION = re.compile(_TITLES["notification"])
 _CLOSING = re.compile(_TITLES["closing"])
 _WET_READ = re.compile(r"wet ?read|prelim")
+# Sections known by a misspelt head, and sections known by a longer head in capitals.
 _MISSPELT = ("impression", "findings", "indication", "comparison", "technique", "examination")
 _INCLUDED = ("impression", "findings", "indication", "history", "comparison", "addendum")
 
 
 def _known_heads(heads: list[str]) -> str:
+    """An expression for any of the heads; longer heads win over the words in them."""
     longest_first = sorted(heads, key=len, reverse=True)
     return "|".join(re.escape(head).replace(r"\ ", "[ \t]++") for head in longest_first)
 
@@ -90,10 +93,12 @@ _PARTS = {"participles": "|".join(_PARTICIPLES)} | _DATA["parts"]
 
 
 def _with_parts(expression: str) -> str:
+    """The expression with each {name} replaced by that part."""
     return re.sub(r"\{([a-z]+)\}", lambda name: f"(?:{_with_parts(_PARTS[name[1]])})", expression)
 
 
 def _phrases(table: str) -> re.Pattern[str]:
+    """One pattern for the phrases of a table; a space in them is white space of any kind."""
     phrases = _unwrapped(_with_parts("|".join(_DATA[table]["phrases"])))
     return re.compile(_DATA[table]["start"] + f"(?:{phrases})".replace(" ", r"(?:\s{1,9}+)"))
 
@@ -116,7 +121,7 @@ _SENTENCE_END = re.compile(r"(?<=\w{4})[.:](?=\s)|\n[ \t]*+\n")
 
 
 class _Head(NamedTuple):
-    """A head line at text[start:end], or another place where a section ends."""
+    """A head line at text[start:end], or another mark at which a section ends."""
 
     start: int
     end: int

@@ -36,10 +36,10 @@ def sections(text: str) -> dict[str, str]:
     Returns:
       The raw text of each section that is not empty, by the names of SECTION_NAMES. Of several
       findings or impressions those of the final report win over a preliminary report's, else the
-      longest, else the last; other repeated sections are joined. A head for both findings and
-      impression opens `impression`. Titles such as CHEST, TWO VIEWS: and LUNGS: open `findings`,
-      and SUMMARY: opens `impression`, in a report without the proper heads; a text that is only
-      `None.`, a date or a code opens neither. Signatures, attestations, accession numbers and the
+      one with most words, else the last; other repeated sections are joined. A head for both
+      findings and impression opens `impression`. In a report without the proper heads, titles such
+      as CHEST, TWO VIEWS: and LUNGS: open `findings`, and SUMMARY: opens `impression`, unless their
+      text is only `None.`, a date or a code. Signatures, attestations, accession numbers and the
       like are in no section. Without findings and impression, `last_paragraph` holds the text
       behind the first paragraph of the last section, or a report under a bare title.
     """
@@ -62,9 +62,9 @@ def sections(text: str) -> dict[str, str]:
 def _informative(segments: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """The segments with text, and the ends of preliminary reports.
 
-    A closing is left out to the end of its line or, behind the text of the report, altogether. In
-    front of the text, as where the accession number stands first, prose behind that line is a
-    report without a head.
+    A closing behind the text of the report is dropped. Of a closing in front of the text, such as
+    an accession number at the top, only the line is dropped: prose below it is a report without a
+    head.
     """
     has_text = False
     for kind, body in segments:
@@ -88,7 +88,7 @@ _PROSE_WORD = re.compile(r"(?<![\w.])[a-z]{3,}+")
 
 
 def _has_words(body: str) -> bool:
-    """Whether anything is left after `clean`; most bodies need no cleaning to tell."""
+    """Whether `clean` leaves any text; a plain word answers this without cleaning."""
     if "[" not in body and "<" not in body and _PLAIN_WORD.search(body):
         return True
     return bool(clean(body))
@@ -261,6 +261,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _ends(before: str, stop: str, after: str) -> bool:
+    """Whether the full stop between two texts ends a sentence."""
     if stop[0] != ".":
         return True
     words = [word.strip("(\"'[.,").lower() for word in before.split()[-2:]]

@@ -187,8 +187,10 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path | str) -
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     # The trainer numbers "##a", "##b", ... in the order of a hash map that differs from run to run,
-    # and settles ties by these numbers; as special tokens they have the same number in each run.
-    letters = sorted({f"##{c}" for word in _words(tokenizer, texts) for c in word[1:]})
+    # and settles ties by these numbers; special tokens have the same numbers in each run.
+    normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
+    words = {word for text in texts for word, _ in split(normalize(text))}
+    letters = sorted({f"##{character}" for word in words for character in word[1:]})
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -211,13 +213,3 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: Path | str) -
     vocab.write_text("".join(f"{piece}\n" for piece in ordered), encoding="utf-8")
     BertTokenizer(vocab=str(vocab), do_lower_case=True).save_pretrained(folder)
     return load(folder)
-
-
-def _words(tokenizer: tokenizers.Tokenizer, texts: Iterable[str]) -> set[str]:
-    return {
-        word
-        for text in texts
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
-            tokenizer.normalizer.normalize_str(text)
-        )
-    }

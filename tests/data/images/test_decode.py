@@ -1,4 +1,4 @@
-"""Every kind of picture that becomes a radiograph, and every kind that must not."""
+"""Image files of every kind that is read, and of every kind that must be rejected."""
 
 import io
 import struct
@@ -102,7 +102,7 @@ def test_16_bit_with_alpha_or_colour(tmp_path, kind, samples):
         return tmp_path / "a.png"
 
     assert np.array_equal(decode.decode_grey(file(grey * 257)), grey)
-    reason = "colour or alpha of 16 bits that are not all used: save 16 bit grey"
+    reason = "16-bit colour or alpha with unused bits: save it as 16-bit grey"
     assert rejected(file(grey * 16)) == reason
     with pytest.raises(RejectedRecord, match=reason):
         decode.decode_grey(file(grey * 257), bits=12)
@@ -252,9 +252,9 @@ def test_square_pads_with_black_and_keeps_the_proportions():
 @pytest.mark.parametrize("turned", [False, True])
 def test_square_crops_stretches_or_continues_the_edge(turned):
     def square(how):
-        made = decode.square(image.T if turned else image, 64, how)
-        assert made.shape == (64, 64)
-        return made.T if turned else made
+        fitted = decode.square(image.T if turned else image, 64, how)
+        assert fitted.shape == (64, 64)
+        return fitted.T if turned else fitted
 
     image = np.repeat(np.arange(50, 250, dtype=np.uint8)[:, None], 100, 1)  # 200 x 100, a ramp
     image[:, :10], image[:, 90:] = 5, 9  # its two sides

@@ -1,4 +1,4 @@
-"""DICOM files whose headers say it all, whose headers lie, and those that must not be read."""
+"""DICOM files with right headers, with wrong headers, and those that must be rejected."""
 
 import io
 import struct
@@ -20,7 +20,7 @@ from tests.data.images.test_decode import GRADIENT, rejected, saved
 
 
 def dicom(path, pixels: np.ndarray, bits: int, syntax=ExplicitVRLittleEndian, frame=b"", **fields):
-    """Writes a file of `pixels`, or of a compressed `frame` that should hold them."""
+    """Write a file of `pixels`, or of a compressed `frame` that should hold them."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
     meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
@@ -186,7 +186,7 @@ J2K = uid.JPEG2000Lossless
 
 
 def without_syntax(content: bytes) -> bytes:
-    """A file whose meta group lacks (0002,0010)."""
+    """The file without (0002,0010) in its meta group."""
     start = content.index(b"\2\0\x10\0UI")
     size = 8 + struct.unpack_from("<H", content, start + 6)[0]
     (length,) = struct.unpack_from("<I", content, 140)
@@ -223,7 +223,7 @@ def test_a_file_without_transfer_syntax_is_read_as_it_was_parsed(tmp_path, synta
 def test_compressed_pixels_need_their_transfer_syntax(tmp_path, cut):
     path = dicom(tmp_path / "a.dcm", RAMP, 12, J2K, encode_array(RAMP, bits_stored=12))
     path.write_bytes(CUTS[cut](path.read_bytes()))
-    assert rejected(path) == "compressed pixels, and no transfer syntax (0002,0010) says how"
+    assert rejected(path) == "compressed pixels without a transfer syntax (0002,0010)"
 
 
 def test_a_transfer_syntax_that_its_pixels_contradict(tmp_path):
@@ -232,7 +232,7 @@ def test_a_transfer_syntax_that_its_pixels_contradict(tmp_path):
     assert content.count(J2K.encode()) == 1
     path.write_bytes(content.replace(J2K.encode(), b"1.2.840.10008.1.2.1\0\0\0"))
     name = "Explicit VR Little Endian (1.2.840.10008.1.2.1)"
-    assert rejected(path) == f"compressed pixels, but the transfer syntax {name}"
+    assert rejected(path) == f"compressed pixels in the uncompressed transfer syntax {name}"
     path.write_bytes(content.replace(J2K.encode(), b"1.2.840.10008.1.2.4.99"))
     assert rejected(path) == "DICOM pixels in 1.2.840.10008.1.2.4.99: pydicom has no decoder"
 
@@ -273,7 +273,7 @@ def test_12_bit_jpeg_needs_the_gpl_decoder(tmp_path, monkeypatch):
 
 
 def stored_words(signed: bool) -> dict[str, np.ndarray]:
-    """16-bit words that all hold the same 12 stored bits."""
+    """16-bit words with the same 12 stored bits."""
     values = RAMP.astype(int) - (2048 if signed else 0)
     bits = (values & 4095).astype(np.uint16)
     words = {"zeros above": bits, "overlay above": bits | (RAMP % 3 << 12).astype(np.uint16)}
@@ -305,7 +305,7 @@ def test_bits_above_the_stored_ones_are_cleared(tmp_path, signed, way):
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_overshoot_of_a_lossy_codestream_is_no_other_bit(tmp_path, signed):
-    """4,100 of 12 bits is white in JPEG 2000 with 16: cleared of its bit 12 it would be black."""
+    """4,100 of 12 bits is white in JPEG 2000 of 16 bits: without bit 12 it would be black."""
     kind, middle = (np.int16, 2048) if signed else (np.uint16, 0)
     lossy = np.clip(RAMP.astype(int) * 1.01, 0, 4130) - middle
     frame = encode_array(np.rint(lossy).astype(kind))
@@ -508,13 +508,13 @@ def test_a_modality_lut_of_any_depth(tmp_path):
 @pytest.mark.parametrize(
     ("tables", "reason"),
     [
-        (table(0, 12, R12[:1000], 4096), "a VOI LUT of 1000 entries that should have 4096"),
-        (table(0, 12, R12[:1000], 0), "a VOI LUT of 1000 entries that should have 65536"),
-        (table(0, 12, R12 * 0 + 7), "a VOI LUT of which every entry is 7"),
+        (table(0, 12, R12[:1000], 4096), "a VOI LUT of 1000 entries instead of 4096"),
+        (table(0, 12, R12[:1000], 0), "a VOI LUT of 1000 entries instead of 65536"),
+        (table(0, 12, R12 * 0 + 7), "every entry of the VOI LUT is 7"),
         (
             table(30000, 12, R12),
             "the file's own window or look-up table gives every pixel the value 0: "
-            "--config.ingest.display=quantile ignores it",
+            "set --config.ingest.display=quantile to ignore it",
         ),
     ],
 )
@@ -612,7 +612,7 @@ def test_elements_of_several_values_or_none(tmp_path, name):
         (
             {"WindowCenter": 9, "WindowWidth": 2},
             "the file's own window or look-up table gives every pixel the value 255: "
-            "--config.ingest.display=quantile ignores it",
+            "set --config.ingest.display=quantile to ignore it",
         ),
         ({"BitsStored": 20}, "DICOM pixels of 20 bits in words of 16, not 1 to 16 bit grey"),
         ({"PixelData": b""}, "broken or truncated: a DICOM file without PixelData"),

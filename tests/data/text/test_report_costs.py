@@ -1,4 +1,4 @@
-"""What a report costs: steps of the patterns, counted by a plain backtracking matcher."""
+"""The cost of reading a report: steps of the patterns, counted by a plain backtracking matcher."""
 
 import functools
 import random
@@ -11,27 +11,7 @@ from medsyn_jax.data.text import heads, reports
 
 _parser, _const = re._parser, re._constants  # pyright: ignore[reportAttributeAccessIssue]
 UNITS = [
-    *(
-        ",",
-        ".",
-        "-",
-        "_",
-        "(",
-        ")",
-        "[",
-        "]",
-        "{",
-        '"',
-        "'",
-        "5",
-        "#",
-        "*",
-        "@",
-        "<",
-        "/",
-        "=",
-        "?",
-    ),
+    *""",.-_()[]{"'5#*@</=?""",
     *("X", "x", "A", "a", "ﬁ", " ", "\t", "\n", "\r\n", "\n \n", "\n- ", ", ", ". ", " ,", " ,5"),
     *("5.", "_ ", "__/", "a.b", "[**", "[** x **", "[date", "[date ", "<PHI", "<PHI>", "</PHI>"),
     *("**NAME[", "X ", "XXXX-", "A. ", "A, ", "Ab ", "a-", "a's ", "1)", "1. A ", "1. \n", "Dr. "),
@@ -40,51 +20,46 @@ UNITS = [
     *("\nNARRATIVE: CHEST: ", "Abc:\n", "FINAL REPORT ", "WET READ: a\n____________\n", "Report: "),
     *("Please call ", "SUMMARY: a, ", "Dr A\n", "Exam #1: ", "FINDINGS Ab ", "** ", "[date. "),
     *("SUMMARY: 1\n", "end of ", "Jan 3 ", "I, A ", "I have reviewed ", "IMPRESSION: I agree "),
-    *(
-        "Signed by ",
-        "Reader, MD ",
-        "A Reader, ",
-        "this report ",
-        "3/4/2006 ",
-        "Read by ",
-        "images ",
-    ),
+    *("Signed by ", "Reader, MD ", "A Reader, ", "this report ", "3/4/2006 ", "Read by "),
+    "images ",
 ]
 
 
 def patterns() -> list[re.Pattern]:
-    """Every pattern of the modules that read reports."""
-    found = []
+    """Every pattern of the modules that read reports, alone or in a tuple."""
+    result = []
     for module in (heads, reports, prompts):
         for value in vars(module).values():
             for entry in value if isinstance(value, tuple) else (value,):
                 entry = entry[0] if isinstance(entry, tuple) and entry else entry
                 if isinstance(entry, re.Pattern):
-                    found.append(entry)
-    return found
+                    result.append(entry)
+    return result
 
 
 class Matcher:
-    """A backtracking matcher of a pattern's parse tree that counts its steps: as `re` does it, but
-    without the short cuts."""
+    """A backtracking matcher of a pattern's parse tree that counts its steps.
+
+    It works like `re`, without the short cuts.
+    """
 
     def __init__(self, pattern: re.Pattern, bound: int = 1000):
-        """bound: of repeats that have one, in place of a larger one: a constant either way."""
+        """bound: replaces any larger bound of a repeat; the cost stays linear either way."""
         self.pattern, self.steps, self.bound = pattern, 0, bound
         self.tree = _tree(pattern)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """As `[m.span() for m in pattern.finditer(text)]`, for matches that are not empty."""
-        found, start = [], 0
+        """The spans of `pattern.finditer(text)` without empty matches."""
+        result, start = [], 0
         while start <= len(text):
             end = next(self.run(self.tree, text, start, self.pattern.flags, {}), None)
             if end is not None and end > start:
-                found.append((start, end))
+                result.append((start, end))
             start = end if end is not None and end > start else start + 1
-        return found
+        return result
 
     def run(self, items, text, at, flags, groups):
-        """Yields the ends of the matches of a sequence of items at a place, in order."""
+        """Yield the ends of the matches of a sequence of items at a place, in order."""
         if not items:
             yield at
             return
@@ -102,7 +77,7 @@ class Matcher:
             for branch in value[1]:
                 first = branch[0] if len(branch) else (None, None)
                 if first[0] is c.LITERAL and not self.fits(first, text, at, flags):
-                    self.steps += 1  # most end here: a short cut
+                    self.steps += 1  # a short cut: most branches end here
                     continue
                 yield from self.run(list(branch), text, at, flags, groups)
         elif op is c.SUBPATTERN:
@@ -231,8 +206,7 @@ def _in_class(entry, cases: set[str]) -> bool:
 
 @pytest.mark.parametrize("pattern", patterns(), ids=lambda p: p.pattern[:30])
 def test_steps_grow_no_faster_than_the_text(pattern):
-    """The third part of a text costs as much as the second; 1.67 times that, were the cost the
-    square of the length."""
+    """The third part of a text costs as much as the second; at quadratic cost, 1.67 times that."""
     for unit in UNITS:
         first, second, third = (_steps(pattern, unit, parts) for parts in (1, 2, 3))
         assert third - second <= 1.25 * (second - first) + 100, unit
@@ -245,7 +219,7 @@ def _steps(pattern: re.Pattern, unit: str, parts: int, size: int = 36) -> int:
 
 
 @pytest.mark.parametrize("pattern", patterns(), ids=lambda p: p.pattern[:30])
-def test_the_counting_matcher_finds_what_re_finds(pattern):
+def test_the_counting_matcher_agrees_with_re(pattern):
     draw = random.Random(0)
     for _ in range(30):
         text = "\n" + "".join(draw.choice(UNITS) for _ in range(12))
@@ -280,14 +254,14 @@ def test_no_group_within_a_possessive_repeat():
         (r"(?m)^A[ \t]*[-.]?[ \t]*$", " "),
     ],
 )
-def test_the_count_tells_former_patterns_that_cost_the_square(former, unit):
+def test_the_count_exposes_former_patterns_of_quadratic_cost(former, unit):
     first, second, third = (_steps(re.compile(former), unit, n, 12) for n in (1, 2, 3))
     assert third - second > 1.5 * (second - first)
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_runs_of_anything_are_read(unit):
-    """Many times over: nothing is made up, nothing hangs."""
+def test_long_runs_of_any_unit_are_read(unit):
+    """Long runs of one unit: no text is invented and nothing hangs."""
     text = "INDICATION: a.\n" + unit * (30_000 // len(unit)) + " z"
     parts = reports.sections(text)
     assert all(parts.values())

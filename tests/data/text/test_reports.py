@@ -1,4 +1,4 @@
-"""Sections, sentences and clean-up on the wordings that MIMIC-CXR uses."""
+"""Sections, sentences and clean-up of reports in the wording of MIMIC-CXR and others."""
 
 import csv
 import random
@@ -6,7 +6,7 @@ import random
 import pytest
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data.text import reports
+from medsyn_jax.data.text import heads, reports
 
 CLASSIC = """\
                                  FINAL REPORT
@@ -78,12 +78,13 @@ CLASSIC, WET_READ, NO_HEADS, ADDENDUM = (
 )
 
 
-def found(text: str) -> dict[str, str]:
+def cut(text: str) -> dict[str, str]:
+    """The cleaned sections of a report."""
     return {name: reports.clean(body) for name, body in reports.sections(text).items()}
 
 
 def test_classic_report():
-    assert found(CLASSIC) == {
+    assert cut(CLASSIC) == {
         "examination": "CHEST (PA AND LAT)",
         "indication": "F with new onset ascites / eval for infection",
         "technique": "Chest PA and lateral",
@@ -96,7 +97,7 @@ def test_classic_report():
 
 
 def test_wet_read_ends_where_the_final_report_begins():
-    got = found(WET_READ)
+    got = cut(WET_READ)
     assert got["impression"] == (
         "AP chest compared to: Moderate pulmonary edema has worsened. Dr. was paged at 3:15 p.m."
     )
@@ -106,7 +107,7 @@ def test_wet_read_ends_where_the_final_report_begins():
 
 
 def test_addendum_recommendation_and_notification_are_no_impression():
-    got = found(ADDENDUM)
+    got = cut(ADDENDUM)
     assert got["impression"] == "Right upper lobe nodule. No pneumonia."
     assert got["findings"] == "A 6 mm nodule lies in the right upper lobe."
     assert got["addendum"] == "The nodule was discussed with Dr. by telephone."
@@ -115,7 +116,7 @@ def test_addendum_recommendation_and_notification_are_no_impression():
 
 
 def test_last_paragraphs_without_findings_and_impression():
-    got = found(NO_HEADS)
+    got = cut(NO_HEADS)
     assert got["indication"] == "Evaluation of the patient after surgery."
     assert got["last_paragraph"] == (
         "Portable AP radiograph of the chest was compared to. "
@@ -125,9 +126,9 @@ def test_last_paragraphs_without_findings_and_impression():
 
 def test_title_only_report():
     title = " FINAL REPORT\n CHEST RADIOGRAPH PERFORMED ON ___\n \n The lungs are clear.\n"
-    assert found(title)["last_paragraph"] == "The lungs are clear."
+    assert cut(title)["last_paragraph"] == "The lungs are clear."
     plain = " FINAL REPORT\n The lungs are clear.\n \n No effusion is seen.\n"
-    assert found(plain)["last_paragraph"] == "The lungs are clear. No effusion is seen."
+    assert cut(plain)["last_paragraph"] == "The lungs are clear. No effusion is seen."
 
 
 @pytest.mark.parametrize(
@@ -199,10 +200,18 @@ def test_title_only_report():
 )
 def test_head_lines(head, section):
     text = f" FINAL REPORT\n TYPE OF EXAMINATION: Chest.\n\n {head}\n Some words here.\n"
-    assert "Some words here." in found(text)[section]
+    assert "Some words here." in cut(text)[section]
     if not head.endswith("1.") and ":" in head:  # the head and its text on one line
         text = f" FINAL REPORT\n TYPE OF EXAMINATION: Chest.\n {head}  Some words here.\n"
-        assert "Some words here." in found(text)[section]
+        assert "Some words here." in cut(text)[section]
+
+
+def test_a_known_head_is_in_lower_case_and_of_one_kind():
+    tables = heads._DATA["sections"] | heads._DATA["other_kinds"]
+    known = [head for table in tables.values() for head in table]
+    assert len(set(known)) == len(known) == len(heads.SECTION_OF)
+    assert all(head == head.lower() for head in known)
+    assert heads._NEVER_INLINE.issubset(heads.SECTION_OF)
 
 
 UNKNOWN = "NOTE, COMMENT, HOSPITAL COURSE, MEDICATIONS, ALLERGIES, FOLLOW UP, QUALITY, LIMITATIONS"
@@ -211,7 +220,7 @@ UNKNOWN = "NOTE, COMMENT, HOSPITAL COURSE, MEDICATIONS, ALLERGIES, FOLLOW UP, QU
 @pytest.mark.parametrize("head", UNKNOWN.split(", "))
 def test_an_unknown_head_without_findings_and_impression(head):
     text = f"INDICATION: Fever.\n\n{head}: Supine film.\n\nThe lungs are clear."
-    assert found(text) == {
+    assert cut(text) == {
         "indication": "Fever.",
         "other": "Supine film.",
         "last_paragraph": "The lungs are clear.",
@@ -224,7 +233,7 @@ def test_an_unknown_head_without_findings_and_impression(head):
 
 
 def read(text: str, wanted: tuple[str, ...] = ("findings", "impression")) -> str:
-    got = found(text)
+    got = cut(text)
     return reports.select_text(got.get("findings", ""), got.get("impression", ""), text, wanted)
 
 
@@ -317,7 +326,7 @@ CONFIDENTIALITY NOTICE: Do not share."""
 
 
 @pytest.mark.parametrize("closing", CLOSINGS.splitlines())
-def test_what_closes_a_report_adds_nothing(closing):
+def test_a_closing_adds_no_text(closing):
     lines = f"FINDINGS: Big heart.\n\nIMPRESSION: Effusion.\n\n{closing}\n"
     others = (
         f"**Findings:** Big heart.\n\n## Impression\n\nEffusion.\n\n{closing}\n",
@@ -329,7 +338,7 @@ def test_what_closes_a_report_adds_nothing(closing):
     )
     for text in (lines, *others):
         assert read(text) == "Big heart. Effusion."
-        kept = {name: body for name, body in found(text).items() if name != "notification"}
+        kept = {name: body for name, body in cut(text).items() if name != "notification"}
         assert kept.keys() == {"findings", "impression"}
     bare = f"The heart is big. There is an effusion.\n\n{closing}\n"
     assert read(bare) == "The heart is big. There is an effusion."
@@ -391,10 +400,10 @@ def test_a_closing_in_flattened_text_needs_no_full_stop_before_it(closing):
         "End-stage emphysema.",
     ],
 )
-def test_what_only_looks_like_a_closing_stays(sentence):
+def test_a_sentence_that_looks_like_a_closing_stays(sentence):
     for gap in (" ", "\n"):
         text = f"IMPRESSION: Effusion.{gap}{sentence}{gap}No fracture."
-        assert found(text) == {"impression": f"Effusion. {sentence} No fracture."}
+        assert cut(text) == {"impression": f"Effusion. {sentence} No fracture."}
 
 
 def test_a_summary_is_an_impression_where_there_is_no_other():
@@ -402,41 +411,41 @@ def test_a_summary_is_an_impression_where_there_is_no_other():
     assert read("FINDINGS: Fluid.\nDIAGNOSIS: Pneumonia.") == "Fluid. Pneumonia."
     assert read("IMPRESSION: Normal.\nSUMMARY: 2-ABNORMAL, PREVIOUSLY REPORTED") == "Normal."
     assert read("IMPRESSION: None.\nSUMMARY: Small effusion.") == "Small effusion."
-    assert found("FINDINGS: Fluid.\nSUMMARY: 2-ABNORMAL") == {"findings": "Fluid."}
+    assert cut("FINDINGS: Fluid.\nSUMMARY: 2-ABNORMAL") == {"findings": "Fluid."}
 
 
 def test_a_fuller_section_is_kept_unless_the_other_is_final():
     long, short = "A nodule in the right upper lobe.", "As above."
-    assert found(f"IMPRESSION: {long}\nIMPRESSION: {short}") == {"impression": long}
-    assert found(f"IMPRESSION: {short}\nIMPRESSION: {long}") == {"impression": long}
+    assert cut(f"IMPRESSION: {long}\nIMPRESSION: {short}") == {"impression": long}
+    assert cut(f"IMPRESSION: {short}\nIMPRESSION: {long}") == {"impression": long}
     rule = "_" * 40
     for between in ("FINAL REPORT", f"{rule}\nFINAL REPORT", rule):
         wet = f"WET READ: Dr. A\nIMPRESSION: {long}\n{between}\nIMPRESSION: {short}"
-        assert found(wet)["impression"] == short
-    assert found(f"IMPRESSION: {long}\n{rule}\nIMPRESSION: {short}")["impression"] == long
+        assert cut(wet)["impression"] == short
+    assert cut(f"IMPRESSION: {long}\n{rule}\nIMPRESSION: {short}")["impression"] == long
 
 
 def test_an_attestation_before_the_text_is_left_out_alone():
     text = "IMPRESSION:\nI, A. Reader, have reviewed the images.\n\n1. Effusion.\n2. Edema."
-    assert found(text) == {"impression": "Effusion. Edema."}
+    assert cut(text) == {"impression": "Effusion. Edema."}
     assert read("ACCESSION NUMBER: 12\n\nThe lungs are clear. No effusion.").startswith("The lungs")
 
 
 @pytest.mark.parametrize("empty", ["None.", "nan", "N/A", "NaN", "none", "Not available."])
 def test_a_section_of_nothing_is_empty(empty):
     text = f"Findings: {empty} Impression: Small effusion, unchanged."
-    assert found(text) == {"impression": "Small effusion, unchanged."}
+    assert cut(text) == {"impression": "Small effusion, unchanged."}
     assert read(f"FINDINGS: {empty}\nIMPRESSION: {empty}") == ""
-    assert found("COMPARISON: None.") == {"comparison": "None."}
+    assert cut("COMPARISON: None.") == {"comparison": "None."}
 
 
 def test_titles_with_a_date_open_no_findings():
     for day in ("3/4/2006", "03/04/2006 10:11 AM", "March 4, 2006", "4-MAR-2006 1422 hours", "___"):
         for title in ("RADIOGRAPHIC EXAMINATION OF THE CHEST", "CHEST 1 VIEW", "NARRATIVE"):
             text = f"{title}: {day}\n\nHISTORY: Cough.\n\nIMPRESSION: Normal."
-            assert found(text) == {"history": "Cough.", "impression": "Normal."}
-            assert found(f"NARRATIVE: {text}") == {"history": "Cough.", "impression": "Normal."}
-        assert found(f"CHEST 1 VIEW: {day}\n\nThe lungs are clear.") == {
+            assert cut(text) == {"history": "Cough.", "impression": "Normal."}
+            assert cut(f"NARRATIVE: {text}") == {"history": "Cough.", "impression": "Normal."}
+        assert cut(f"CHEST 1 VIEW: {day}\n\nThe lungs are clear.") == {
             "findings": "The lungs are clear."
         }
 
@@ -444,19 +453,19 @@ def test_titles_with_a_date_open_no_findings():
 def test_heads_of_the_uk_and_of_chexpert_plus():
     uk = "Clinical notes: Cough.\nReport: The heart is small.\nConclusion: Pneumonia."
     parts = {"history": "Cough.", "findings": "The heart is small.", "impression": "Pneumonia."}
-    assert found(uk) == found(uk.replace("\n", " ")) == parts
-    assert found("NARRATIVE:\nClear lungs.\n\nIMPRESSION:\nNormal.") == {
+    assert cut(uk) == cut(uk.replace("\n", " ")) == parts
+    assert cut("NARRATIVE:\nClear lungs.\n\nIMPRESSION:\nNormal.") == {
         "findings": "Clear lungs.",
         "impression": "Normal.",
     }
-    assert "impression" not in found("FINDINGS: Clear. Clinical Impression: cough.")
+    assert "impression" not in cut("FINDINGS: Clear. Clinical Impression: cough.")
 
 
 def test_heads_in_flattened_text():
     flat = " ".join(CLASSIC.split())
-    assert found(flat) == found(CLASSIC)
+    assert cut(flat) == cut(CLASSIC)
     mixed = "Comparison: None. Findings: The lungs are clear. Impression: No acute disease."
-    assert found(mixed) == {
+    assert cut(mixed) == {
         "comparison": "None.",
         "findings": "The lungs are clear.",
         "impression": "No acute disease.",
@@ -467,42 +476,42 @@ def test_organ_heads_belong_to_the_findings():
     listed = (
         "FINDINGS:\n LUNGS: Clear.\n HEART: Normal size.\n AP CHEST: fine.\n IMPRESSION: Normal."
     )
-    assert found(listed)["findings"] == "LUNGS: Clear. HEART: Normal size. AP CHEST: fine."
+    assert cut(listed)["findings"] == "LUNGS: Clear. HEART: Normal size. AP CHEST: fine."
     bare = " INDICATION: Cough.\n LUNGS: Clear.\n HEART: Normal size.\n IMPRESSION: Normal."
-    assert found(bare)["findings"] == "LUNGS: Clear. HEART: Normal size."
-    assert found(bare)["indication"] == "Cough."
+    assert cut(bare)["findings"] == "LUNGS: Clear. HEART: Normal size."
+    assert cut(bare)["indication"] == "Cough."
 
 
 def test_words_with_colons_are_no_heads():
     text = "FINDINGS: As follows: no effusion. Note: apices are cut off.\n At 10:30 it was: fine."
-    assert list(found(text)) == ["findings"]
-    assert found(text)["findings"].endswith("At 10:30 it was: fine.")
+    assert list(cut(text)) == ["findings"]
+    assert cut(text)["findings"].endswith("At 10:30 it was: fine.")
 
 
 def test_a_head_in_capitals_needs_no_colon_and_swallows_no_sentence():
     parts = {"findings": "The lungs are clear.", "impression": "No edema."}
     for gap in ("\n", " "):
-        assert found(f"FINDINGS The lungs are clear.{gap}IMPRESSION No edema.") == parts
+        assert cut(f"FINDINGS The lungs are clear.{gap}IMPRESSION No edema.") == parts
     text = "FINDINGS: HEART NORMAL.\nLUNGS CLEAR. IMPRESSION: NORMAL."
-    assert found(text) == {"findings": "HEART NORMAL. LUNGS CLEAR.", "impression": "NORMAL."}
+    assert cut(text) == {"findings": "HEART NORMAL. LUNGS CLEAR.", "impression": "NORMAL."}
     text = "CLINICAL IMPRESSION: fluid on the right. FINDINGS: Clear. IMPRESSION: Normal."
     assert read(text) == "Clear. Normal."
-    assert found("FINDINGS: Clear.\nDIAGNOSIS: T12 fracture.")["impression"] == "T12 fracture."
+    assert cut("FINDINGS: Clear.\nDIAGNOSIS: T12 fracture.")["impression"] == "T12 fracture."
 
 
 def test_a_wrapped_line_is_no_head():
     text = (
         "FINDINGS: There are several\n findings: a nodule and\n comparison: none.\n impression: x"
     )
-    assert found(text)["findings"].endswith("several findings: a nodule and comparison: none.")
-    assert found(text)["impression"] == "x"
+    assert cut(text)["findings"].endswith("several findings: a nodule and comparison: none.")
+    assert cut(text)["impression"] == "x"
 
 
 def test_repeated_and_empty_sections():
     text = "IMPRESSION: Preliminary.\nIMPRESSION: Definite words.\nFINDINGS:\nFINDINGS: ___\n"
-    assert found(text) == {"impression": "Definite words."}
+    assert cut(text) == {"impression": "Definite words."}
     title = "CHEST, PA AND LATERAL: \n\n INDICATION: Cough.\n\n FINDINGS: Clear lungs."
-    assert found(title) == {"indication": "Cough.", "findings": "Clear lungs."}
+    assert cut(title) == {"indication": "Cough.", "findings": "Clear lungs."}
 
 
 @pytest.mark.parametrize(
@@ -646,7 +655,7 @@ def test_real_notes(shared_data):
         parts = reports.sentences(note)
         assert " ".join(parts) == cleaned
         assert all(len(part) < 700 for part in parts)
-        got = found(note)
+        got = cut(note)
         text = reports.select_text(
             got.get("findings", ""), got.get("impression", ""), note, ("findings", "impression")
         )

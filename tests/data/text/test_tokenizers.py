@@ -95,7 +95,7 @@ def test_no_tokenizer_is_made_up_for_a_folder_of_weights(kind, tmp_path):
 
 @pytest.mark.parametrize("template", [None, "$A [SEP]", "[CLS] $A"])
 def test_a_tokenizer_that_does_not_mark_both_ends_is_refused(template, trained, tmp_path):
-    """Of such a text the first word would be taken for [CLS], or the last one for [SEP]."""
+    """Otherwise the first word would be read as [CLS], or the last word as [SEP]."""
     file = json.loads((trained.folder / "tokenizer.json").read_text()) | {"post_processor": None}
     (tmp_path / "tokenizer.json").write_text(json.dumps(file))
     if template:
@@ -142,8 +142,8 @@ def test_words_are_numbered_by_their_pieces(trained):
     assert (words[0, count:] == -1).all()
     assert words[1].tolist() == [0, 1] + [-1] * 10
     assert words[2, [0, 1, 9, 10]].tolist() == [0, 1, 9, 10]
-    for found, expected in zip((ids, mask), trained.encode(texts, 12), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for got, expected in zip((ids, mask), trained.encode(texts, 12), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 CUSTOM = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
@@ -163,7 +163,7 @@ CUSTOM = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "
     ],
 )
 def test_the_code_of_a_folder_is_never_run(files, settings, model, trained, tmp_path, monkeypatch):
-    """Nor does anyone ask whether to: CXR-BERT's folder names a class of its own."""
+    """The user is not asked either; the folder of CXR-BERT names a class of its own."""
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     shutil.copy(trained.folder / files, tmp_path)
     ran = tmp_path / "ran"
