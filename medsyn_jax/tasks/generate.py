@@ -332,7 +332,7 @@ def _write_part(
             }
             for picture, png, attempt in zip(part.items, packed, attempts, strict=True)
         )
-        writer.write_shard(to / part.name, part.split, records, plan.label_names)
+        writer.write_shard(to / part.name, records, plan.label_names)
 
 
 def _write_results(workdir: Path, to: Path) -> None:

@@ -1,4 +1,4 @@
-"""The shards of a run: made by the first process where they are not there, and found by all."""
+"""The shards of a run: the first process makes those that are missing, all processes read them."""
 
 import json
 import os
@@ -25,8 +25,9 @@ def prepare(source: str, ingest: Any, root: Path, name: str = "source") -> Path:
     shards alone. name: tells the sources of a run apart. Raises UserError as `resolve.prepare`, on
     the first process.
     """
-    found = str(resolve.prepare(source, ingest, root)) if jax.process_index() == 0 else ""
-    return Path(meshes.from_first(found, name))
+    first = jax.process_index() == 0
+    directory = str(resolve.prepare(source, ingest, root)) if first else ""
+    return Path(meshes.from_first(directory, name))
 
 
 def file(field: str, source: str) -> dict[str, str]:
@@ -66,16 +67,20 @@ def tokenizer(
     return own
 
 
-def check_leaks(named: Sequence[tuple[str, loader.Source]], held: Sequence[loader.Source]) -> None:
-    """Raises UserError for a training source, by its name, of a subject that the first source holds
-    out, under whatever split."""
-    subjects = {s for source in held for s in source.subjects()} if len(named) > 1 else set()
-    for name, source in named[1:]:
+def check_leaks(
+    training: Sequence[tuple[str, loader.Source]], held_out: Sequence[loader.Source]
+) -> None:
+    """Raises UserError for a training source, by its name, with a subject that the first source
+    holds out, under whatever split."""
+    if len(training) == 1:
+        return
+    subjects = {subject for source in held_out for subject in source.subjects()}
+    for name, source in training[1:]:
         both = sorted(subjects.intersection(source.subjects()))
         if both:
             raise UserError(
                 f"config.data.sources: {name} trains on {len(both)} subjects, such as {both[0]}, "
-                f"that {named[0][0]} holds out for validation or test: ingest it with the same "
+                f"that {training[0][0]} holds out for validation or test: ingest it with the same "
                 "splits"
             )
 
@@ -95,5 +100,5 @@ def say_losses(name: str, source: loader.Source, most: int = 2000) -> None:
     shares = {f"hold {unknown}": unknowns.any(1).mean()}
     if not source.random_sentence:
         shares |= {f"are cut at {length} tokens": mask[:, -1].mean()}
-    if told := [f"{share:.0%} {what}" for what, share in shares.items() if share > 0.05]:
-        log.say(f"{name}: of {len(texts)} training texts {' and '.join(told)}")
+    if large := [f"{share:.0%} {what}" for what, share in shares.items() if share > 0.05]:
+        log.say(f"{name}: of {len(texts)} training texts {' and '.join(large)}")

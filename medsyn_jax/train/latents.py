@@ -26,7 +26,7 @@ from medsyn_jax.data.store.build import Part, Plan
 BATCH = 8  # images a device
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Row:
     """A record of the set that is copied."""
 
@@ -78,8 +78,8 @@ def precompute(
         title = f"latents of {escape(folder.name)}, shards"
         quiet = jax.process_index() > 0 or not log.console.is_terminal
         for part in track(todo, title, console=log.console, disable=quiet):
-            made = _examples(part.items, lambda x: run(params, x), mesh.size * BATCH, size)
-            writer.write_shard(to / part.name, part.split, made, plan.label_names)
+            records = _records(part.items, lambda x: run(params, x), mesh.size * BATCH, size)
+            writer.write_shard(to / part.name, records, plan.label_names)
 
     build.write(to, plan, make, jax.process_index(), jax.process_count(), meshes.wait_for_all)
     return to
@@ -98,7 +98,7 @@ def _parts(folder: Path, info: dict[str, Any]) -> list[Part]:
     return parts
 
 
-def _examples(
+def _records(
     rows: Sequence[Row],
     encode: Callable[[np.ndarray], jax.Array],
     batch: int,
@@ -108,8 +108,8 @@ def _examples(
         records = [row.records[row.index] for row in rows[start : start + batch]]
         pixels = [r["image"] for r in records]
         fits = [x if x.shape == (size, size) else decode.square(x, size) for x in pixels]
-        found = np.asarray(encode(np.resize(np.stack(fits), (batch, size, size))), np.float16)
-        for record, latents in zip(records, found, strict=False):
+        moments = np.asarray(encode(np.resize(np.stack(fits), (batch, size, size))), np.float16)
+        for record, latents in zip(records, moments, strict=False):
             packed = {
                 name: decode.encode_png(value) if schema.is_image(name) else value
                 for name, value in record.items()

@@ -59,7 +59,7 @@ def write_set(
     def make(todo: Sequence[build.Part]) -> None:
         for part in todo:
             path = directory / part.name
-            written.append(writer.write_shard(path, part.split, records[part.split], label_names))
+            written.append(writer.write_shard(path, records[part.split], label_names))
 
     build.write(directory, build.Plan(parts, label_names, "made", {}, str(directory), "-"), make)
     return written

@@ -87,6 +87,8 @@ def check_latents(folder, found):
     records = shards.open_split(folder, "valid")
     record = records[len(records) - 1]
     assert record["report"]
+    assert records.subjects() == [records[i]["subject"] for i in range(len(records))]
+    assert (folder / "splits" / "valid.subjects.txt").exists()
     assert record["mask_lungs"].shape == (32, 32)
     part = found.parts["vae"]
     model = part.make(nnx.Rngs(0))

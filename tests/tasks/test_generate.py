@@ -148,6 +148,11 @@ def test_what_was_cut_off_is_completed_and_equal(folder, table, tmp_path, drawn,
     main.run(config, tmp_path / "whole")
     whole = tmp_path / "whole" / "shards"
     made = records(whole)
+    subjects = [
+        s for n in ("train", "valid", "test") for s in shards.open_split(whole, n).subjects()
+    ]
+    assert subjects == [r["subject"] for r in made]
+    assert (whole / "splits" / "train.subjects.txt").exists()
     assert [r["key"] for r in made] == [f"k{i}#{k}" for i in range(30) for k in range(3)]
     assert [r["seed"] for r in made] == [f"0/{i}" for i in range(90)]
     assert len({r["image"].tobytes() for r in made}) == 90

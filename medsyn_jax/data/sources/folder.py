@@ -57,7 +57,7 @@ def list_items(config: Any) -> Listing:
     Raises:
       UserError: no such folder, no image in a class folder, a broken expression, several sets.
     """
-    root, expression = Path(config.path), config.folder.subject
+    root, expression = Path(config.path), config.get("folder", {}).get("subject", "")
     try:
         pattern = re.compile(expression) if expression else None
     except (re.error, OverflowError, RecursionError) as error:

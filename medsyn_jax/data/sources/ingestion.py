@@ -161,7 +161,7 @@ class Worker:
         left_out: list[tuple[str, str]] = []
         records = self._records(path, part, texts, rejects, left_out)
         try:
-            writer.write_shard(path, part.split, records, self.label_names, rejects, left_out)
+            writer.write_shard(path, records, self.label_names, rejects, left_out)
         except Stopped:
             return rejects, None
         return rejects, texts

@@ -50,7 +50,7 @@ def list_items(config: Any) -> Listing:
     keys = [item.key for item in listing.items]
     suffixes = (".jpg", ".png", ".dcm")
     images, suffix = _find_files(keys, (root / "files", root), suffixes, "image", "path")
-    folder = config.mimic_cxr.reports or root
+    folder = config.get("mimic_cxr", {}).get("reports") or root
     reports = find_reports([study_of(key) for key in keys], folder, "mimic_cxr.reports")
     items = [
         dataclasses.replace(

@@ -28,9 +28,9 @@ class Texts:
 
     def count(self, record: Mapping[str, Any], sections: Sequence[str]) -> None:
         """Counts one record."""
-        texts = (record[name] for name in ("findings", "impression", "report"))
-        text = reports.select_text(*texts, tuple(sections))
-        self.marked += reports.has_marks(record["report"])
+        findings, impression, report = (record[n] for n in ("findings", "impression", "report"))
+        text = reports.select_text(findings, impression, report, tuple(sections))
+        self.marked += reports.has_marks(report)
         if not text:
             return
         name = text

@@ -31,20 +31,22 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The records of one shard, before they are made."""
+    """The items of one shard."""
 
-    name: str  # of the shard file
+    name: str  # of the file
     split: str
     items: Sequence[Any]  # each with a `key` and a `subject`
 
     def finished(self, directory: Path) -> Shard | None:
         """The shard in `directory`; None when it is missing, not whole, or not of these items."""
         shard = writer.finished(directory / self.name)
-        if shard is None:
+        if shard is None or shard.split != self.split:
             return None
-        keys, dropped = [i.key for i in self.items], [k for k, _ in shard.rejects + shard.left_out]
-        same = sorted(shard.keys + dropped) == sorted(keys) and shard.split == self.split
-        return shard if same and shard.keys == [k for k in keys if k not in {*dropped}] else None
+        dropped = dict(shard.rejects + shard.left_out)
+        keys = [item.key for item in self.items]
+        kept = [key for key in keys if key not in dropped]
+        count = len(shard.rejects) + len(shard.left_out)
+        return shard if shard.keys == kept and len(kept) + count == len(keys) else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -269,8 +269,10 @@ class Records:
 
 def text(features: Mapping[str, Any], sections: Sequence[str]) -> str:
     """What a model reads of a stored record: its `sections`, or the whole report without them."""
-    names = ("findings", "impression", "report")
-    return reports.select_text(*(value(features, name) for name in names), tuple(sections))
+    findings, impression, report = (
+        value(features, name) for name in ("findings", "impression", "report")
+    )
+    return reports.select_text(findings, impression, report, tuple(sections))
 
 
 def open_split(directory: Path | str, split: str) -> Records:

@@ -54,47 +54,45 @@ def assign(
             in two splits.
     """
     weights = _weights(shares)
-    given = [(key, subject, _canonical(split, key)) for key, subject, split in records if split]
-    if given and len(given) < len(records):
+    placed = [(key, subject, _canonical(split, key)) for key, subject, split in records if split]
+    if placed and len(placed) < len(records):
         key = next(key for key, _, split in records if not split)
         raise UserError(
-            f"split: record {shortened(key)} has none while {len(given)} others have one: "
+            f"split: record {shortened(key)} has none while {len(placed)} others have one: "
             "fill the column for every record, or for none"
         )
-    if not given:
+    if not placed:
         bounds = np.cumsum(list(weights.values()))[:2]
-        names = {
-            s: SPLITS[int(np.searchsorted(bounds, unit(seed, s), "right"))] for _, s, _ in records
-        }
-        return {key: names[subject] for key, subject, _ in records}
-    check_leaks(given)
-    missing = [name for name in ("test", "valid") if name not in {split for *_, split in given}]
+        subjects = {subject for _, subject, _ in records}
+        drawn = {s: SPLITS[int(np.searchsorted(bounds, unit(seed, s), "right"))] for s in subjects}
+        return {key: drawn[subject] for key, subject, _ in records}
+    check_leaks(placed)
+    missing = [name for name in ("test", "valid") if name not in {split for *_, split in placed}]
     while missing:
         pool = sum(weights[name] for name in ("train", *missing))
         name = missing.pop(0)
         share = weights[name] / max(pool, 1e-9)
-        given = [
+        placed = [
             (key, s, name if split == "train" and unit(seed, f"{name}/{s}") < share else split)
-            for key, s, split in given
+            for key, s, split in placed
         ]
-    return {key: split for key, _, split in given}
+    return {key: split for key, _, split in placed}
 
 
 def remarks(records: Sequence[tuple[str, str, str | None]], homes: Mapping[str, str]) -> list[str]:
     """Lines for the user on what `assign` made of `records`: splits drawn although the source
     brings others, and empty ones. homes: key -> split."""
-    given = {split_name(split) for *_, split in records if split}
+    source = {split_name(split) for *_, split in records if split}
     lines = []
     for name in SPLITS:
         subjects = [subject for key, subject, _ in records if homes[key] == name]
-        if subjects and given and name not in given:
+        if subjects and source and name not in source:
             lines.append(
                 f"the source has no {name} split: {len(set(subjects))} subjects of train with "
                 f"{len(subjects)} records were drawn for it"
             )
-    empty = ", ".join(name for name in SPLITS if name not in homes.values())
-    if empty:
-        fixed = given and "train" not in given
+    if empty := ", ".join(name for name in SPLITS if name not in homes.values()):
+        fixed = source and "train" not in source
         lines.append(
             f"no record is in {empty}: training needs train, early stopping valid, figures test: "
             + ("add records to the source" if fixed else "add subjects, or change split_shares")
@@ -153,10 +151,14 @@ def subjects_path(directory: Path, split: str) -> Path:
 
 def write_keys(path: Path, keys: Sequence[str]) -> str:
     """Writes one key a line, all or nothing, and returns the sha256 of the file."""
-    text = "".join(f"{key}\n" for key in keys).encode()
+    text = _lines(keys)
     with replaced(path) as temporary:
         temporary.write_bytes(text)
     return hashlib.sha256(text).hexdigest()
+
+
+def _lines(texts: Sequence[str]) -> bytes:
+    return "".join(f"{text}\n" for text in texts).encode()
 
 
 def read_keys(path: Path, sha256: str | None = None) -> list[str]:
@@ -190,9 +192,8 @@ def read_subjects(path: Path, sha256: str) -> list[str]:
 
 def write_fraction(path: Path, keys: Sequence[str]) -> None:
     """Writes a label fraction, and its hash for `sha256sum -c` beside it in <name>.sha256."""
-    text = "".join(f"{key}\n" for key in keys).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(text).hexdigest()
+    digest = hashlib.sha256(_lines(keys)).hexdigest()
     # The hash comes first: whatever a kill leaves, there is no list without its hash.
     path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
     write_keys(path, keys)
@@ -222,13 +223,13 @@ def read_fraction(path: Path, places: Mapping[str, int]) -> list[int]:
         ) from None
     keys = read_keys(path, (recorded or [""])[0])
     strange = [key for key in keys if key not in places]
-    if strange or len(set(keys)) < max(len(keys), 1):
-        what = "holds no key, or one twice"
-        if strange:
-            some = f"{len(strange)} of its {len(keys)} keys, such as {strange[0]}"
-            what = f"{some}, are not in the train split of this data set"
+    fault = "" if keys and len(set(keys)) == len(keys) else "holds no key, or one twice"
+    if strange:
+        some = f"{len(strange)} of its {len(keys)} keys, such as {strange[0]}"
+        fault = f"{some}, are not in the train split of this data set"
+    if fault:
         raise UserError(
-            f"split file: {path}: {what}: take one that was drawn from this data set, or move it "
+            f"split file: {path}: {fault}: take one that was drawn from this data set, or move it "
             "away to have it drawn"
         )
     return [places[key] for key in keys]
@@ -264,11 +265,11 @@ def _weights(shares: Sequence[float]) -> dict[str, float]:
 
 
 def _single_label(labels: np.ndarray | None, count: int) -> np.ndarray:
-    if labels is None:
-        return np.zeros(count, int)
-    if labels.ndim == 1:
+    """int[n] classes; all 0 where labels play no part."""
+    if labels is not None and labels.ndim == 1:
         return labels
-    positive = labels == 1
-    if labels.shape[1] > 1 and np.all(positive.sum(axis=1) == 1):
-        return positive.argmax(axis=1)
+    if labels is not None and labels.shape[1] > 1:
+        positive = labels == 1
+        if np.all(positive.sum(axis=1) == 1):
+            return positive.argmax(axis=1)
     return np.zeros(count, int)

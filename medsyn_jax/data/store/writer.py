@@ -36,7 +36,6 @@ class Shard:
 
 def write_shard(
     path: Path,
-    split: str,
     records: Iterable[Mapping[str, Any]],
     label_names: Sequence[str],
     rejects: Sequence[tuple[str, str]] = (),
@@ -46,7 +45,6 @@ def write_shard(
 
     Args:
         path: the final name.
-        split: of the records.
         records: of the schema, images as PNG bytes.
         label_names: one for each entry of `labels`.
         rejects: (key, reason) of records that could not be used,
@@ -71,7 +69,7 @@ def write_shard(
                 with contextlib.suppress(RuntimeError):  # the first error is the one to report
                     writer.close()
         size = temporary.stat().st_size
-        lists = list(rejects), list(left_out)
+        split, lists = shards.split_of(path.name), (list(rejects), list(left_out))
         shard = Shard(path.name, split, keys, *lists, optional, payload, size)
         write_text(_note(path), json.dumps(dataclasses.asdict(shard)))
     return shard

@@ -1,11 +1,15 @@
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from configs.ingest import get_config
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data.sources import ingestion, resolve
+from medsyn_jax.data.sources import ingestion, plan, records, resolve
 from medsyn_jax.data.store import shards
+from medsyn_jax.data.store.items import NOT_FRONTAL, Item, Listing
 from medsyn_jax.train import corpus
 
 
@@ -86,3 +90,36 @@ def test_a_table_without_named_labels_is_refused_before_it_is_ingested(make_pair
         resolve.check_labels(config.path, config)
     resolve.check_labels("phantom", config)
     resolve.check_labels(str(tmp_path), config)
+
+
+def test_a_new_source_is_one_module_that_any_run_can_name(tmp_path, monkeypatch):
+    """As chest radiographs with boxes and a published split come: no reports, no settings."""
+
+    def list_items(config):
+        root, splits = Path(config.path), ("train", "valid", "test")
+        items = [
+            Item(path.name, path.stem, split, str(path), labels=(1,), boxes=(("Mass", 1, 2, 9, 9),))
+            for path, split in zip(sorted(root.glob("*.png")), splits, strict=True)
+        ]
+        return Listing(items, ("Mass",), dropped={NOT_FRONTAL: 1})
+
+    source = SimpleNamespace(list_items=list_items, make=records.make)
+    monkeypatch.setitem(plan.SOURCES, "tiny", source)
+    (tmp_path / "tiny").mkdir()
+    for name in "abc":
+        pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+        Image.fromarray(pixels).save(tmp_path / "tiny" / f"{name}.png")
+    config = get_config("smoke").ingest
+    config.source, config.size = "tiny", 8
+    directory = resolve.prepare(str(tmp_path / "tiny"), config, tmp_path / "data")
+    assert directory.name.startswith("tiny-")
+    assert shards.describe(directory)["left_out"] == {NOT_FRONTAL: 1}
+    test = shards.open_split(directory, "test")
+    assert (test.keys, test.subjects()) == (["c.png"], ["c"])
+    record = test[0]
+    assert (record["report"], record["labels"].tolist()) == ("", [1])
+    np.testing.assert_array_equal(record["boxes"][0]["bbox"], [0.5, 1, 4.5, 4.5])
+    assert resolve.prepare(str(tmp_path / "tiny"), config, tmp_path / "data") == directory
+    config.source = "phantom"
+    with pytest.raises(UserError, match="tiny: holds no data set"):
+        resolve.prepare(str(tmp_path / "tiny"), config, tmp_path / "data")

@@ -71,7 +71,7 @@ def test_masks_and_boxes_come_back(tmp_path):
     assert data[1]["boxes"] == []
     unlike = {k: v for k, v in example.items() if k != "boxes"}
     with pytest.raises(ValueError, match="those before have"):
-        writer.write_shard(tmp_path / "y", "train", [example, unlike], names)
+        writer.write_shard(tmp_path / "y", [example, unlike], names)
     assert not (tmp_path / "y").exists()
 
 
