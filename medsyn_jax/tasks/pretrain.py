@@ -24,14 +24,15 @@ from medsyn_jax.models.towers import Embeddings
 from medsyn_jax.models.weights import convert
 from medsyn_jax.objectives import gloria, mgca
 from medsyn_jax.objectives.contrastive import contrastive_loss, normalize
-from medsyn_jax.train import corpus, loop, recipe
+from medsyn_jax.train import architecture, corpus, loop, recipe
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
 from medsyn_jax.train.checkpoint import Checkpoints
 from medsyn_jax.train.state import State
 
-# What may differ between two starts of one run: where it computes, not what.
-FREE = ("mesh.", "data.threads", "ingest.workers", "train.log_every")
+# What may differ between two starts of one run: where it computes, not what. `text.pooler` is a
+# setting of earlier versions, for weights that nothing read.
+FREE = ("mesh.", "data.threads", "ingest.workers", "train.log_every", "text.pooler")
 
 
 def _convirt(e: Embeddings, mesh: Mesh | None, **settings: Any) -> tuple:
@@ -214,7 +215,7 @@ def _check(config: Any) -> None:
             f"{'needs' if method.local else 'has no'} local heads and "
             f"{'needs' if method.prototypes else 'has no'} prototypes"
         )
-    towers.check(*(config[part].to_dict() for part in ("image", "text", "heads")))
+    architecture.check(config)
     seen = config.image.upsample or config.augment.size
     if config.image.kind == "vit" and config.image.size != seen:
         raise UserError(
