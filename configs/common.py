@@ -101,7 +101,6 @@ def bert(width: int, layers: int, heads: int, max_length: int, dropout: float) -
             "mlp_width": 4 * width,
             "max_length": max_length,
             "types": 2,
-            "pooler": False,
             "dropout": dropout,
             "eps": 1e-12,
             "remat": False,

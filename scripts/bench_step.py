@@ -29,7 +29,7 @@ from flax import nnx
 from transformers import BertConfig, BertModel
 
 from medsyn_jax.models.bert import Bert
-from medsyn_jax.models.resnet import resnet50
+from medsyn_jax.models.resnet import ResNet
 from scripts import torch_methods
 from scripts.programs import (
     METHODS,
@@ -69,7 +69,7 @@ def resnet_pair(args: argparse.Namespace) -> tuple[Callable, Callable]:
     theirs = torch_methods.step_of(
         module, lambda m, x, p: (m(x)[2] * p).mean(), (nchw, torch.from_numpy(probe)), args.bf16
     )
-    model = resnet50(dtype=args.dtype, rngs=nnx.Rngs(0))
+    model = ResNet((3, 4, 6, 3), dtype=args.dtype, rngs=nnx.Rngs(0))
     batch = {"image": jnp.asarray(images), "probe": jnp.asarray(probe)}
     ours = our_step(model, lambda m, b, _: (m(b["image"], True).pooled * b["probe"]).mean(), batch)
     return lambda: theirs, lambda: ours

@@ -182,7 +182,7 @@ _TOWERS: dict[str, dict[str, Any]] = {
     "hf_vit": {"kind": "vit", "size": 8, "patch": 4, "width": 4, "layers": 2, "heads": 2}
     | {"mlp_width": 4, "channels": 1, "eps": 1e-6, "remat": False},
     "hf_bert": {"width": 4, "layers": 2, "heads": 2, "mlp_width": 4, "max_length": 8, "types": 2}
-    | {"pooler": False, "dropout": 0.0, "eps": 1e-12, "remat": False},
+    | {"dropout": 0.0, "eps": 1e-12, "remat": False},
 }
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "U64": 64, "U32": 32}
 _BITS |= {"I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "C64": 64, "F4": 4, "F6_E2M3": 6}

@@ -1,6 +1,6 @@
-"""Scaled dot-product attention, by the fastest of several programs on each platform.
+"""Scaled dot-product attention by the fastest program of each platform.
 
-The values and gradients are the same: docs/performance.md has the measurements,
+Values and gradients are the same: docs/performance.md has the measurements,
 tests/models/test_attention.py the comparisons.
 """
 
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from medsyn_jax.core import pallas
 
-_QUERIES = 512  # that are worked on at a time
+_QUERIES = 512  # in one block
 
 
 def attention(
@@ -29,12 +29,12 @@ def attention(
 ) -> Float[Array, "b t n d"]:
     """Scaled dot-product attention of n heads; if `causal`, to positions s <= t only.
 
-    The softmax is taken in float32. On NVIDIA GPUs it is cuDNN's flash attention where that exists
-    (16-bit floats, at most 128 dimensions a head, a multiple of 8). Of 1,024 positions and more, in
-    multiples of 512, it is Pallas' flash attention on TPU, if `core.pallas` trusts it, and on CPU
-    goes through the heads and through 512 queries at a time, so that the weights stay in the cache.
-    Else it is XLA's; so is a TPU program that XLA shards by itself, because it cannot cut a Pallas
-    kernel in parts: map the program over the devices (`jax.shard_map`), as generation does.
+    The softmax is float32. NVIDIA GPUs run cuDNN's flash attention where that exists (16-bit
+    floats, at most 128 dimensions a head, a multiple of 8). From 1,024 positions on, in multiples
+    of 512, TPUs run Pallas' flash attention, if `core.pallas` trusts it, and CPUs compute one head
+    and 512 queries at a time, so that the weights stay in the cache. All else is XLA's attention,
+    and so is a TPU program that XLA shards by itself, because XLA cannot cut a Pallas kernel into
+    parts: map the program over the devices (`jax.shard_map`), as generation does.
     """
     t, s, dims = query.shape[1], key.shape[1], query.shape[-1]
     plain = functools.partial(_attention, causal=causal, implementation="xla")
@@ -54,7 +54,7 @@ def attention(
 
 @functools.cache
 def _cudnn_loads() -> bool:
-    """Whether JAX has a cuDNN to call, as it may also where a GPU's program is only planned."""
+    """Whether JAX has cuDNN, which it may have even where a GPU program is only compiled."""
     x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
     try:
         jax.eval_shape(functools.partial(_attention_by_cudnn, causal=False), x, x, x)
@@ -64,14 +64,14 @@ def _cudnn_loads() -> bool:
 
 
 def _attention(query: Array, key: Array, value: Array, causal: bool, implementation: Any) -> Array:
-    with jax.numpy_dtype_promotion("standard"):  # it promotes 16-bit logits to float32 by itself
+    with jax.numpy_dtype_promotion("standard"):  # JAX promotes 16-bit logits to float32
         return jax.nn.dot_product_attention(
             query, key, value, is_causal=causal, implementation=implementation
         )
 
 
 def _attention_by_cudnn(query: Array, key: Array, value: Array, causal: bool) -> Array:
-    """JAX refuses the gradient for odd numbers of positions (77 tokens of a prompt): XLA's then."""
+    """cuDNN's attention, with XLA's gradient for odd numbers of positions, which JAX refuses."""
     cudnn = functools.partial(_attention, causal=causal, implementation="cudnn")
     plain = functools.partial(_attention, causal=causal, implementation="xla")
     if query.shape[1] % 2 or key.shape[1] % 2:
@@ -85,7 +85,7 @@ def _attention_by_heads(query: Array, key: Array, value: Array) -> Array:
     scale = np.float32(d**-0.5)
 
     @jax.checkpoint
-    def some(query: Array, key: Array, value: Array) -> Array:
+    def block(query: Array, key: Array, value: Array) -> Array:
         logits = lax.dot_general(
             query, key, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
         )
@@ -97,7 +97,7 @@ def _attention_by_heads(query: Array, key: Array, value: Array) -> Array:
     def head(qkv: tuple[Array, Array, Array]) -> Array:
         query, key, value = qkv
         queries = query.reshape(-1, _QUERIES, d)
-        return lax.map(lambda q: some(q, key, value), queries).reshape(t, d)
+        return lax.map(lambda q: block(q, key, value), queries).reshape(t, d)
 
     by_head = [jnp.swapaxes(x, 1, 2).reshape(b * n, -1, d) for x in (query, key, value)]
     return jnp.swapaxes(lax.map(head, tuple(by_head)).reshape(b, n, t, d), 1, 2)

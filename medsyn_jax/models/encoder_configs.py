@@ -1,7 +1,7 @@
-"""What a model folder says of its encoder beside the weights, against the settings of a run.
+"""The settings of a run against the configuration files in a folder of weights.
 
-`config.json` of transformers or timm says what no shape tells: heads, activation, epsilon;
-`preprocessor_config.json` how images were normalized. Nothing else of a folder is read or run.
+`config.json` of transformers or timm holds what no shape shows: heads, activation, epsilon.
+`preprocessor_config.json` holds the normalization of images. No other file is read, no code is run.
 """
 
 import math
@@ -15,8 +15,8 @@ from medsyn_jax.models.weights.files import read_object
 
 Config = Mapping[str, Any]
 
-# transformers' fields and our settings. One that is absent is not compared: shapes tell it as well,
-# but for the heads, which are then 12.
+# transformers' fields and our settings. An absent field is not compared, because shapes show the
+# same. Only the number of heads, which they do not show, is then 12.
 _TRANSFORMER = {
     "hidden_size": "width",
     "num_hidden_layers": "layers",
@@ -33,7 +33,7 @@ _FIELDS = {
         "num_channels": "channels",
     },
 }
-# The values that we compute of other fields; the first is transformers' default.
+# The supported values of other fields; the first one is transformers' default.
 _EXACT = ("gelu", "gelu_python")
 _FIXED = {
     "bert": {
@@ -63,17 +63,18 @@ def agreed(
     path: str | Path,
     settings: Config,
     *,
-    part: str = "config.image",
-    pixels: str = "config.image",
+    part: str,
+    pixels: str = "",
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The settings of an encoder, with the epsilon of the folder that `path` is in.
+    """The settings of an encoder, with the epsilon of the folder that holds `path`.
 
-    path: as of `weights.load`. settings: of `towers.image_encoder`, with mean and std, or of
-    `text_encoder`. part, pixels: where the settings, and mean and std, come from. report: gets a
-    line for an epsilon that is taken, and for greys in [-1, 1] where the folder normalizes
-    otherwise, since published recipes do so with weights of ImageNet. Raises UserError for the
-    first field that says otherwise than the settings, or asks for what we do not compute.
+    path: as of `weights.convert.load`. settings: of `towers.image_encoder`, with mean and std, or
+    of `towers.text_encoder`. part: the name of the settings for messages, such as "config.image";
+    pixels: the same for mean and std, by default `part`. report: gets a line for an epsilon that
+    differs, and for greys in [-1, 1] where the folder normalizes otherwise, which is allowed
+    because published recipes do so with ImageNet weights. Raises UserError for the first field that
+    contradicts the settings or is not supported.
     """
     folder, settings = Path(path), dict(settings)
     folder = folder if folder.is_dir() else folder.parent
@@ -86,29 +87,30 @@ def agreed(
         theirs = _of_transformers(config, kind, file)
     else:
         theirs = {}
+    _, eps = theirs.pop("eps", ("", settings.get("eps")))
     for name, (field, value) in theirs.items():
         ours = list(settings[name]) if name == "depths" else settings[name]
         truncated = name == "layers" and settings.get("truncate")
         deeper = truncated and isinstance(value, int) and value > settings[name]
-        if name != "eps" and value != ours and not deeper:
-            of_kind = type(value) is type(ours)
+        if value != ours and not deeper:
+            advice = f", or train with --{part}.{name}={_short(value)}"
             raise UserError(
                 f"weights: {file}: {field} is {_short(value)}, {part}.{name} is {ours}: choose "
-                f"other weights{f', or train with --{part}.{name}={_short(value)}' * of_kind}"
+                f"other weights{advice if type(value) is type(ours) else ''}"
             )
-    if "eps" in theirs and theirs["eps"][1] != settings["eps"]:
+    if eps != settings.get("eps"):
         report(f"{file}: layer normalization with its epsilon, not with {settings['eps']}")
-        settings["eps"] = theirs["eps"][1]
+        settings["eps"] = eps
     if kind != "bert":
-        _check_pixels(folder, config, settings, pixels, report)
+        _check_pixels(folder, config, settings, pixels or part, report)
     return settings
 
 
 def _of_transformers(config: Config, kind: str, file: Path) -> dict[str, tuple[str, Any]]:
-    """Our setting -> the field of config.json that decides it, and its value."""
-    for field, known in _FIXED[kind].items():
-        if (value := config.get(field, known[0])) not in known:
-            raise _unknown(file, field, value, known)
+    """The field of config.json that decides each of our settings, and its value."""
+    for field, supported in _FIXED[kind].items():
+        if (value := config.get(field, supported[0])) not in supported:
+            raise _unsupported(file, field, value, supported)
     if kind != "resnet":
         config = {"num_attention_heads": 12, **config}
     fields = _FIELDS[kind].items()
@@ -120,55 +122,60 @@ def _of_transformers(config: Config, kind: str, file: Path) -> dict[str, tuple[s
         usual = 1e-6 if config.get("model_type") == "vit_msn" else 1e-12
         eps = _number(config.get("layer_norm_eps", usual))
         if not 0 < eps < 1:
-            raise _unknown(file, "layer_norm_eps", config["layer_norm_eps"], ("a small number",))
+            raise _unsupported(
+                file, "layer_norm_eps", config["layer_norm_eps"], ("a small number",)
+            )
         theirs["eps"] = "layer_norm_eps", eps
     return theirs
 
 
 def _of_timm(config: Config, kind: str, file: Path) -> dict[str, tuple[str, Any]]:
-    """The same of timm, where the name of an architecture says all that no shape tells."""
+    """The same for timm, where the name of the architecture decides."""
     name, options = config["architecture"], config.get("model_args") or {}
-    size = re.fullmatch(_TIMM[kind], str(name))
-    if size is None:
-        raise _unknown(file, "architecture", name, (f"a plain {kind}",))
+    match = re.fullmatch(_TIMM[kind], str(name))
+    if match is None:
+        raise _unsupported(file, "architecture", name, (f"a plain {kind}",))
     odd = options if not isinstance(options, dict) else sorted(options.keys() - {*_TIMM_SHAPES})
     if odd:
-        raise _unknown(file, "model_args", odd, _TIMM_SHAPES)
+        raise _unsupported(file, "model_args", odd, _TIMM_SHAPES)
     if kind == "resnet":
         return {}
-    heads = options.get("num_heads", _TIMM_HEADS[size[1]])
+    heads = options.get("num_heads", _TIMM_HEADS[match[1]])
     return {"heads": ("number of heads", heads), "eps": ("epsilon", 1e-6)}
 
 
 def _check_pixels(
     folder: Path, config: Config, settings: Config, flag: str, report: Callable[[str], None]
 ) -> None:
-    """Of x / 255 both, whatever the folder rescales by; the mean of its channels, as x is grey."""
+    """Raise UserError if mean and std, of greys in [0, 1], are not those of the folder.
+
+    They are the means over its channels, whatever factor it rescales by, because images are grey.
+    """
     file, factor = folder / "preprocessor_config.json", 1.0
     if file.is_file():
-        found = read_object(file)
-        mean, std = found.get("image_mean"), found.get("image_std")
-        if not found.get("do_normalize", True):
+        theirs = read_object(file)
+        mean, std = theirs.get("image_mean"), theirs.get("image_std")
+        if not theirs.get("do_normalize", True):
             mean, std = 0.0, 1.0
-        scale = found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 1
+        scale = theirs.get("rescale_factor", 1 / 255) if theirs.get("do_rescale", True) else 1
         factor = 255 * _number(scale)
     else:
         inner = config.get("pretrained_cfg")
-        found = {**config, **(inner if isinstance(inner, dict) else {})}
-        file, mean, std = folder / "config.json", found.get("mean"), found.get("std")
+        theirs = {**config, **(inner if isinstance(inner, dict) else {})}
+        file, mean, std = folder / "config.json", theirs.get("mean"), theirs.get("std")
     if mean is None or std is None:
         return
-    theirs = tuple(_number(x) / factor if factor else math.nan for x in (mean, std))
-    if not all(map(math.isfinite, theirs)) or theirs[1] <= 0:
-        raise _unknown(file, "the normalization", [mean, std, factor], ("finite numbers",))
+    wanted = tuple(_number(x) / factor if factor else math.nan for x in (mean, std))
+    if not all(map(math.isfinite, wanted)) or wanted[1] <= 0:
+        raise _unsupported(file, "the normalization", [mean, std, factor], ("finite numbers",))
     ours = settings["mean"], settings["std"]
-    if max(abs(a - b) for a, b in zip(theirs, ours, strict=True)) < 5e-3 * theirs[1]:
+    if max(abs(a - b) for a, b in zip(wanted, ours, strict=True)) < 5e-3 * wanted[1]:
         return
-    says = f"{file}: images had mean {theirs[0]:.4g} and deviation {theirs[1]:.4g}"
+    says = f"{file}: images had mean {wanted[0]:.4g} and deviation {wanted[1]:.4g}"
     if ours != (0.5, 0.5):
         raise UserError(
             f"weights: {says}, {flag}.mean is {ours[0]} and {flag}.std {ours[1]}: give "
-            f"--{flag}.mean={theirs[0]:.4g} --{flag}.std={theirs[1]:.4g}"
+            f"--{flag}.mean={wanted[0]:.4g} --{flag}.std={wanted[1]:.4g}"
         )
     report(f"{says}; greys are brought to [-1, 1], as {flag}.mean and {flag}.std say")
 
@@ -176,8 +183,8 @@ def _check_pixels(
 def _number(value: Any) -> float:
     """A number, or the mean of a list of them; nan for anything else."""
     values = value if isinstance(value, list) and value else [value]
-    known = [float(x) for x in values if isinstance(x, (int, float)) and abs(x) < 1e300]
-    return sum(known) / len(known) if len(known) == len(values) else math.nan
+    numbers = [float(x) for x in values if isinstance(x, (int, float)) and abs(x) < 1e300]
+    return sum(numbers) / len(numbers) if len(numbers) == len(values) else math.nan
 
 
 def _short(value: Any) -> str:
@@ -186,8 +193,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _unknown(file: Path, field: str, value: Any, known: tuple) -> UserError:
+def _unsupported(file: Path, field: str, value: Any, supported: tuple) -> UserError:
     return UserError(
-        f"weights: {file}: {field} is {_short(value)}: we compute {', '.join(map(str, known))} "
-        "alone: choose other weights"
+        f"weights: {file}: {field} is {_short(value)}: we compute "
+        f"{', '.join(map(str, supported))} alone: choose other weights"
     )

@@ -1,10 +1,10 @@
-"""The encoders' heavy operations, with the gradients written out where that is faster.
+"""The heavy operations of the encoders, with gradients written out where that is faster.
 
-Accelerators get XLA's own convolutions and pooling. On CPU, XLA's gradients of 1 x 1 convolutions
-and of max-pooling are several times slower than the matrix products and selections that they amount
-to, so there they are written as such, and 3 x 3 convolutions of many channels as products of tiles.
-Values and gradients are the same: docs/performance.md has the measurements,
-tests/models/test_kernels.py the comparisons.
+Accelerators run XLA's convolutions and pooling. On CPU, XLA's gradients of 1 x 1 convolutions and
+max-pooling are several times slower than the equivalent matrix products and selections, which
+therefore replace them, and 3 x 3 convolutions of many channels are products of tiles. Values and
+gradients are the same: docs/performance.md has the measurements, tests/models/test_kernels.py the
+comparisons.
 """
 
 import functools
@@ -17,13 +17,13 @@ from jax import lax
 from jaxtyping import Array, Float, Int8
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_FEW = 4  # times the pixels of a batch that the kernel has outputs, for a product of patches
-_WIDE = 256  # channels, and pixels of a batch, from which on tiles pay
-_TILED = 2**23  # elements up to which they do
+_FEW = 4  # patches pay if the kernel has at least so many outputs for each pixel of a batch
+_WIDE = 256  # tiles pay from so many channels and pixels of a batch on
+_TILED = 2**23  # tiles pay up to so many elements
 
 
 def along_last(x: Float[Array, " f"], ndim: int) -> Float[Array, "..."]:
-    """A vector as an array of `ndim` axes, along the last (rank promotion is an error here)."""
+    """A vector along the last of `ndim` axes, since implicit rank promotion is an error here."""
     return x.reshape((1,) * (ndim - 1) + x.shape)
 
 
@@ -40,8 +40,8 @@ def _matrix_product(x: Float[Array, "m k"], kernel: Float[Array, "k n"]) -> Floa
 def _matrix_product_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     """XLA:CPU transposes the first factor of x^T dy in memory: that should be the narrower one.
 
-    It is not worth it where the product, which is then transposed by each of its readers, is large.
-    Without the barrier XLA would simplify the transposed product back into the other order.
+    The other order does not pay where the product is large, because each of its readers transposes
+    it. Without the barrier XLA would simplify the transposed product back into the first order.
     """
     x, kernel = saved
     if x.size <= dy.size + 3 * kernel.size:
@@ -65,7 +65,7 @@ def matmul(x: Float[Array, "*n i"], kernel: Float[Array, "i o"]) -> Float[Array,
 
 
 def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """The exact GELU, x Phi(x), computed in float32 by erf (jax.nn has the slower erfc)."""
+    """The exact GELU, x Phi(x), in float32 by erf, which is faster than jax.nn's erfc."""
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
 
@@ -101,8 +101,7 @@ def _pointwise(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _by_patches(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"]) -> Array:
-    """One product of all patches and the kernel: for few pixels of many channels, whose kernel is
-    much larger than the image."""
+    """One product of all patches and the kernel, for kernels much larger than the images."""
     size, (h, w) = kernel.shape[0], x.shape[1:3]
     edge = (size - 1) // 2
     x = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
@@ -112,14 +111,13 @@ def _by_patches(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"]) -> 
 
 
 def _tiled(x: Array, kernel: Array) -> bool:
-    """Whether tiles pay, by their products, and their sums neither fill the memory (there are four
-    times as many as there are elements) nor lose precision."""
+    """Whether tiles pay, fit in memory (their sums have 4 times the elements) and are precise."""
     wide = min(kernel.shape[2:]) >= _WIDE and _pixels(x) > _WIDE
     return kernel.shape[0] == 3 and wide and x.size <= _TILED and x.dtype == jnp.float32
 
 
 def _sums_of_four(x: Array, axis: int) -> list[Array]:
-    """B^T d for the tiles d of four that start at every second place of an axis."""
+    """B^T d for the tiles d of four elements that start at every second place of an axis."""
     tiles = x.shape[axis] // 2 - 1
 
     def at(place: int) -> Array:
@@ -165,12 +163,12 @@ def _tile_convolution(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"
 
 
 def _tile_convolution_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    """The gradients are such convolutions too, and keep no tiles for them."""
+    """The gradients are convolutions by tiles too, which are computed anew and not kept."""
     x, kernel = saved
     taps = _taps_of_tile(kernel)
     turned = [taps[4 * row + column] for row in (3, 1, 2, 0) for column in (3, 1, 2, 0)]
     forward = _tile_convolution
-    if 3 * x.size < kernel.size:  # then the sums over the kernel's 16 taps would cost too much
+    if 3 * x.size < kernel.size:  # the sums over the kernel's 16 taps would cost too much
         forward = functools.partial(_convolution, stride=1)
     _, transpose = jax.vjp(functools.partial(forward, x), kernel)
     return _tile_products(dy, turned, 1), *transpose(dy)
@@ -205,7 +203,7 @@ def _max_pool_taps(x: Array) -> Array:
 
 
 def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
-    """Beside the maxima, which of the nine taps each is: the first of equals, as in torch."""
+    """The maxima, and the number of each one's tap: the first of equal taps, as in torch."""
     taps = _taps(x)
     best, which = taps[0], jnp.zeros(taps[0].shape, jnp.int8)
     for number, tap in enumerate(taps[1:], 1):
@@ -222,7 +220,7 @@ def _max_pool_backward(saved: tuple[Int8[Array, "b p q f"], tuple], dy: Array) -
     which, dy = jnp.pad(which, edge, constant_values=-1), jnp.pad(dy, edge)
 
     def share(i: int, j: int) -> Array:
-        """What tap (i, j) of its window gives each pixel: row 2 p + i - 1 is row p of the pool."""
+        """The gradients of pixels as tap (i, j) of their windows: pixel 2 p + i - 1 of window p."""
         start = (0, int(i == 0), int(j == 0), 0)
         stop = (b, start[1] + p, start[2] + q, f)
         chosen = lax.slice(which, start, stop) == 3 * i + j
@@ -239,7 +237,7 @@ _max_pool_taps.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def max_pool(x: Float[Array, "b h w f"]) -> Float[Array, "b p q f"]:
-    """The maximum over 3 x 3 windows, stride 2, one pixel of padding: the ResNet stem's."""
+    """The maximum over 3 x 3 windows, stride 2, one pixel of padding, of the ResNet's stem."""
     return lax.platform_dependent(x, cpu=_max_pool_taps, default=_max_pool_native)
 
 
@@ -254,9 +252,9 @@ def normalize(
 ) -> tuple[Float[Array, "*n f"], Float[Array, " f"], Float[Array, " f"]]:
     """y, mean, variance of batch normalization over all axes but the last, plus shortcut and ReLU.
 
-    One function of all three, because its backward pass then reads and keeps no more than x and y:
-    on every platform that is half the memory traffic of the three differentiated one by one. The
-    mean and the (biased) variance are float32 and not differentiated.
+    The backward pass of the three together reads and keeps no more than x and y, which is half the
+    memory traffic of the three one by one on every platform. The mean and the (biased) variance are
+    float32 and not differentiated.
     """
     return _normalize_forward(x, scale, bias, shortcut, eps, relu)[0]
 
@@ -281,7 +279,7 @@ def rescale(
     shortcut: Float[Array, "*n f"] | None,
     relu: bool,
 ) -> Float[Array, "*n f"]:
-    """factor x + shift + shortcut, rectified, computed in float32: the forward half of it."""
+    """factor x + shift + shortcut, rectified if `relu`, computed in float32."""
     y = x.astype(jnp.float32) * along_last(factor, x.ndim) + along_last(shift, x.ndim)
     y = y if shortcut is None else y + shortcut.astype(jnp.float32)
     return (jax.nn.relu(y) if relu else y).astype(x.dtype)

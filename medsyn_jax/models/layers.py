@@ -1,6 +1,10 @@
-"""The layers that the encoders share. Parameters are float32; `dtype` is what a layer computes in.
+"""The layers that the networks share. Parameters are float32; a layer computes in its `dtype`.
 
-Statistics (of batch and layer normalization, of softmax) are always taken in float32.
+The statistics of normalization and softmax are always float32.
+
+Normalization is not flax's: `nnx.LayerNorm` and `nnx.GroupNorm` fail under strict dtype promotion
+in bfloat16, and the latter takes 1.5 times as long on CPU. Nor is the embedding, because
+`nnx.Embed` would rename the table in checkpoints.
 """
 
 import math
@@ -14,13 +18,22 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
 from medsyn_jax.models.attention import attention
-from medsyn_jax.models.kernels import along_last, convolve, matmul, normalize, rescale
+from medsyn_jax.models.kernels import along_last, convolve, gelu, matmul, normalize, rescale
 
 Tree = dict[str, Any]
 
 
+def quick_gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """x sigmoid(1.702 x): the approximation that OpenAI's CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+SMALL_NORMAL = jax.nn.initializers.normal(0.02)
+
+
 def split(model: nnx.Module) -> tuple[Any, Tree, Tree]:
-    """The model's structure, its parameters and its statistics, the latter two as plain dicts.
+    """The model's structure, and its parameters and statistics as plain dicts.
 
     Inside a jitted function `nnx.merge(structure, params, stats, copy=True)` is the module again.
     """
@@ -39,7 +52,7 @@ def numbered(modules: list) -> Mapping[str, Any]:
 
 
 def in_order(modules: Mapping[str, Any]) -> list:
-    """The submodules of `numbered` by number. (A merged module iterates by name: 0, 1, 10, 2.)"""
+    """The submodules of `numbered` by number; a merged module iterates by name: 0, 1, 10, 2."""
     return [modules[str(index)] for index in range(len(modules))]
 
 
@@ -67,6 +80,13 @@ class Linear(nnx.Module):
         return y if self.bias is None else add_bias(y, self.bias[...])
 
 
+class Embedding(nnx.Module):
+    """A `table` [count, width], normally distributed with deviation 0.02."""
+
+    def __init__(self, count: int, width: int, *, rngs: nnx.Rngs):
+        self.table = nnx.Param(SMALL_NORMAL(rngs.params(), (count, width)))
+
+
 def uniform(bound: float) -> Callable:
     """Initializer: uniform over [-bound, bound)."""
     return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
@@ -78,11 +98,11 @@ def add_bias(x: Float[Array, "*n f"], bias: Float[Array, " f"]) -> Float[Array, 
 
 
 class Conv(nnx.Module):
-    """A square convolution: `kernel` [k, k, inputs, outputs], and a `bias` if asked for.
+    """A square convolution with `kernel` [k, k, inputs, outputs], and `bias` if that is True.
 
-    `edges` are the zeros before and after each row and column; without them they are (k - 1) // 2
-    on every side as in torch, whatever the stride. Initialized as torchvision's ResNet by default:
-    normal, variance 2 / (k k outputs). The bias starts at zero.
+    edges: the numbers of zeros before and after each row and column; by default (k - 1) // 2 on
+    every side as in torch, whatever the stride. The kernel is initialized as torchvision's ResNet
+    by default: normal, variance 2 / (k k outputs). The bias starts at zero.
     """
 
     def __init__(
@@ -98,11 +118,9 @@ class Conv(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        shape = (size, size, inputs, outputs)
         init = init or jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        self.stride, self.edges = stride, edges
-        self.dtype = dtype
-        self.kernel = nnx.Param(init(rngs.params(), shape))
+        self.stride, self.edges, self.dtype = stride, edges, dtype
+        self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs)))
         self.bias = nnx.data(nnx.Param(jnp.zeros(outputs)) if bias else None)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
@@ -119,9 +137,9 @@ class Conv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch normalization over all axes but the last, as torch.nn.BatchNorm1d and 2d.
 
-    With `train=True` it normalizes by the batch and moves the running statistics by a tenth (the
-    running variance by the unbiased one, as torch). Under `jax.jit` over a sharded batch the batch
-    is the global one, which torch calls SyncBatchNorm.
+    With `train=True` it normalizes by the batch and moves the running statistics by a tenth towards
+    the batch's (the variance towards the unbiased one, as torch). Under `jax.jit` over a sharded
+    batch the batch is the global one, as in torch's SyncBatchNorm.
     """
 
     def __init__(
@@ -154,8 +172,8 @@ class BatchNorm(nnx.Module):
         if not train:
             factor = jax.lax.rsqrt(self.var[...] + self.eps) * scale
             return rescale(x, factor, bias - self.mean[...] * factor, shortcut, relu)
-        done = normalize(x, scale, bias, shortcut, self.eps, relu)
-        y, mean, var = done  # pyright: ignore[reportGeneralTypeIssues] (partial hides the type)
+        outputs = normalize(x, scale, bias, shortcut, self.eps, relu)
+        y, mean, var = outputs  # pyright: ignore[reportGeneralTypeIssues] (partial hides the type)
         count = x.size // x.shape[-1]
         keep, move = self.momentum, 1 - self.momentum
         unbiased = jax.lax.stop_gradient(var) * (count / max(count - 1, 1))
@@ -181,7 +199,7 @@ class LayerNorm(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalization (Wu and He, 2018) over all axes but the first and `groups` of the last.
+    """Group normalization (Wu and He, 2018) of NHWC images or [b, n, f] arrays.
 
     Raises ValueError if the features do not divide into the groups.
     """
@@ -196,7 +214,7 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
 
     def __call__(self, x: Float[Array, "b *n f"]) -> Float[Array, "b *n f"]:
-        """Sums go over positions first and then over a group's channels: the channels are last."""
+        # Sums go over positions first, then over a group's channels, because channels are last.
         wide = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
         centered = wide - self._per_group(wide)
         factor = jax.lax.rsqrt(self._per_group(jnp.square(centered)) + self.eps)
@@ -204,17 +222,17 @@ class GroupNorm(nnx.Module):
         return y.astype(self.dtype).reshape(x.shape)
 
     def _per_group(self, x: Float[Array, "b n f"]) -> Float[Array, "b 1 f"]:
-        """The mean over positions and over each group, at each of the group's channels."""
+        """The mean over positions and a group's channels, repeated for each of its channels."""
         b, _, f = x.shape
         mean = x.mean(1).reshape(b, self.groups, -1).mean(-1, keepdims=True)
         return jnp.broadcast_to(mean, (b, self.groups, f // self.groups)).reshape(b, 1, f)
 
 
 def dropout(x: Float[Array, "*n"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*n"]:
-    """Zeroes a share `rate` of x and scales the rest accordingly; x itself without a key.
+    """x with a share `rate` of its elements zeroed and the rest scaled up; x itself without a key.
 
-    The rate is rounded to 16 bits, so that every random word decides for two elements: on CPU
-    random bits are what dropout costs.
+    The rate is rounded to 16 bits, so that every random word decides for two elements, because the
+    random bits are the cost of dropout on CPU.
     """
     if key is None or rate == 0.0:
         return x
@@ -239,26 +257,12 @@ def attention_weights(
     return jax.nn.softmax(logits, axis=-1)
 
 
-def attend(
-    query: Float[Array, "b t n d"],
-    key: Float[Array, "b s n d"],
-    value: Float[Array, "b s n d"],
-    mask: Bool[Array, "b s"],
-    rate: float = 0.0,
-    rng: Key[Array, ""] | None = None,
-) -> Float[Array, "b t n d"]:
-    """Scaled dot-product attention of n heads over the positions s where `mask` is True.
+class TransformerLayer(nnx.Module):
+    """Self-attention and an MLP, each with a residual and a layer normalization.
 
-    `rate` is the dropout of attention weights, active when `rng` is given.
-    """
-    weights = attention_weights(query, key, mask).astype(value.dtype)
-    return jnp.einsum("bnts,bsnd->btnd", dropout(weights, rate, rng), value)
-
-
-class PreNormLayer(nnx.Module):
-    """Self-attention and MLP, each with layer normalization before it and a residual.
-
-    act: of the MLP. causal: positions see the earlier ones only.
+    `pre_norm` normalizes the inputs of attention and MLP (ViT, CLIP), `post_norm` the sums with the
+    residual (BERT). act: the activation of the MLP, a name of ACTIVATIONS. Raises ValueError for
+    another name, or if the heads do not divide the width.
     """
 
     def __init__(
@@ -266,18 +270,21 @@ class PreNormLayer(nnx.Module):
         width: int,
         heads: int,
         mlp_width: int,
-        act: Callable[[Array], Array],
+        *,
         eps: float,
-        causal: bool,
+        act: str = "gelu",
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        def linear(inputs, outputs):
-            return Linear(
-                inputs, outputs, init=jax.nn.initializers.normal(0.02), dtype=dtype, rngs=rngs
-            )
+        if width % heads:
+            raise ValueError(f"the width {width} is no multiple of the {heads} heads")
+        if act not in ACTIVATIONS:
+            raise ValueError(f"act {act!r}: choose from {', '.join(ACTIVATIONS)}")
 
-        self.heads, self.act, self.causal = heads, act, causal
+        def linear(inputs: int, outputs: int) -> Linear:
+            return Linear(inputs, outputs, init=SMALL_NORMAL, dtype=dtype, rngs=rngs)
+
+        self.heads, self.act = heads, act
         self.attention_norm = LayerNorm(width, eps=eps, dtype=dtype)
         self.query, self.key, self.value = (linear(width, width) for _ in range(3))
         self.out = linear(width, width)
@@ -285,17 +292,40 @@ class PreNormLayer(nnx.Module):
         self.up = linear(width, mlp_width)
         self.down = linear(mlp_width, width)
 
-    def __call__(self, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
+    def pre_norm(self, x: Float[Array, "b t w"], causal: bool = False) -> Float[Array, "b t w"]:
+        """causal: each position attends to itself and to earlier positions only."""
         y = self.attention_norm(x)
         query, key, value = (self._heads(f(y)) for f in (self.query, self.key, self.value))
-        x = x + self.out(attention(query, key, value, self.causal).reshape(x.shape))
-        return x + self.down(self.act(self.up(self.mlp_norm(x))))
+        x = x + self.out(attention(query, key, value, causal).reshape(x.shape))
+        return x + self._mlp(self.mlp_norm(x))
 
-    def cls_attention(self, x: Float[Array, "b t w"]) -> Float[Array, "b n t"]:
-        """The softmax weights of the [CLS] query in each head, fp32."""
-        y = self.attention_norm(x)
-        query, key = self._heads(self.query(y[:, :1])), self._heads(self.key(y))
-        return attention_weights(query, key)[:, :, 0]
+    def post_norm(
+        self,
+        x: Float[Array, "b t w"],
+        mask: Bool[Array, "b t"],
+        rate: float = 0.0,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "b t w"]:
+        """mask: True on tokens. rate: of the dropout of attention weights and both branches."""
+        rngs = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
+        query, keys, value = (self._heads(f(x)) for f in (self.query, self.key, self.value))
+        weights = attention_weights(query, keys, mask).astype(value.dtype)
+        y = jnp.einsum("bnts,bsnd->btnd", dropout(weights, rate, rngs[0]), value)
+        x = self.attention_norm(x + dropout(self.out(y.reshape(x.shape)), rate, rngs[1]))
+        return self.mlp_norm(x + dropout(self._mlp(x), rate, rngs[2]))
+
+    def cls_attention(
+        self, x: Float[Array, "b t w"], mask: Bool[Array, "b t"] | None = None
+    ) -> Float[Array, "b n t"]:
+        """The softmax weights of the [CLS] query in each head, fp32, without dropout.
+
+        x: what the attention reads, for a layer with pre-norm after its `attention_norm`.
+        """
+        query, key = self._heads(self.query(x[:, :1])), self._heads(self.key(x))
+        return attention_weights(query, key, mask)[:, :, 0]
 
     def _heads(self, x: Float[Array, "b t w"]) -> Float[Array, "b t n d"]:
         return x.reshape(*x.shape[:2], self.heads, -1)
+
+    def _mlp(self, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
+        return self.down(ACTIVATIONS[self.act](self.up(x)))

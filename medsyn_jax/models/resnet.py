@@ -20,7 +20,7 @@ EXPANSION = {"basic": 1, "bottleneck": 4}
 
 
 class ImageFeatures(NamedTuple):
-    """What an image encoder sees: two local maps and the mean of the last one over its pixels."""
+    """The feature maps of layers 3 and 4, and the mean of the latter over its pixels."""
 
     layer3: Float[Array, "b h3 w3 f3"]
     layer4: Float[Array, "b h4 w4 f4"]
@@ -28,7 +28,7 @@ class ImageFeatures(NamedTuple):
 
 
 class ConvNorm(nnx.Module):
-    """A convolution, its batch normalization, and what `BatchNorm` does besides."""
+    """A convolution and its batch normalization, with an optional shortcut and ReLU."""
 
     def __init__(
         self,
@@ -86,12 +86,13 @@ class ResidualBlock(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """A residual network without its classifier.
+    """A residual network without its classifier: ResNet((3, 4, 6, 3)) is ResNet-50.
 
-    `depths` are the blocks of each of the four stages, `width` the width of the first stage before
-    expansion (each next stage doubles it), `channels` those of the image. `stem` is "7x7" (stride
-    2, then a stride-2 max-pool, as published) or "3x3" (stride 2, no pool, for images under 128
-    pixels). `remat` recomputes each block in the backward pass instead of keeping its activations.
+    depths: the number of blocks of each of the four stages. width: of the first stage before
+    expansion; each next stage doubles it. channels: of the image. stem: "7x7" (stride 2, then a
+    stride-2 max-pool, as published) or "3x3" (stride 2, no pool, for images under 128 pixels).
+    `remat` recomputes each block in the backward pass. Raises ValueError unless there are four
+    depths.
     """
 
     def __init__(
@@ -124,18 +125,19 @@ class ResNet(nnx.Module):
         self.stages = numbered(stages)
 
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> ImageFeatures:
-        """Features of images that are already normalized; the stats move only when `train`."""
+        """Features of normalized images; only with `train` do the statistics move."""
         x = self.stem(images.astype(self.dtype), train)
         layer3 = self._stages(max_pool(x) if self.pool else x, 0, 3, train)
         layer4 = self._stages(layer3, 3, 4, train)
         return ImageFeatures(layer3, layer4, self._pooled(layer4))
 
     def after_layer3(self, layer3: Float[Array, "b h w f"]) -> Float[Array, "b g"]:
-        """The pooled features that a map of layer 3 comes to, in evaluation mode."""
+        """The pooled features of a map of layer 3, in evaluation mode."""
         return self._pooled(self._stages(layer3, 3, 4, False))
 
     def _stages(self, x: Array, start: int, stop: int, train: bool) -> Array:
-        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
+        run = ResidualBlock.__call__
+        run = nnx.remat(run, static_argnums=2) if self.remat else run
         for stage in in_order(self.stages)[start:stop]:
             for block in in_order(stage):
                 x = run(block, x, train)
@@ -143,22 +145,3 @@ class ResNet(nnx.Module):
 
     def _pooled(self, layer4: Array) -> Array:
         return layer4.astype(jnp.float32).mean((1, 2)).astype(self.dtype)
-
-
-def _run(block: ResidualBlock, x: Float[Array, "b h w i"], train: bool) -> Float[Array, "..."]:
-    return block(x, train)
-
-
-def resnet18(**options) -> ResNet:
-    """Depths 2, 2, 2, 2 of basic blocks: 512 features."""
-    return ResNet((2, 2, 2, 2), 64, "basic", **options)
-
-
-def resnet34(**options) -> ResNet:
-    """Depths 3, 4, 6, 3 of basic blocks: 512 features."""
-    return ResNet((3, 4, 6, 3), 64, "basic", **options)
-
-
-def resnet50(**options) -> ResNet:
-    """Depths 3, 4, 6, 3 of bottlenecks: 2,048 features, layer3 1,024."""
-    return ResNet((3, 4, 6, 3), 64, "bottleneck", **options)

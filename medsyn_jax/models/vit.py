@@ -3,31 +3,29 @@
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from medsyn_jax.models.bert import Embedding
-from medsyn_jax.models.kernels import gelu, matmul
+from medsyn_jax.models.kernels import matmul
 from medsyn_jax.models.layers import (
+    SMALL_NORMAL,
+    Embedding,
     LayerNorm,
-    PreNormLayer,
+    TransformerLayer,
     add_bias,
     in_order,
     numbered,
     uniform,
 )
 
-_init = jax.nn.initializers.normal(0.02)
-
 
 class PatchFeatures(NamedTuple):
-    """What a vision transformer sees: n patches row by row, [CLS], and where [CLS] looks.
+    """The features of n patches, row by row, those of [CLS], and the attention of [CLS].
 
-    `cls_attention` is fp32: the last layer's softmax weights of the [CLS] query, without the weight
-    of [CLS] itself, so that a row sums to less than 1.
+    `cls_attention` is fp32: the last layer's softmax weights of the [CLS] query for the patches,
+    without the weight for [CLS] itself, so that a row sums to less than 1.
     """
 
     patches: Float[Array, "b n w"]
@@ -36,10 +34,10 @@ class PatchFeatures(NamedTuple):
 
 
 class Patches(nnx.Module):
-    """A linear layer over each square of `patch` pixels: a convolution whose stride is its size.
+    """A linear layer over each square of `patch` x `patch` pixels.
 
-    It is written as one matrix product, which is faster where convolutions are slow. Initialized as
-    `Linear`, with a bias that starts at zero.
+    This convolution, whose stride is its size, is written as one matrix product, which is faster on
+    CPU. It is initialized as `Linear`, but with a bias of zero.
     """
 
     def __init__(self, patch: int, channels: int, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -57,17 +55,17 @@ class Patches(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """A vision transformer without its classifier, for square images of `image_size` pixels.
+    """A vision transformer without its classifier, for square images of `size` x `size` pixels.
 
-    patch: side of a patch in pixels; ViT-B/16 is ViT(224, 16, 768, 12, 12, 3072). channels: of the
-    image. eps: of layer normalization, 1e-6 in timm, 1e-12 in Hugging Face's configs. `remat`
+    patch: the side of a patch in pixels; ViT-B/16 is ViT(224, 16, 768, 12, 12, 3072). channels: of
+    the image. eps: of layer normalization, 1e-6 in timm, 1e-12 in Hugging Face's configs. `remat`
     recomputes each layer in the backward pass. Raises ValueError if the patches do not divide the
     image, or the heads the width.
     """
 
     def __init__(
         self,
-        image_size: int,
+        size: int,
         patch: int,
         width: int,
         layers: int,
@@ -80,43 +78,38 @@ class ViT(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if image_size % patch:
-            raise ValueError(f"the side {image_size} is no multiple of the patches' {patch} pixels")
-        if width % heads:
-            raise ValueError(f"the width {width} is no multiple of the {heads} heads")
-        self.image_size, self.features, self.remat, self.dtype = image_size, width, remat, dtype
+        if size % patch:
+            raise ValueError(f"the side {size} is no multiple of the patches' {patch} pixels")
+        self.size, self.features, self.remat, self.dtype = size, width, remat, dtype
         self.patches = Patches(patch, channels, width, dtype=dtype, rngs=rngs)
-        self.cls = nnx.Param(_init(rngs.params(), (width,)))
-        self.position = Embedding((image_size // patch) ** 2 + 1, width, rngs=rngs)
+        self.cls = nnx.Param(SMALL_NORMAL(rngs.params(), (width,)))
+        self.position = Embedding((size // patch) ** 2 + 1, width, rngs=rngs)
         self.layers = numbered(
             [
-                PreNormLayer(width, heads, mlp_width, gelu, eps, False, dtype, rngs)
+                TransformerLayer(width, heads, mlp_width, eps=eps, dtype=dtype, rngs=rngs)
                 for _ in range(layers)
             ]
         )
         self.norm = LayerNorm(width, eps=eps, dtype=dtype)
 
     def __call__(self, images: Float[Array, "b h w c"], train: bool = False) -> PatchFeatures:
-        """Features of images that are already normalized. train: changes nothing here.
+        """Features of normalized images. train: has no effect.
 
-        Raises ValueError for another size of image than `image_size`: positions are not
+        Raises ValueError for images of another size, because positions are not
         interpolated.
         """
         del train
-        (height, width), side = images.shape[1:3], self.image_size
+        (height, width), side = images.shape[1:3], self.size
         if (height, width) != (side, side):
             raise ValueError(f"this ViT is for {side} x {side} pixels, not {height} x {width}")
-        run = nnx.remat(_run) if self.remat else _run
+        run = TransformerLayer.pre_norm
+        run = nnx.remat(run, static_argnums=2) if self.remat else run
         patches = self.patches(images)
         cls = jnp.broadcast_to(self.cls[...].astype(self.dtype), (len(images), 1, self.features))
         x = jnp.concatenate([cls, patches], 1) + self.position.table[None].astype(self.dtype)
         *layers, last = in_order(self.layers)
         for layer in layers:
             x = run(layer, x)
-        weights = last.cls_attention(x)
+        weights = last.cls_attention(last.attention_norm(x))
         x = self.norm(run(last, x))
         return PatchFeatures(x[:, 1:], x[:, 0], weights[:, :, 1:])
-
-
-def _run(layer: PreNormLayer, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
-    return layer(x)

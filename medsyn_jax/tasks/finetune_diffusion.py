@@ -25,7 +25,7 @@ from medsyn_jax.diffusion import generator, schedule
 from medsyn_jax.models import towers
 from medsyn_jax.models.diffusion import pipeline as pipelines
 from medsyn_jax.models.diffusion.pipeline import Part, Pipeline, module_of
-from medsyn_jax.models.heads import LinearHead
+from medsyn_jax.models.heads import Head
 from medsyn_jax.models.layers import split, statistics
 from medsyn_jax.objectives import diffusion
 from medsyn_jax.objectives.contrastive import contrastive_loss
@@ -302,7 +302,8 @@ def _text_encoder(config: Any, workdir: Path, data: Data, mesh: Mesh, part: Part
         encoder = towers.image_encoder(image, config.dtype, rngs)
         width = part.config["hidden_size"]
         heads = [
-            LinearHead(n, width, dtype=config.dtype, rngs=rngs) for n in (encoder.features, width)
+            Head("linear", n, width, dtype=config.dtype, rngs=rngs)
+            for n in (encoder.features, width)
         ]
         return nnx.Dict({"encoder": encoder, "image_head": heads[0], "text_head": heads[1]})
 

@@ -17,6 +17,7 @@ from medsyn_jax.data.images import transforms
 from medsyn_jax.data.loading import loader
 from medsyn_jax.data.text import reports, tokenizers
 from medsyn_jax.models import encoder_configs, resnet, towers
+from medsyn_jax.models.heads import HEADS
 from medsyn_jax.models.layers import statistics
 from medsyn_jax.models.towers import Embeddings
 from medsyn_jax.models.weights import convert
@@ -273,7 +274,7 @@ CHECKS = (
     checks.choices("data.sections", (*reports.SECTION_NAMES, "report")),
     checks.choice("image.kind", towers.IMAGE_ENCODERS),
     checks.choice("text.pooling", towers.POOLINGS),
-    checks.choice("heads.kind", towers.HEADS),
+    checks.choice("heads.kind", HEADS),
     *rules(),
     _check_method,
     _check_image,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from medsyn_jax.core.log import full_disk_is_user_error
 from medsyn_jax.train import state as states
 
 PARTS = ("params", "stats", "opt")
+# Weights of earlier versions, and their moments, which nothing reads: restored states lack them.
+_UNREAD = re.compile(r"(.*/)?text/pooler/.*")
 
 
 class Checkpoints:
@@ -85,21 +88,26 @@ class Checkpoints:
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """The parts of `like` as they were at `step`, placed as `like` is, whatever devices they
         were saved from. like: "step" and any of PARTS, as arrays or ShapeDtypeStructs."""
-        flat = {p: tree.named(like[p]) for p in PARTS if _leaves(like, p)}
-        wanted = {
-            p: ocp.args.StandardRestore(states.abstract(leaves)) for p, leaves in flat.items()
-        }
-        read = self._read(step, wanted)
+        flat = {p: states.abstract(tree.named(like[p])) for p in PARTS if _leaves(like, p)}
+        for part, saved in self._saved(step, tuple(flat)).items():
+            flat[part] |= {name: leaf for name, leaf in saved.items() if _UNREAD.fullmatch(name)}
+        read = self._read(step, {p: ocp.args.StandardRestore(leaves) for p, leaves in flat.items()})
         placed = states.replace(like["step"], step) if "step" in like else None
-        parts = {p: tree.unnamed(read[p], like[p]) for p in flat}
+        parts = {p: tree.unnamed(_without_unread(read[p]), like[p]) for p in flat}
         return {**like, **parts} | ({} if placed is None else {"step": placed})
 
     def restore_all(self, step: int, parts: tuple[str, ...]) -> list[dict[str, jax.Array]]:
         """Whole parts as flat dicts by name, on the first local device, in the shapes on disk."""
+        like = self._saved(step, parts)
+        read = self._read(step, {part: ocp.args.StandardRestore(v) for part, v in like.items()})
+        return [_without_unread(read.get(part, {})) for part in parts]
+
+    def _saved(self, step: int, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """The shapes on disk by part and name, placed on the first local device."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
             metadata = self._manager.item_metadata(step)
-            like = {
+            return {
                 part: {
                     name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
                     for name, leaf in metadata[part].items()
@@ -109,8 +117,6 @@ class Checkpoints:
             }
         except Exception as e:
             raise self._damaged(step, e) from e
-        read = self._read(step, {part: ocp.args.StandardRestore(v) for part, v in like.items()})
-        return [read.get(part, {}) for part in parts]
 
     def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -132,6 +138,10 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _without_unread(leaves: dict[str, Any]) -> dict[str, Any]:
+    return {name: leaf for name, leaf in leaves.items() if not _UNREAD.fullmatch(name)}
 
 
 def _leaves(state: dict[str, Any], part: str) -> bool:

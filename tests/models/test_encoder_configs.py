@@ -45,6 +45,7 @@ def agreed(folder, settings, config=None, images=None, **options):
             text = content if isinstance(content, str) else json.dumps(content)
             (folder / f"{name}.json").write_text(text)
     said = []
+    options = {"part": "config.image", **options}
     return encoder_configs.agreed(folder, settings, report=said.append, **options), said
 
 

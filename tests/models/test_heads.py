@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from medsyn_jax.core import optim, tree
-from medsyn_jax.models.heads import LinearHead, MlpHead
+from medsyn_jax.models.heads import Head
 from medsyn_jax.models.layers import split
 from medsyn_jax.models.towers import PairEncoder
 from medsyn_jax.train import step as steps
@@ -22,7 +22,7 @@ def arrays(head):
 
 
 def test_a_linear_head_is_one_matrix_and_a_bias():
-    head = LinearHead(7, 3, rngs=nnx.Rngs(0))
+    head = Head("linear", 7, 3, rngs=nnx.Rngs(0))
     p = arrays(head)
     assert p.keys() == {"last/kernel", "last/bias"}
     want = X @ p["last/kernel"] + p["last/bias"]
@@ -30,7 +30,7 @@ def test_a_linear_head_is_one_matrix_and_a_bias():
 
 
 def test_an_mlp_head_has_a_relu_between_two():
-    head = MlpHead(7, 6, 3, rngs=nnx.Rngs(0))
+    head = Head("mlp", 7, 3, 6, rngs=nnx.Rngs(0))
     p = arrays(head)
     hidden = X @ p["first/kernel"] + p["first/bias"]
     assert (hidden < 0).any()

@@ -14,7 +14,7 @@ import pytest
 
 from configs.convirt import get_config
 from medsyn_jax import main
-from medsyn_jax.core import tree
+from medsyn_jax.core import log, tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.models import towers
 from medsyn_jax.models.weights import convert, files
@@ -165,6 +165,15 @@ def test_all_that_is_unusual_at_once(world):
         moved[part] = [k for k in before if not np.array_equal(before[k], after[k])]
     assert not moved["text"]
     assert len(moved["image"]) > 20
+
+
+@pytest.mark.parametrize("pooler", [False, True])
+def test_a_run_with_the_pooler_setting_of_earlier_versions_goes_on(pooler, tmp_path):
+    config = get_config("smoke")
+    old = json.loads(config.to_json())
+    old["text"]["pooler"] = pooler
+    (tmp_path / "config.json").write_text(json.dumps({"config": old}))
+    log.check_config(tmp_path, config, pretrain.FREE)
 
 
 WRONG = [

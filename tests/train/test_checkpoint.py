@@ -170,6 +170,29 @@ def test_one_encoder_out_of_a_run(tmp_path, monkeypatch):
         )
 
 
+def test_a_checkpoint_with_the_pooler_of_earlier_versions(tmp_path):
+    """Training goes on and encoders are read without these weights, which nothing ever read."""
+    state, step = toy.setup(toy.one_device_mesh())
+    pooler = {"kernel": np.ones((16, 16), np.float32), "bias": np.ones(16, np.float32)}
+    params = state["params"] | {"text": state["params"]["text"] | {"pooler": pooler}}
+    old = state | {"params": params, "opt": toy.make_tx(params, 1e-3).init(params)}
+    assert sum("text/pooler/" in name for name in tree.named(old)) == 6  # with both moments
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    save_and_wait(checkpoints, old)
+    assert_same(checkpoints.restore(0, state), state)
+    saved, stats = checkpoints.restore_all(0, ("params", "stats"))
+    assert saved.keys() == tree.named(state["params"]).keys()
+    assert stats.keys() == tree.named(state["stats"]).keys()
+
+    def make(rngs):
+        return towers.text_encoder(toy.TEXT | {"pooler": True}, 20, jax.numpy.float32, rngs)
+
+    assert_same(checkpoint.restore_part(tmp_path, make, "text")[1], state["params"]["text"])
+    batch = meshes.to_devices(toy.one_device_mesh(), toy.batch_of(0))
+    moved, _ = step(checkpoints.restore(0, state), batch, KEY)
+    assert int(moved["step"]) == 1
+
+
 def test_no_run_there(tmp_path):
     with pytest.raises(UserError, match="no checkpoints there"):
         checkpoint.restore(tmp_path, toy.make_model, "image")

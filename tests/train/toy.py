@@ -19,7 +19,7 @@ from medsyn_jax.train import step as steps
 IMAGE = {"depths": (1, 1, 1, 1), "width": 8, "block": "basic", "channels": 1, "stem": "3x3"}
 IMAGE |= {"kind": "resnet", "remat": False}
 TEXT = {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32, "max_length": 8, "types": 2}
-TEXT |= {"pooler": False, "dropout": 0.1, "eps": 1e-12, "remat": False, "pooling": "mean"}
+TEXT |= {"dropout": 0.1, "eps": 1e-12, "remat": False, "pooling": "mean"}
 TEXT["summed"] = 1
 HEADS = {"kind": "normed", "hidden": 16, "width": 8, "text": True, "local": False}
 HEADS["prototypes"] = 0

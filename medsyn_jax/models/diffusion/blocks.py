@@ -1,7 +1,7 @@
-"""What the U-Net and the autoencoder of latent diffusion are built of (Rombach et al., 2022).
+"""Building blocks of the U-Net and the autoencoder of latent diffusion (Rombach et al., 2022).
 
-Images are NHWC. 1 x 1 convolutions are `Linear`. What ends a residual branch starts at zero in the
-U-Net, as in the authors' code.
+Images are NHWC. 1 x 1 convolutions are `Linear`. The last layer of a residual branch starts at zero
+in the U-Net, as in the authors' code.
 """
 
 import math
@@ -47,7 +47,8 @@ def conv(
 class ResBlock(nnx.Module):
     """Two convolutions, each after group normalization and SiLU, and a shortcut.
 
-    time_width: of the time embedding that is added between them; 0 for none (the autoencoder).
+    time_width: of the time embedding that is added between the convolutions; 0 for none (the
+    autoencoder).
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class ResBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w i"], time: Float[Array, "b e"] | None = None
     ) -> Float[Array, "b h w o"]:
-        """time: the embedding after its SiLU."""
+        """time: the time embedding after its SiLU."""
         y = self.conv1(jax.nn.silu(self.norm1(x)))
         if time is not None and self.time is not None:
             y = y + self.time(time)[:, None, None, :]
@@ -83,7 +84,8 @@ class ResBlock(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head attention from x to itself or to a context of another width.
 
-    bias: of query, key and value; the output always has one.
+    bias: of query, key and value; the output always has one. Raises ValueError if the heads do not
+    divide the width.
     """
 
     def __init__(

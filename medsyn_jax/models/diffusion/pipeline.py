@@ -1,8 +1,8 @@
-"""A Stable Diffusion pipeline as diffusers keeps it on disk: a folder of parts.
+"""A Stable Diffusion pipeline in the folder format of diffusers.
 
     model_index.json  unet/  vae/  text_encoder/ (config.json, .safetensors)  tokenizer/  scheduler/
 
-`read` takes such a folder (SD 1.x and 2.x, RoentGen), `write` makes one that
+`read` takes such a folder (SD 1.x and 2.x, RoentGen). `write` makes one that
 `diffusers.StableDiffusionPipeline.from_pretrained` opens and runs.
 """
 
@@ -22,42 +22,41 @@ from jax.typing import DTypeLike
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.models.diffusion import configs
 from medsyn_jax.models.layers import Tree, split
-from medsyn_jax.models.weights import convert
-from medsyn_jax.models.weights import diffusers_layouts as layouts
+from medsyn_jax.models.weights import convert, diffusers_layouts
+from medsyn_jax.models.weights.files import read_object
+from medsyn_jax.models.weights.layouts import Layout
 
 PARTS = ("unet", "vae", "text_encoder")
-# transformers opens a network in the dtype of its file, diffusers in float32: one pipeline of both
-# fails unless the config says so, too.
-_OPENED = {"dtype": "float32"}
+# transformers opens a network in the dtype of its file, diffusers in float32. A pipeline of both
+# fails unless the config of the former names the dtype.
+_TRANSFORMERS_CONFIG = {"dtype": "float32"}
 
 
 class Kind(NamedTuple):
-    """What a part of the pipeline is: its class in which library, its weights, its module."""
+    """A part of the pipeline: its library and class there, its weights file and our module."""
 
     library: str
     cls: str
     file: str
     maker: Callable[[Mapping[str, Any], str], Callable[..., nnx.Module]]
-    layout: Callable[[Mapping[str, Any]], convert.Layout]
+    layout: Callable[[Mapping[str, Any]], Layout]
 
 
-def _unet_layout(config: Mapping[str, Any]) -> convert.Layout:
+def _unet_layout(config: Mapping[str, Any]) -> Layout:
     linear = config.get("use_linear_projection", False)
-    return layouts.UNET_LINEAR if linear else layouts.UNET_CONV
+    return diffusers_layouts.UNET_LINEAR if linear else diffusers_layouts.UNET_CONV
 
 
-_DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+_FILE = "diffusion_pytorch_model.safetensors"
 KINDS = {
-    "unet": Kind("diffusers", "UNet2DConditionModel", _DIFFUSERS_FILE, configs.unet, _unet_layout),
-    "vae": Kind(
-        "diffusers", "AutoencoderKL", _DIFFUSERS_FILE, configs.vae, lambda config: layouts.VAE
-    ),
+    "unet": Kind("diffusers", "UNet2DConditionModel", _FILE, configs.unet, _unet_layout),
+    "vae": Kind("diffusers", "AutoencoderKL", _FILE, configs.vae, lambda _: diffusers_layouts.VAE),
     "text_encoder": Kind(
         "transformers",
         "CLIPTextModel",
         "model.safetensors",
         configs.text_encoder,
-        lambda config: layouts.CLIP_TEXT,
+        lambda _: diffusers_layouts.CLIP_TEXT,
     ),
 }
 
@@ -77,9 +76,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline in memory. tokenizer: the folder of its tokenizer, which stays on disk.
+    """A pipeline in memory.
 
-    parts: by a name of PARTS. scheduler: scheduler_config.json, for diffusion/ to read.
+    parts: by names of PARTS. scheduler: scheduler_config.json, for `diffusion.schedule` to read.
+    tokenizer: the folder of its tokenizer, which stays on disk.
     """
 
     parts: Mapping[str, Part]
@@ -88,25 +88,25 @@ class Pipeline:
 
     @property
     def scaling_factor(self) -> float:
-        """What latents are multiplied by before the U-Net sees them."""
+        """The factor of latents at the input of the U-Net."""
         return float(self.parts["vae"].config.get("scaling_factor", 0.18215))
 
 
 def part(name: str, config: Mapping[str, Any], params: Tree, where: str = "") -> Part:
-    """A part from its config.json. Raises UserError for what the config asks and we lack."""
+    """A part from its config.json. Raises UserError for a value that is not supported."""
     return Part(config, KINDS[name].maker(config, where or f"{name}/config.json"), params)
 
 
 def module_of(
     part: Part, dtype: DTypeLike = np.float32, remat: bool = False
 ) -> Callable[[Tree], Any]:
-    """A function from parameters like the part's to its module, for use under `jax.jit`."""
+    """A function from the part's parameters to its module, for use under `jax.jit`."""
     structure = split(_outline(part.make, dtype=dtype, remat=remat))[0]
     return lambda params: nnx.merge(structure, params, {}, copy=True)
 
 
 class _Keys(nnx.Rngs):
-    """Without the counter, which makes the tracing time quadratic in the number of layers."""
+    """Keys without a counter, which would make tracing time quadratic in the number of layers."""
 
     def __init__(self):
         pass
@@ -116,7 +116,7 @@ class _Keys(nnx.Rngs):
 
 
 def _outline(make: Callable[..., nnx.Module], **options: Any) -> nnx.Module:
-    """The module with shapes for arrays."""
+    """The module with shapes in the place of arrays."""
     return nnx.eval_shape(lambda: make(_Keys(), **options))
 
 
@@ -129,17 +129,17 @@ def read(
 ) -> Pipeline:
     """The named parts of a pipeline folder, their parameters as numpy arrays of `dtype`.
 
-    report: gets a line about keys that were left out of a file. Raises UserError if something is
-    missing, of another class, unsupported, damaged, or does not fit.
+    report: gets a line about keys that were left out of a file. Raises UserError if a part is
+    missing, of another class, unsupported, damaged, or does not fit its config.
     """
     folder = Path(folder)
     index = _json(folder / "model_index.json", "give the folder of a diffusers pipeline")
-    if index.get("_class_name") != "StableDiffusionImg2ImgPipeline":  # of the same parts
+    if index.get("_class_name") != "StableDiffusionImg2ImgPipeline":  # which has the same parts
         _expect(index.get("_class_name"), "StableDiffusionPipeline", folder, "_class_name")
     for name in parts:
-        kind, given = KINDS[name], index.get(name)
-        found = given[1] if isinstance(given, list) and len(given) == 2 else given
-        _expect(found, kind.cls, folder, name)
+        entry = index.get(name)  # [library, class]
+        cls = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+        _expect(cls, KINDS[name].cls, folder, name)
     for name in (*parts, "tokenizer", "scheduler"):
         if not (folder / name).is_dir():
             raise UserError(
@@ -150,7 +150,7 @@ def read(
     scheduler = _json(path, "copy it there")
     if not isinstance(scheduler.get("_class_name"), str):  # `write` names it in model_index.json
         raise UserError(f"pipeline: {path}: _class_name: is missing: copy the whole file")
-    # As diffusers' StableDiffusionPipeline does.
+    # diffusers' StableDiffusionPipeline makes the same changes.
     if "steps_offset" in scheduler:
         scheduler["steps_offset"] = 1
     if scheduler.get("clip_sample") is True:
@@ -163,7 +163,7 @@ def _read_part(
 ) -> Part:
     config = _json(folder / "config.json", "copy it there")
     if kind.library == "transformers":
-        config.pop("dtype", None)  # of the file: nothing that the network computes
+        config.pop("dtype", None)  # of the file, not of the computation
     make = kind.maker(config, f"pipeline: {folder / 'config.json'}")
     layout = kind.layout(config)
     params, stats = split(_outline(make))[1:]
@@ -172,38 +172,31 @@ def _read_part(
 
 
 def _file(folder: Path, kind: Kind) -> Path:
-    """The folder with its weights, or the fp16 variant where it has no plain file, whatever other
-    files (non_ema, LoRA) are beside it."""
+    """The folder, if it has a plain weights file, else its fp16 variant, if it has one.
+
+    Other files (non_ema, LoRA) may stand beside them.
+    """
     plain = any((folder / f"{kind.file}{end}").is_file() for end in ("", ".index.json"))
     half = folder / kind.file.replace(".safetensors", ".fp16.safetensors")
     return half if half.is_file() and not plain else folder
 
 
-def _expect(found: Any, wanted: str, folder: Path, field: str) -> None:
-    if found != wanted:
+def _expect(value: Any, wanted: str, folder: Path, field: str) -> None:
+    if value != wanted:
         raise UserError(
-            f"pipeline: {folder / 'model_index.json'}: {field} is {found!r}, must be {wanted!r}"
+            f"pipeline: {folder / 'model_index.json'}: {field} is {value!r}, must be {wanted!r}"
         )
 
 
 def _json(path: Path, advice: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"pipeline: {path}: no such file: {advice}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"pipeline: {path}: cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"pipeline: {path}: must hold one JSON object")
-    return found
+    return read_object(path, "pipeline", advice)
 
 
 def write(folder: str | Path, pipeline: Pipeline) -> None:
-    """Writes a pipeline with all its PARTS; the folder appears only when it is complete.
+    """Write a pipeline with all PARTS; the folder appears only when it is complete.
 
-    A pipeline that is there already is replaced. Weights keep the dtype of the parameters. Raises
-    UserError if the folder is something else, is where the tokenizer comes from, or cannot be
-    written.
+    An earlier pipeline in this folder is replaced. Weights keep the dtype of the parameters. Raises
+    UserError if the folder is no pipeline, is the source of the tokenizer, or cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / "model_index.json").is_file():
@@ -232,12 +225,11 @@ def _write_parts(folder: Path, pipeline: Pipeline) -> None:
     }
     index |= dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), (None, None))
     for name in PARTS:
-        kind, found = KINDS[name], pipeline.parts[name]
+        kind, network = KINDS[name], pipeline.parts[name]
         index[name] = (kind.library, kind.cls)
-        layout = kind.layout(found.config)
-        convert.save(folder / name / kind.file, layout, found.params, {})
-        own = _OPENED if kind.library == "transformers" else {}
-        _dump(folder / name / "config.json", {**found.config, **own})
+        convert.save(folder / name / kind.file, kind.layout(network.config), network.params, {})
+        extra = _TRANSFORMERS_CONFIG if kind.library == "transformers" else {}
+        _dump(folder / name / "config.json", {**network.config, **extra})
     shutil.copytree(pipeline.tokenizer, folder / "tokenizer")
     index["tokenizer"] = ("transformers", _tokenizer_class(pipeline.tokenizer))
     (folder / "scheduler").mkdir()

@@ -25,7 +25,7 @@ def embed_time(
 
 
 class Layer(nnx.Module):
-    """A residual block, and a transformer after it where the level has them."""
+    """A residual block, and a transformer after it where the level has one."""
 
     def __init__(self, resnet: ResBlock, attention: Transformer | None):
         self.resnet = resnet
@@ -49,26 +49,18 @@ class Level(nnx.Module):
         self.resample = nnx.data(resample)
 
 
-def _run(
-    layer: Layer,
-    x: Float[Array, "b h w i"],
-    time: Float[Array, "b e"],
-    context: Float[Array, "b s c"],
-) -> Float[Array, "b h w o"]:
-    return layer(x, time, context)
-
-
 Skips = list[Array]
 
 
 class UNet(nnx.Module):
-    """Predicts the noise (or v) in a latent from it, the time and the text.
+    """Predict the noise (or v) in a latent from the latent, the time and the text.
 
-    widths: channels of each resolution, the outermost first; each next one has half the pixels.
-    layers: residual blocks a level on the way down; on the way up there is one more.
+    widths: channels of each level, the outermost first; each next level has half the rows and
+        columns.
+    layers: residual blocks of a level on the way down; a level on the way up has one more.
     heads: attention heads of each level, which diffusers calls `attention_head_dim`.
-    down, up: which levels have transformers, down from the outermost, up from the innermost.
-    depth: blocks in a transformer. context_width: of the text embeddings.
+    down, up: the levels with transformers, down from the outermost, up from the innermost.
+    depth: blocks of a transformer. context_width: of the text embeddings.
     remat: recompute each residual block with its transformer in the backward pass.
     Raises ValueError if widths do not divide into heads or groups.
     """
@@ -137,7 +129,7 @@ class UNet(nnx.Module):
         t: Int[Array, " b"] | Float[Array, " b"],
         context: Float[Array, "b s c"],
     ) -> Float[Array, "b h w o"]:
-        """The prediction for the latents x at the times t, in [0, 1000), given text embeddings."""
+        """The prediction for latents x at times t, in [0, 1000), with text embeddings."""
         return self.full(x, t, context)[0]
 
     def full(
@@ -147,7 +139,7 @@ class UNet(nnx.Module):
         context: Float[Array, "b s c"],
         branch: int = 0,
     ) -> tuple[Float[Array, "b h w o"], Float[Array, "b h w d"]]:
-        """The prediction, and the deep feature from which `shallow` computes later ones."""
+        """The prediction, and the deep feature from which `shallow` computes later predictions."""
         time, context = self._embed(t), context.astype(self.dtype)
         x, skips = self._descend(x, time, context, branch=None)
         for layer in in_order(self.mid):
@@ -156,7 +148,7 @@ class UNet(nnx.Module):
         for level in levels[:-1]:
             for layer in in_order(level.layers):
                 x = self._layer(layer, jnp.concatenate([x, skips.pop()], -1), time, context)
-            size = skips[-1].shape  # an odd side was halved upwards
+            size = skips[-1].shape  # an odd side was halved with rounding up
             x = level.resample(double(x)[:, : size[1], : size[2]])
         return self._ascend(x, skips, time, context, branch)
 
@@ -168,10 +160,10 @@ class UNet(nnx.Module):
         deep: Float[Array, "b h w d"],
         branch: int = 0,
     ) -> Float[Array, "b h w o"]:
-        """The prediction with the deep feature of an earlier, close time (Ma et al., 2312.00858).
+        """The prediction with the deep feature of an earlier, close time (DeepCache, 2312.00858).
 
-        Computed anew are `branch` layers of the outermost level on the way down, from 0 to all of
-        it, and one more on the way up. `deep` is from `full` with the same branch.
+        Only `branch` layers of the outermost level on the way down, from 0 to all of its layers,
+        and one more on the way up are computed. deep: from `full` with the same branch.
         """
         time, context = self._embed(t), context.astype(self.dtype)
         _, skips = self._descend(x, time, context, branch)
@@ -183,13 +175,13 @@ class UNet(nnx.Module):
         return jax.nn.silu(self.time_down(jax.nn.silu(self.time_up(waves))))
 
     def _layer(self, layer: Layer, x: Array, time: Array, context: Array) -> Array:
-        run = nnx.remat(_run) if self.remat else _run
+        run = nnx.remat(Layer.__call__) if self.remat else Layer.__call__
         return run(layer, x, time, context)
 
     def _descend(
         self, x: Array, time: Array, context: Array, branch: int | None
     ) -> tuple[Array, Skips]:
-        """The feature at the bottom and all skips, or those of the outermost `branch` layers."""
+        """The feature at the bottom and all skips, or the skips of the first `branch` layers."""
         x = self.enter(x)
         skips = [x]
         if branch is not None:
@@ -209,7 +201,7 @@ class UNet(nnx.Module):
     def _ascend(
         self, x: Array, skips: Skips, time: Array, context: Array, branch: int
     ) -> tuple[Array, Array]:
-        """The prediction from the outermost level, whose last `branch` + 1 layers give `deep`."""
+        """The prediction, and the input of the last `branch` + 1 layers of the outermost level."""
         if not 0 <= branch <= self.per_level:
             raise ValueError(f"branch {branch}: the outermost level has {self.per_level} layers")
         deep, layers = x, in_order(in_order(self.up)[-1].layers)

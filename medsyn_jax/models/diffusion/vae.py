@@ -29,8 +29,8 @@ class Middle(nnx.Module):
 class Level(nnx.Module):
     """The residual blocks of one resolution, and the convolution to the next one.
 
-    Downwards it has stride 2 and zeros after the last row and column only; upwards it comes after
-    each pixel was doubled.
+    In the encoder the convolution has stride 2, with zeros after the last row and column only; in
+    the decoder it follows the doubling of each pixel.
     """
 
     def __init__(self, blocks: list[ResBlock], resample: Conv | None):
@@ -43,34 +43,6 @@ class Level(nnx.Module):
         if self.resample is None:
             return x
         return self.resample(double(x) if self.resample.stride == 1 else x)
-
-
-def _run(part: Level | Middle, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
-    return part(x)
-
-
-def _levels(
-    widths: tuple[int, ...],
-    width: int,
-    layers: int,
-    groups: int,
-    down: bool,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-) -> list[Level]:
-    """Levels of these widths, of `layers` blocks each, after a feature of `width` channels."""
-    levels = []
-    for i, outputs in enumerate(widths):
-        blocks = []
-        for _ in range(layers):
-            blocks.append(ResBlock(width, outputs, 0, groups, _EPS, dtype, rngs))
-            width = outputs
-        resample = None
-        if i < len(widths) - 1:
-            options = {"stride": 2, "edges": (0, 1)} if down else {}
-            resample = conv(width, width, **options, dtype=dtype, rngs=rngs)
-        levels.append(Level(blocks, resample))
-    return levels
 
 
 class Coder(nnx.Module):
@@ -91,28 +63,38 @@ class Coder(nnx.Module):
         kind: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.down, self.remat = down, remat
         self.enter = conv(inputs, widths[0], **kind)
-        self.levels = numbered(_levels(widths, widths[0], layers, groups, down, **kind))
+        levels, width = [], widths[0]
+        for i, channels in enumerate(widths):
+            blocks, resample = [], None
+            for _ in range(layers):
+                blocks.append(ResBlock(width, channels, 0, groups, _EPS, dtype, rngs))
+                width = channels
+            if i < len(widths) - 1:
+                options = {"stride": 2, "edges": (0, 1)} if down else {}
+                resample = conv(width, width, **options, **kind)
+            levels.append(Level(blocks, resample))
+        self.levels = numbered(levels)
         self.mid = Middle(widths[-1] if down else widths[0], groups, **kind)
         self.norm = GroupNorm(widths[-1], groups, eps=_EPS, dtype=dtype)
         self.leave = conv(widths[-1], outputs, **kind)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b p q o"]:
-        run = nnx.remat(_run) if self.remat else _run
         levels = in_order(self.levels)
         x = self.enter(x)
         for part in [*levels, self.mid] if self.down else [self.mid, *levels]:
+            run = nnx.remat(type(part).__call__) if self.remat else type(part).__call__
             x = run(part, x)
         return self.leave(jax.nn.silu(self.norm(x)))
 
 
 class Autoencoder(nnx.Module):
-    """Images to the mean and log-variance of Gaussian latents, and latents to images.
+    """Encode images as the mean and log-variance of Gaussian latents, and decode latents.
 
-    widths: channels of each resolution, the outermost first; a latent has 2 ** (len(widths) - 1)
-    times fewer rows and columns than its image. layers: residual blocks a level in the encoder; the
-    decoder has one more. quant, post_quant: the linear maps after encoder and before decoder.
-    remat: recompute each level in the backward pass. Raises ValueError if `groups` do not divide
-    a width.
+    widths: channels of each level, the outermost first; a latent has 2 ** (len(widths) - 1) times
+    fewer rows and columns than its image. layers: residual blocks of a level of the encoder; the
+    decoder has one more. quant, post_quant: the linear maps after the encoder and before the
+    decoder. remat: recompute each level in the backward pass. Raises ValueError if `groups` do not
+    divide a width.
     """
 
     def __init__(
@@ -148,7 +130,7 @@ class Autoencoder(nnx.Module):
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, z: Float[Array, "b p q z"]) -> Float[Array, "b h w c"]:
-        """Images, about in [-1, 1], of latents in the encoder's own scale."""
+        """Images, about in [-1, 1], of latents in the encoder's scale."""
         return self.decoder(z if self.post_quant is None else self.post_quant(z))
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:

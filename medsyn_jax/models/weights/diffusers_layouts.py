@@ -1,6 +1,6 @@
 """How diffusers and transformers name the weights of Stable Diffusion's three networks."""
 
-from medsyn_jax.models.weights.convert import (
+from medsyn_jax.models.weights.layouts import (
     CONV,
     MATRIX,
     SAME,
@@ -11,21 +11,14 @@ from medsyn_jax.models.weights.convert import (
     norm,
 )
 
-# A 1 x 1 convolution of the file, [o, i, 1, 1], that is a matrix [i, o] here.
+# From the 1 x 1 convolution of a file, [o, i, 1, 1], to our matrix [i, o].
 POINT = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
-
-
-def _conv(ours: str, theirs: str) -> Rules:
-    return (
-        (f"{ours}/kernel", f"{theirs}.weight", CONV),
-        (f"{ours}/bias", f"{theirs}.bias", SAME),
-    )
 
 
 def _resnet(ours: str, theirs: str) -> Rules:
     return (
         *norm(f"{ours}/norm(?P<k>[12])", f"{theirs}.norm{{k}}"),
-        *_conv(f"{ours}/conv(?P<k>[12])", f"{theirs}.conv{{k}}"),
+        *dense(f"{ours}/conv(?P<k>[12])", f"{theirs}.conv{{k}}", CONV),
         *dense(f"{ours}/time", f"{theirs}.time_emb_proj"),
         *dense(f"{ours}/shortcut", f"{theirs}.conv_shortcut", POINT),
     )
@@ -51,7 +44,7 @@ def _transformer(ours: str, theirs: str, ends: Transform) -> Rules:
 
 
 def _unet(ends: Transform) -> Layout:
-    """ends: how the projections around a transformer are stored, as matrices or convolutions."""
+    """ends: the transform of the projections around a transformer, matrices or convolutions."""
     sides = (
         (r"(?P<d>down|up)/(?P<i>\d+)/layers/(?P<j>\d+)", "{d}_blocks.{i}"),
         (r"mid/(?P<j>\d+)", "mid_block"),
@@ -66,14 +59,14 @@ def _unet(ends: Transform) -> Layout:
     ]
     return Layout(
         rules=(
-            *_conv("enter", "conv_in"),
+            *dense("enter", "conv_in", CONV),
             *dense("time_up", "time_embedding.linear_1"),
             *dense("time_down", "time_embedding.linear_2"),
             *layers,
-            *_conv(r"down/(?P<i>\d+)/resample", "down_blocks.{i}.downsamplers.0.conv"),
-            *_conv(r"up/(?P<i>\d+)/resample", "up_blocks.{i}.upsamplers.0.conv"),
+            *dense(r"down/(?P<i>\d+)/resample", "down_blocks.{i}.downsamplers.0.conv", CONV),
+            *dense(r"up/(?P<i>\d+)/resample", "up_blocks.{i}.upsamplers.0.conv", CONV),
             *norm("norm", "conv_norm_out"),
-            *_conv("leave", "conv_out"),
+            *dense("leave", "conv_out", CONV),
         )
     )
 
@@ -85,17 +78,17 @@ _CODER = "(?P<c>encoder|decoder)"
 _LEVEL = r"levels/(?P<i>\d+)"
 VAE = Layout(
     rules=(
-        *_conv(f"{_CODER}/enter", "{c}.conv_in"),
+        *dense(f"{_CODER}/enter", "{c}.conv_in", CONV),
         *_resnet(rf"encoder/{_LEVEL}/blocks/(?P<j>\d+)", "encoder.down_blocks.{i}.resnets.{j}"),
-        *_conv(f"encoder/{_LEVEL}/resample", "encoder.down_blocks.{i}.downsamplers.0.conv"),
+        *dense(f"encoder/{_LEVEL}/resample", "encoder.down_blocks.{i}.downsamplers.0.conv", CONV),
         *_resnet(rf"decoder/{_LEVEL}/blocks/(?P<j>\d+)", "decoder.up_blocks.{i}.resnets.{j}"),
-        *_conv(f"decoder/{_LEVEL}/resample", "decoder.up_blocks.{i}.upsamplers.0.conv"),
+        *dense(f"decoder/{_LEVEL}/resample", "decoder.up_blocks.{i}.upsamplers.0.conv", CONV),
         *_resnet(f"{_CODER}/mid/first", "{c}.mid_block.resnets.0"),
         *norm(f"{_CODER}/mid/attention/norm", "{c}.mid_block.attentions.0.group_norm"),
         *_attention(f"{_CODER}/mid/attention/attention", "{c}.mid_block.attentions.0"),
         *_resnet(f"{_CODER}/mid/second", "{c}.mid_block.resnets.1"),
         *norm(f"{_CODER}/norm", "{c}.conv_norm_out"),
-        *_conv(f"{_CODER}/leave", "{c}.conv_out"),
+        *dense(f"{_CODER}/leave", "{c}.conv_out", CONV),
         *dense("quant", "quant_conv", POINT),
         *dense("post_quant", "post_quant_conv", POINT),
     ),
@@ -127,8 +120,8 @@ CLIP_TEXT = Layout(
         *dense(f"{_N}/down", "encoder.layers.{n}.mlp.fc2"),
         *norm("norm", "final_layer_norm"),
     ),
-    prefix="text_model.",  # as transformers wrote up to version 4; later ones read both
-    # Of a whole CLIPModel, what is beside its text encoder.
+    prefix="text_model.",  # as transformers 4 wrote; later versions read both
+    # The other parts of a whole CLIPModel.
     left_out=r"embeddings\.position_ids|(text|visual)_projection\.weight|logit_scale"
     r"|vision_model\..*",
 )

@@ -16,7 +16,6 @@ from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.models.diffusion import pipeline
 from medsyn_jax.models.layers import split
-from medsyn_jax.models.weights import convert
 
 SD1_UNET = {"cross_attention_dim": 768}
 SD2_UNET = {
@@ -129,7 +128,7 @@ def test_full_size(name, config, count):
     """As many parameters as the published networks, and a key of the file for each."""
     params = outline(pipeline.part(name, config, {}).make)
     assert tree.size(params) == count
-    plan = convert._expected(pipeline.KINDS[name].layout(config), tree.named(params))
+    plan = pipeline.KINDS[name].layout(config).plan(tree.named(params))
     assert plan is not None
     assert len(plan) == len(tree.named(params))
 

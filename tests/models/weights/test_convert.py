@@ -21,9 +21,9 @@ from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.models.bert import Bert
 from medsyn_jax.models.layers import split
-from medsyn_jax.models.resnet import ResNet, resnet18, resnet34, resnet50
+from medsyn_jax.models.resnet import ResNet
 from medsyn_jax.models.vit import ViT
-from medsyn_jax.models.weights import convert
+from medsyn_jax.models.weights import convert, layouts
 
 RESNETS = ("torchvision", "timm", "hf_resnet")
 
@@ -35,8 +35,8 @@ def small_resnet(block="bottleneck"):
 
 
 @functools.cache
-def small_bert(pooler=True):
-    return nnx.eval_shape(lambda: Bert(11, 8, 2, 2, 12, 6, pooler=pooler, rngs=nnx.Rngs(0)))
+def small_bert():
+    return nnx.eval_shape(lambda: Bert(11, 8, 2, 2, 12, 6, rngs=nnx.Rngs(0)))
 
 
 @functools.cache
@@ -87,13 +87,16 @@ def test_basic_blocks_round_trip(tmp_path):
         assert_same(convert.load(tmp_path / "w.safetensors", "", *blank(trees)), trees)
 
 
-@pytest.mark.parametrize(("make", "count"), [(resnet18, 20), (resnet34, 36), (resnet50, 53)])
-def test_full_size_keys(make, count):
+@pytest.mark.parametrize(
+    ("depths", "block", "count"),
+    [((2, 2, 2, 2), "basic", 20), ((3, 4, 6, 3), "basic", 36), ((3, 4, 6, 3), "bottleneck", 53)],
+)
+def test_full_size_keys(depths, block, count):
     """conv + 4 of its norm + its counter, for every convolution of the published networks."""
-    params, stats = jax.eval_shape(lambda: split(make(rngs=nnx.Rngs(0)))[1:])
+    params, stats = jax.eval_shape(lambda: split(ResNet(depths, block=block, rngs=nnx.Rngs(0)))[1:])
     names = tree.named(params) | tree.named(stats)
     for layout in ("torchvision", "hf_resnet"):
-        plan = convert._expected(convert.LAYOUTS[layout], names)
+        plan = layouts.LAYOUTS[layout].plan(names)
         assert plan is not None
         assert len(plan) == 5 * count
 
@@ -166,7 +169,7 @@ def test_sharded_folder(case, tmp_path):
 @pytest.mark.parametrize("extras", [False, True])
 def test_bert_dialects(prefix, old_names, extras, tmp_path, caplog):
     """Bio_ClinicalBERT has the prefix and the heads of pre-training; old files gamma and beta."""
-    trees, path = filled(small_bert(pooler=False)), tmp_path / "w.safetensors"
+    trees, path = filled(small_bert()), tmp_path / "w.safetensors"
     convert.save(path, "hf_bert", *trees)
     tensors = {}
     for key, value in load_file(path).items():
@@ -183,6 +186,7 @@ def test_bert_dialects(prefix, old_names, extras, tmp_path, caplog):
     with caplog.at_level("INFO"):
         assert_same(convert.load(path, "", *trees), trees)
     assert ("cls.predictions.bias, cls.seq_relationship.weight" in caplog.text) == extras
+    assert (f"{prefix}pooler.dense.weight" in caplog.text) == extras
 
 
 def test_classifiers_are_left_out(tmp_path, caplog):
@@ -333,13 +337,6 @@ def test_misfits_are_listed(edit, says, tmp_path):
     assert "\n" not in str(e.value)
 
 
-def test_missing_pooler_is_missing(tmp_path):
-    trees = filled(small_bert(pooler=False))
-    convert.save(tmp_path / "w.safetensors", "hf_bert", *trees)
-    with pytest.raises(UserError, match=r"2 missing: pooler\.dense\.bias, pooler\.dense\.weight"):
-        convert.load(tmp_path / "w.safetensors", "hf_bert", *filled(small_bert()))
-
-
 def test_another_model_and_unknown_layout(tmp_path):
     path = tmp_path / "w.safetensors"
     convert.save(path, "torchvision", *filled(small_resnet()))
@@ -449,7 +446,7 @@ MOCO = extras("module.momentum_encoder.cls_token", "module.predictor.0.weight")
 )
 def test_prefixes_and_what_stands_beside_an_encoder(layout, prefix, beside, tmp_path):
     """Under any one prefix the values are the same; heads and decoders are left out and named."""
-    make = {"hf_bert": lambda: small_bert(pooler=False), "timm_vit": small_vit}
+    make = {"hf_bert": small_bert, "timm_vit": small_vit}
     trees = filled((make | {"hf_vit": small_vit}).get(layout, small_resnet)())
     path, said = tmp_path / "w.safetensors", []
     convert.save(path, layout, *trees)
@@ -490,7 +487,7 @@ def test_two_encoders_of_one_file_are_refused(tmp_path):
 
 def test_a_roberta_is_no_bert(tmp_path):
     """Its keys and shapes are BERT's, its positions count from 2."""
-    trees, path = filled(small_bert(pooler=False)), tmp_path / "w.safetensors"
+    trees, path = filled(small_bert()), tmp_path / "w.safetensors"
     convert.save(path, "hf_bert", *trees)
     save_file({f"roberta.{key}": value for key, value in load_file(path).items()}, path)
     with pytest.raises(UserError, match=r"w\.safetensors: roberta\.\*: a RoBERTa counts"):
