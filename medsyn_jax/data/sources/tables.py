@@ -55,17 +55,21 @@ def fields(header: list[str], row: list[str]) -> dict[str, str]:
         for name, cell in zip(header, row, strict=True):
             if _garbled(cell):
                 raise RejectedRecord(f"column {shortened(name)!r} is not UTF-8 text")
-    cells = ["" if cell in _MISSING else cell for cell in row]
-    return dict(zip(header, cells, strict=True)) | {"": ""}
+    if not _MISSING.isdisjoint(row):
+        row = ["" if cell in _MISSING else cell for cell in row]
+    cells = dict(zip(header, row, strict=True))
+    cells[""] = ""
+    return cells
 
 
 def labels(fields: Mapping[str, str], names: Sequence[str]) -> tuple[int, ...]:
     """The values of label columns; raises RejectedRecord for a cell that is no label."""
-    for name in names:
-        if fields[name].strip() not in LABEL_VALUES:
-            value = shortened(fields[name])
-            raise RejectedRecord(f"column {name!r}: {value!r} is not 1, 0, -1 or empty")
-    return tuple(LABEL_VALUES[fields[name].strip()] for name in names)
+    try:
+        return tuple([LABEL_VALUES[fields[name].strip()] for name in names])
+    except KeyError:
+        name = next(name for name in names if fields[name].strip() not in LABEL_VALUES)
+        value = shortened(fields[name])
+        raise RejectedRecord(f"column {name!r}: {value!r} is not 1, 0, -1 or empty") from None
 
 
 def rows(
