@@ -217,7 +217,7 @@ def test_images_that_do_not_fit_are_made_anew_and_a_lost_attempt_is_named(
     judge = generate.Filter(SimpleNamespace(sections=("impression",)), 0.5, 2)
     monkeypatch.setattr(generate, "_filter", lambda config, workdir: judge)
     monkeypatch.setattr(
-        generate.pairs, "scores", lambda pair, made, texts: np.array([x[0, 0] / 255 for x in made])
+        generate.frozen, "scores", lambda pair, made, texts: np.array([x[0, 0] / 255 for x in made])
     )
     lost = set()
 

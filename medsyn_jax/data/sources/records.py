@@ -30,20 +30,24 @@ def make(item: Item, config: Any) -> dict[str, Any]:
     """
     # The report is cheap to read and to reject: before the image.
     report = read_report(item.report_path) if item.report_path else item.report
-    record = {"key": item.key, "subject": item.subject, **texts(report, item, config)}
+    fields = texts(report, item, config)
     # Half of the decoder's work on a large JPEG is saved without a visible loss. Boxes are in
     # pixels of the whole image.
     at_least = 2 * config.size if item.boxes is None else 0
     pixels = decode.decode_grey(str(item.image), at_least, config.bits, config.display)
     if config.inverted:
         pixels = 255 - pixels
-    image = decode.encode_png(decode.square(pixels, config.size, config.square))
-    labels = np.array(item.labels, np.int8)
-    record |= {"image": image, "labels": labels, "view": item.view}
-    record |= {name: _mask(path, pixels.shape, config) for name, path in item.masks}
-    if item.boxes is not None:
-        record["boxes"] = _boxes(item, pixels.shape, config)
-    return record
+    boxes = {} if item.boxes is None else {"boxes": _boxes(item, pixels.shape, config)}
+    return {
+        "key": item.key,
+        "subject": item.subject,
+        "image": decode.encode_png(decode.square(pixels, config.size, config.square)),
+        **fields,
+        "labels": np.array(item.labels, np.int8),
+        "view": item.view,
+        **{name: _mask(path, pixels.shape, config) for name, path in item.masks},
+        **boxes,
+    }
 
 
 def _mask(path: str, shape: tuple[int, ...], config: Any) -> bytes:
