@@ -1,6 +1,6 @@
 """Print the lines of Python of each room of the package, and of the reading path of CONTRIBUTING.
 
-    python -m scripts.lines
+python -m scripts.lines
 """
 
 import re

@@ -84,7 +84,7 @@ def from_csv(
     seed: int,
     limit: int = 0,
 ) -> Prompts:
-    """The rows of a CSV in UTF-8; a row without a prompt or with a key that came before is
+    """The rows of a CSV in UTF-8; a row with a label that is none, or an earlier row's key, is
     rejected.
 
     Args:
@@ -98,8 +98,8 @@ def from_csv(
         limit: of the number of prompts, if it is not 0.
 
     Raises:
-        UserError: naming the row that is not UTF-8 or no row of this table; for a table that is
-            missing or broken, or lacks a column.
+        UserError: for a table that is missing, broken or lacks a column, and a row of the wrong
+            length or encoding.
     """
     path = Path(path)
     names = [n for n in ("prompt", "key", "subject", "split", "view") if columns[n]]
@@ -153,7 +153,7 @@ def fit(prompts: Prompts, tokenizer: Tokenizer, length: int) -> Prompts:
         length: of its input in tokens, start and end marks included.
 
     Returns:
-        The same without those that say nothing, which are rejects.
+        The same; those without a word become rejects.
 
     Raises:
         UserError: when no prompt is left.
@@ -184,8 +184,8 @@ def fit(prompts: Prompts, tokenizer: Tokenizer, length: int) -> Prompts:
 
 
 def _shortened(text: str, count: Callable[[str], int], length: int) -> str:
-    """The longest start of `text` of whole words that has at most `length` tokens; of letters, if
-    its first word is longer than that."""
+    """The longest start of `text` with at most `length` tokens, in whole words; in letters, where
+    even the first word is longer."""
     for pieces, space in ((text.split(" "), " "), (list(text), "")):
         most = range(1, len(pieces) + 1)
         fitting = bisect.bisect_right(most, length, key=lambda n: count(space.join(pieces[:n])))
@@ -206,8 +206,7 @@ def from_mimic(
     sections: Sequence[str],
     limit: int = 0,
 ) -> Prompts:
-    """The reports of MIMIC-CXR, one prompt for each frontal image that they belong to; no image is
-    needed.
+    """The reports of MIMIC-CXR, one prompt for each of their frontal images, which are not read.
 
     Args:
         root: holds the tables of MIMIC-CXR-JPG, `mimic-cxr-2.0.0-{metadata,split,chexpert}.csv.gz`.

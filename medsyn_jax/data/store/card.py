@@ -1,6 +1,6 @@
-"""What goes with a set of synthetic images: a data card, Croissant metadata, a contact sheet.
+"""The data card, Croissant metadata and contact sheet of a set of synthetic images.
 
-All of it is made from the set itself, and the same whenever it is made.
+All three are made from the set itself, and the same whenever they are made.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def is_written(directory: Path) -> bool:
 
 
 def remove(directory: Path) -> None:
-    """Takes the files away, if they are there."""
+    """Removes the files that exist."""
     for name in FILES:
         (directory / name).unlink(missing_ok=True)
 

@@ -2,7 +2,7 @@
 
 `tfds.builder_from_directory(directory).as_data_source(split)` reads the same directories without
 this package. `medsyn.json`, written last, holds what TFDS does not keep: label names, the sizes
-that prove the files whole, hashes of the split files, and what the set was made from.
+that prove the files whole, hashes of the split files, and the origin of the set.
 """
 
 from __future__ import annotations
