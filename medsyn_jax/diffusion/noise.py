@@ -75,19 +75,19 @@ def _betas(noise: Mapping[str, Any], count: int) -> np.ndarray:
 
 
 def _noise(config: Mapping[str, Any]) -> dict[str, Any]:
-    """beta_schedule, beta_start and beta_end, None where nothing asks for them."""
+    """beta_schedule, beta_start and beta_end; None where trained betas make them unnecessary."""
     name = config.get("_class_name")
-    given = {field: config[field] for field in _FIELDS if config.get(field) is not None}
-    known = _NOISE.get(name) if isinstance(name, str) else None
-    if known is None and isinstance(name, str) and not re.search("Flow|EDM|CogVideoX", name):
-        whole = len(given) == len(_FIELDS) or config.get("trained_betas") is not None
-        known = dict.fromkeys(_FIELDS) if whole else None
-    if known is None:
+    fields = {field: config[field] for field in _FIELDS if config.get(field) is not None}
+    defaults = _NOISE.get(name) if isinstance(name, str) else None
+    if defaults is None and isinstance(name, str) and not re.search("Flow|EDM|CogVideoX", name):
+        complete = len(fields) == len(_FIELDS) or config.get("trained_betas") is not None
+        defaults = dict.fromkeys(_FIELDS) if complete else None
+    if defaults is None:
         raise UserError(
             f"{FILE}: _class_name: {name!r} is not supported without {', '.join(_FIELDS)}, nor any "
             "scheduler of flow matching or EDM: use a pipeline that was trained on such a schedule"
         )
-    return known | given
+    return defaults | fields
 
 
 def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
@@ -97,6 +97,6 @@ def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
 
 
 def refuse(name: str, value: Any, values: tuple) -> NoReturn:
-    """Raises UserError for a field with another value than those that are built."""
+    """Raise UserError for a field whose value is not among the supported ones."""
     choice = " or ".join(map(str, values)) or "null"
     raise UserError(f"{FILE}: {name}: {value!r} is not supported: use {choice}")
