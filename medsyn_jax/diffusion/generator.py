@@ -223,25 +223,18 @@ def check(pipeline: Pipeline, sampling: Sampling, size: int) -> schedule.Table:
         for name, leaf in tree.named(unet).items()
         if name.endswith("cross_attention/key/kernel")
     }
-    if latents != decoded:
-        raise UserError(
-            f"pipeline: unet/ makes latents of {latents} channels, vae/ takes {decoded}: they are "
-            "not of one model"
-        )
+    read = max(contexts, default=0)
+    for fits, fault in (
+        (latents == decoded, f"unet/ makes latents of {latents} channels, vae/ takes {decoded}"),
+        (contexts <= {width}, f"unet/ reads texts of {read} channels, text_encoder/ makes {width}"),
+        (vocabulary <= words, f"tokenizer/ has {vocabulary} tokens, text_encoder/ knows {words}"),
+    ):
+        if not fits:
+            raise UserError(f"pipeline: {fault}: they are not of one model")
     if output != latents:
         raise UserError(
             f"pipeline: unet/ takes {latents} channels and gives {output}: use a U-Net that gives "
             "as many as it takes"
-        )
-    if contexts - {width}:
-        raise UserError(
-            f"pipeline: unet/ reads texts of {max(contexts)} channels, text_encoder/ makes {width}:"
-            " they are not of one model"
-        )
-    if vocabulary > words:
-        raise UserError(
-            f"pipeline: tokenizer/ has {vocabulary} tokens, text_encoder/ knows {words}: they are "
-            "not of one model"
         )
     if (size or native_size(pipeline)) % factor(pipeline):
         raise UserError(f"config.size: {size}: use a multiple of {factor(pipeline)}")
