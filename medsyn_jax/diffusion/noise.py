@@ -9,7 +9,7 @@ import numpy as np
 from medsyn_jax.core.errors import UserError
 
 FILE = "scheduler_config.json"
-MOST_TIMES, _LEAST = 100_000, 1e-30  # training times; share of the image in the noisiest latent
+_MOST_TIMES, _LEAST = 100_000, 1e-30  # training times; share of the image in the noisiest latent
 # Defaults of beta_schedule, beta_start and beta_end by class of diffusers, less "Scheduler".
 _CLASSES = {
     ("linear", 1e-4, 0.02): "DDIM DDIMInverse DDIMParallel DDPM DDPMParallel DEISMultistep "
@@ -36,10 +36,7 @@ def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
     """
     noise, trained = _noise(config), config.get("trained_betas")
     count = option(config, "num_train_timesteps", 1000)
-    if type(count) is not int or not 1 <= count <= MOST_TIMES:
-        raise UserError(
-            f"{FILE}: num_train_timesteps: {count!r} is not a whole number from 1 to {MOST_TIMES}"
-        )
+    whole_number("num_train_timesteps", count, least=1)
     fields = "beta_start, beta_end" if trained is None else "trained_betas"
     try:
         with np.errstate(all="ignore"):
@@ -94,6 +91,14 @@ def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
     """A field of the file, or the default where it is absent or null."""
     value = config.get(name)
     return default if value is None else value
+
+
+def whole_number(name: str, value: Any, least: int) -> None:
+    """Raise UserError for a field that is not a whole number from `least` to _MOST_TIMES."""
+    if type(value) is not int or not least <= value <= _MOST_TIMES:
+        raise UserError(
+            f"{FILE}: {name}: {value!r} is not a whole number from {least} to {_MOST_TIMES}"
+        )
 
 
 def refuse(name: str, value: Any, values: tuple) -> NoReturn:

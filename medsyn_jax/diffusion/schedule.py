@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.diffusion.noise import FILE, MOST_TIMES, alphas_cumprod, option, refuse
+from medsyn_jax.diffusion.noise import FILE, alphas_cumprod, option, refuse, whole_number
 
 Options = Mapping[str, Any]
 
@@ -36,26 +36,29 @@ _MISNAMED = {
     "DPMSolverSinglestepScheduler": "lower_order_final",
     "SASolverScheduler": "algorithm_type",
 }
+
+
+def _fields(values: tuple, names: str) -> dict[str, tuple]:
+    return dict.fromkeys(names.split(), values)
+
+
 # The supported values of each field that would change the samples; () allows null alone.
-_OFF, _EITHER = (False,), (True, False)
 _EVERYWHERE = {
     "prediction_type": ("epsilon", "v_prediction"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "final_sigmas_type": ("zero", "sigma_min"),
-    "use_flow_sigmas": _OFF,
-    **dict.fromkeys(("rescale_betas_zero_snr", "set_alpha_to_one", "use_karras_sigmas"), _EITHER),
+    "use_flow_sigmas": (False,),
+    **_fields((True, False), "rescale_betas_zero_snr set_alpha_to_one use_karras_sigmas"),
 }
 _SIGMAS = {
-    "use_exponential_sigmas": _OFF,
-    "use_beta_sigmas": _OFF,
-    "sigma_min": (),
-    "sigma_max": (),
+    **_fields((False,), "use_exponential_sigmas use_beta_sigmas"),
+    **_fields((), "sigma_min sigma_max"),
 }
-_SOLVERS = _SIGMAS | {
+_SOLVERS = {
+    **_SIGMAS,
+    **_fields((False,), "thresholding use_dynamic_shifting"),
     "solver_order": (2,),
-    "thresholding": _OFF,
     "lower_order_final": (True,),
-    "use_dynamic_shifting": _OFF,
     "shift_terminal": (),
 }
 
@@ -132,11 +135,7 @@ def _options(sampler: str, config: Mapping[str, Any]) -> dict[str, Any]:
         **_SAMPLERS[sampler].defaults,
     }
     options = {name: option(config, name, default) for name, default in defaults.items()}
-    offset = options["steps_offset"]
-    if type(offset) is not int or not 0 <= offset <= MOST_TIMES:
-        raise UserError(
-            f"{FILE}: steps_offset: {offset!r} is not a whole number from 0 to {MOST_TIMES}"
-        )
+    whole_number("steps_offset", options["steps_offset"], least=0)
     return options
 
 
@@ -338,25 +337,23 @@ def _corrected(sigmas: np.ndarray, i: int, order: int) -> np.ndarray:
 _SAMPLERS = {
     "ddim": Sampler(
         _ddim,
-        {"clip_sample": _OFF, "thresholding": _OFF},
+        _fields((False,), "clip_sample thresholding"),
         {"timestep_spacing": "leading", "set_alpha_to_one": True},
     ),
     "pndm": Sampler(
         _pndm,
-        {"skip_prk_steps": (True,), "rescale_betas_zero_snr": _OFF},
+        {"skip_prk_steps": (True,), "rescale_betas_zero_snr": (False,)},
         {"timestep_spacing": "leading", "set_alpha_to_one": False},
     ),
     "euler": Sampler(
-        _euler,
-        {"interpolation_type": ("linear",), "timestep_type": ("discrete",), **_SIGMAS},
+        _euler, {"interpolation_type": ("linear",), "timestep_type": ("discrete",), **_SIGMAS}
     ),
     "dpm++2m": Sampler(
         _dpm,
         {
             "algorithm_type": ("dpmsolver++", "deis"),  # diffusers reads "deis" so
             "solver_type": ("midpoint", "logrho", "bh1", "bh2"),  # and the last three as midpoint
-            "euler_at_final": _OFF,
-            "use_lu_lambdas": _OFF,
+            **_fields((False,), "euler_at_final use_lu_lambdas"),
             "lambda_min_clipped": (-np.inf,),
             "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
             **_SOLVERS,
