@@ -1,15 +1,15 @@
-"""Errors that are the user's to mend. Everything else is a bug and keeps its traceback."""
+"""Errors that the user can correct. Everything else is a bug and keeps its traceback."""
 
 import re
 
-_LINE = 1000  # characters of a message at the most
+_LINE = 1000  # characters of a message at most
 _INTERNAL = re.compile(r"could not convert|invalid literal|<class |object (?:is|has|cannot)")
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """One line of at most `most` characters that any terminal can print: the middle of a longer
-    text is left out, line breaks are spaces, and what no terminal shows as it is (other control
-    characters, bytes that were no UTF-8) is escaped."""
+    """One line of at most `most` characters that any terminal can print: without the middle of a
+    longer text, with spaces for line breaks, and with other control characters and bytes that were
+    no UTF-8 escaped."""
     line = re.sub(r"\s*[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text)
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     half = (most - 5) // 2
@@ -17,7 +17,7 @@ def shortened(text: str, most: int = 80) -> str:
 
 
 def reason(error: Exception, most: int = 300) -> str:
-    """Why a library refused a file, in words that say nothing of Python."""
+    """Why a library refused a file, in words without Python's types."""
     if isinstance(error, RecursionError):
         return "nested too deep"
     if isinstance(error, TypeError | AttributeError | LookupError) or _INTERNAL.search(str(error)):
@@ -26,7 +26,7 @@ def reason(error: Exception, most: int = 300) -> str:
 
 
 class _OneLine(Exception):
-    """Whatever a message quotes from a file, `str` gives one line of it."""
+    """`str` is one line, whatever a message quotes from a file."""
 
     def __str__(self) -> str:
         return shortened(super().__str__(), _LINE)
@@ -40,8 +40,8 @@ class UserError(_OneLine):
 
 
 class RejectedRecord(_OneLine):
-    """One record of a source that cannot be used; its message is the reason in `rejects.csv`."""
+    """A record of a source cannot be used; the message is the reason in `rejects.csv`."""
 
 
 class LeftOutRecord(RejectedRecord):
-    """One sound record that a rule of selection leaves out; no sign that the source is faulty."""
+    """A rule of selection leaves out a sound record; no sign of a faulty source."""

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Files that exist as a whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Where to write what takes the place of `path` at the end of the block, if nothing is raised.
+    """A temporary path; its file replaces `path` at the end of the block, if nothing is raised.
 
     Readers see the old file or the new one, never a part; a kill leaves `.<name>.<process>.tmp`.
     Makes the folder.

@@ -1,4 +1,4 @@
-"""The device mesh (`data` x `fsdp`), where arrays live on it, and the processes that make it up."""
+"""The device mesh (`data` x `fsdp`), the placement of arrays on it, and its processes."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ _MIN_SHARDED = 2**14  # smaller leaves cost more in messages than they save in m
 
 
 def initialize() -> None:
-    """Join the other processes of this run, if the environment says that there are any.
+    """Join the other processes of this run, if the environment names any.
 
     `tpu/run_on_pod.sh` sets MEDSYN_DISTRIBUTED=1 on every host of a TPU pod, and srun describes its
     step; `jax.distributed` finds the rest itself. Any other launcher sets
@@ -88,8 +88,8 @@ def _client() -> Any:
 
 
 def leave_at_once(status: int, said: str = "") -> None:
-    """End this process if it is one of several: at a regular exit it would wait for the others,
-    which wait for it. They notice its end, and end as well. said: printed on stderr before that."""
+    """Print `said` on stderr and end this process if it is one of several: at a regular exit it
+    would wait for the others, which wait for it. They notice its end and end as well."""
     if jax.distributed.is_initialized():
         print(said, end="", file=sys.stderr)
         sys.stdout.flush()
@@ -103,12 +103,12 @@ def _has_peers() -> bool:
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """A `data` x `fsdp` mesh over all devices; one of the two may be -1, meaning "the rest"."""
+    """A `data` x `fsdp` mesh over all devices; -1 for one of the two stands for the rest."""
     count = jax.device_count()
     shape = [data, fsdp]
     if shape.count(-1) == 1:
-        known = -int(np.prod(shape))
-        shape[shape.index(-1)] = count // known if known > 0 else 0
+        other = -int(np.prod(shape))
+        shape[shape.index(-1)] = count // other if other > 0 else 0
     if min(shape) < 1 or int(np.prod(shape)) != count:
         raise UserError(
             f"config.mesh: data={data} x fsdp={fsdp} does not fit the {count} devices of this run: "
@@ -118,7 +118,7 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 0 over all devices: FSDP shards parameters, never the work on a record."""
+    """Axis 0 over all devices: FSDP shards parameters, never records."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
@@ -127,7 +127,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def shardings(mesh: Mesh, shapes: Any, rules: tree.Rules = FSDP_RULES) -> Any:
-    """Where each leaf of `shapes` (arrays or ShapeDtypeStructs) lives, by rules over its name."""
+    """The sharding of each leaf of `shapes` (arrays or ShapeDtypeStructs), by rules over names."""
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
         value = tree.match(rules, tree.name_of(path))
@@ -159,20 +159,20 @@ def processes(mesh: Mesh) -> list[int]:
 
 
 def replicate_key(mesh: Mesh, key: jax.Array) -> jax.Array:
-    """A random key, the same on every process, on all devices; device_put knows local ones only."""
+    """A key, equal on every process, on all devices; device_put reaches only local ones."""
     data = np.asarray(jax.random.key_data(key))
     whole = jax.make_array_from_callback(data.shape, replicated(mesh), lambda index: data[index])
     return jax.random.wrap_key_data(whole, impl=jax.random.key_impl(key))
 
 
 def to_devices(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays, sharded along axis 0, out of what each process holds of the batch."""
+    """Global arrays, sharded along axis 0, from the part of the batch of each process."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in local.items()}
 
 
 def to_host(arrays: Any) -> Any:
-    """Whole arrays as NumPy on every process, wherever their pieces live."""
+    """Whole arrays as NumPy on every process."""
     if jax.process_count() == 1:
         return jax.device_get(arrays)
     from jax.experimental import multihost_utils

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, clipping, decay mask and frozen layers, all by rules."""
+"""AdamW with warm-up, cosine decay, clipping, and rules for decay and for frozen parameters."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ import optax
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
 
-# Weight decay is for matrices: not for biases, normalisation scales, positions or token types.
+# Only matrices decay: not biases, normalisation scales, positions or token types.
 DECAY_RULES: tree.Rules = (
     (r".*/(position|type)/table", False),
     (r".*(kernel|table)", True),
@@ -42,10 +42,11 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW for the tree `params` (arrays or shapes).
 
-    clip: global norm over the trained leaves, 0 for none. frozen: regexes over whole names; those
-    leaves stay as they are and hold no optimizer state. held: those that stay so for the first
-    `held_steps`. unit_rows: matrices whose rows have unit L2 norm after every update. Raises
-    UserError if such a rule is no regex or matches nothing, or if nothing is left to train.
+    clip: global norm over the trained leaves, 0 for none. frozen: regexes over whole names; these
+    leaves never change and have no optimizer state. held: regexes of leaves that do not change in
+    the first `held_steps`. unit_rows: regexes of matrices whose rows have unit L2 norm after every
+    update. Raises UserError if such a rule is no regex or matches nothing, or if every leaf is
+    frozen.
     """
     names = tree.named(params)
     for field, rules in {"frozen": frozen, "held": held, "unit_rows": unit_rows}.items():
@@ -65,7 +66,7 @@ def adamw(
     def from_release(inner: optax.GradientTransformation) -> optax.GradientTransformation:
         return optax.conditionally_mask(inner, released)
 
-    if held:  # their moments, and Adam's correction of these, begin at the release
+    if held:  # their moments, and Adam's bias correction, begin at the release
 
         def kinds(p: Any) -> Any:
             return tree.map_rules([*((pattern, "held") for pattern in held), (".*", "free")], p)
@@ -94,21 +95,18 @@ def _check_rules(field: str, rules: tuple[str, ...], names: Any) -> None:
             raise UserError(f"config.optim.{field}: {pattern!r} matches no parameter")
 
 
-def _marked(rules: tuple[str, ...], like: Any) -> Any:
-    return tree.map_rules([*((pattern, True) for pattern in rules), (".*", False)], like)
-
-
 def _unit_rows(rules: tuple[str, ...]) -> optax.GradientTransformation:
-    """Turns the update of what the rules match into one that ends on rows of unit norm."""
+    """Changes the updates of matching matrices so that their new rows have unit norm."""
+    marks = [*((pattern, True) for pattern in rules), (".*", False)]
+
+    def projected(u: jax.Array, p: jax.Array, mark: bool) -> jax.Array:
+        if not mark:
+            return u
+        x = p + u
+        length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
+        return x / jnp.maximum(length, 1e-12) - p
 
     def update(updates: Any, params: Any) -> Any:
-        def projected(u: jax.Array, p: jax.Array, mark: bool) -> jax.Array:
-            if not mark:
-                return u
-            x = p + u
-            length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True))
-            return x / jnp.maximum(length, 1e-12) - p
-
-        return jax.tree.map(projected, updates, params, _marked(rules, updates))
+        return jax.tree.map(projected, updates, params, tree.map_rules(marks, updates))
 
     return optax.stateless(update)

@@ -1,8 +1,9 @@
-"""Whether a Pallas kernel takes the place of XLA's own operations in a program for TPUs.
+"""Whether a program for TPUs uses a Pallas kernel or XLA's own operations.
 
-Most kernels here were compiled for chips that nobody could run them on. So a process that has a TPU
-compares a kernel with XLA's path there, value and gradient, before its first use. The environment
-variable MEDSYN_KERNELS decides otherwise: "xla" uses no kernel, "pallas" all, without a comparison.
+Most kernels here were compiled for chips on which nobody could run them. So a process with a TPU
+compares value and gradient of a kernel with those of XLA's operations before its first use. The
+environment variable MEDSYN_KERNELS overrides this: "xla" uses no kernel, "pallas" uses all without
+a comparison.
 """
 
 import os
@@ -37,10 +38,10 @@ def trusted(
 ) -> bool:
     """Whether `kernel` is to be used; may be called while JAX traces a program.
 
-    kernel, plain: functions of arrays of these shapes and dtype to one array. They are compared on
-    normal numbers times `scale`, once a process, name, shapes and dtype, if the process has a TPU;
-    a program that is only planned for one gets the kernel. If they differ, or the kernel raises,
-    one line says so. together: the first process decides for all, which all ask the same.
+    kernel, plain: functions of arrays of these shapes and dtype to one array. A process with a TPU
+    compares them on normal numbers times `scale`, once for each name, shapes and dtype; a program
+    that is only planned for a TPU gets the kernel. If they differ, or the kernel raises, one line
+    says so. together: the first process decides for all, and all must call with the same arguments.
     Raises UserError for an unknown MEDSYN_KERNELS.
     """
     choice = os.environ.get("MEDSYN_KERNELS", "auto")
@@ -50,7 +51,7 @@ def trusted(
         return choice != "xla"
     key = (name, tuple(shapes), jnp.dtype(dtype).name)
     if key not in _verdicts:
-        # What is being traced is state of its thread: another one computes.
+        # The trace in progress is state of its thread: compute in another one.
         with ThreadPoolExecutor(1) as pool:
             fault = pool.submit(_fault, kernel, plain, shapes, dtype, scale).result()
         if together:
@@ -68,7 +69,7 @@ def trusted(
 def _fault(
     kernel: Callable, plain: Callable, shapes: Sequence[tuple[int, ...]], dtype: Any, scale: float
 ) -> str:
-    """What is wrong with the kernel; nothing: ""."""
+    """The fault of the kernel, "" if there is none."""
     rng = np.random.default_rng(0)
     args = tuple((scale * rng.standard_normal(shape)).astype(dtype) for shape in shapes)
     weight = rng.standard_normal(jax.eval_shape(plain, *args).shape).astype(np.float32)
@@ -80,15 +81,17 @@ def _fault(
             value = f(*args)
             return (value.astype(jnp.float32) * weight).sum(), value
 
-        found = jax.jit(jax.value_and_grad(total, range(len(args)), has_aux=True))(*args)
-        return [np.asarray(x, np.float64) for x in (found[0][1], *found[1])]
+        (_, value), grads = jax.jit(jax.value_and_grad(total, range(len(args)), has_aux=True))(
+            *args
+        )
+        return [np.asarray(x, np.float64) for x in (value, *grads)]
 
     with jax.default_device(jax.local_devices()[0]):
         expected = computed(plain)
         try:
-            found = computed(kernel)
+            actual = computed(kernel)
         except Exception as error:  # of the compiler or the chip, by whatever class
             return f"fails ({(str(error).strip() or repr(error)).splitlines()[0][:150]})"
-    pairs = zip(found, expected, strict=True)
+    pairs = zip(actual, expected, strict=True)
     worst = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
     return "" if worst < _BOUND else f"differs from XLA's operations by {worst:.2g} of their size"

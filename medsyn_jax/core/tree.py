@@ -1,7 +1,7 @@
 """Parameter trees by name: 'image/layer1/0/conv1/kernel' -> leaf, and ordered (regex, value) rules.
 
-Sharding, freezing and weight decay are all written as rules over these names; the first rule whose
-regex matches the whole name gives the value (as in big_vision).
+Sharding, freezing and weight decay are rules over these names; the first rule whose regex matches
+the whole name gives the value (as in big_vision).
 """
 
 import re
@@ -27,7 +27,7 @@ def named(tree: Any) -> dict[str, Any]:
 def unnamed(flat: dict[str, Any], like: Any) -> Any:
     """The inverse of `named`: a tree of the structure of `like` with the leaves of `flat`.
 
-    Raises KeyError with the names if the two do not have exactly the same leaves.
+    Raises KeyError with the names if `flat` does not have exactly these leaves.
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(like)
     names = [name_of(path) for path, _ in paths]
@@ -51,5 +51,5 @@ def map_rules(rules: Rules, tree: Any) -> Any:
 
 
 def size(tree: Any) -> int:
-    """How many numbers the tree holds."""
+    """The number of elements of all leaves."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,8 +1,8 @@
 """Radiographs from prompts by a Stable Diffusion pipeline, on all devices of this process.
 
-A device works on chunks of `batch` records. What is in a chunk is the caller's choice; how many
-devices there are decides only how many chunks are worked on at a time. The program of a device, its
-shapes and its inputs are then the same on any number of devices, and so is every bit of its images.
+A device works on chunks of `batch` records. The caller chooses the records of a chunk; the number
+of devices decides only how many chunks run at a time. The program of a device, its shapes and its
+inputs are then the same on any number of devices, and so is every bit of its images.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _DECODED = 4  # latents that a device decodes at a time: the decoder's features 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which sampler of `schedule` with how many steps, and the options of `sampler.sample`."""
+    """A sampler of `schedule`, its number of steps, and the options of `sampler.sample`."""
 
     name: str
     steps: int
@@ -47,8 +47,8 @@ class Sampling:
 class Chunk(NamedTuple):
     """Records that a device works on together, at most `Generator.batch` of them."""
 
-    indices: np.ndarray  # int [n]: their noise
-    contexts: np.ndarray  # [n, t, w]: their text states, from `Generator.encode`
+    indices: np.ndarray  # int [n], which give the noise
+    contexts: np.ndarray  # [n, t, w], the text states, from `Generator.encode`
 
 
 class NotFinite(ArithmeticError):
@@ -64,8 +64,8 @@ class Generator:
     the settings, the seed, the record's index and attempt, and its prompt.
 
     pipeline: with all its parts. sampling: settings. seed: of the noise. batch: records that a
-    device works on at a time. size: in pixels; 0: what the U-Net was trained at. dtype: of the
-    computation and of the matrices on the devices. devices: of this process; None: all that it has.
+    device works on at a time. size: in pixels; 0: the training size of the U-Net. dtype: of the
+    computation and of the matrices on the devices. devices: of this process; None: all of them.
     Raises UserError for parts or settings that do not fit each other.
     """
 
@@ -112,8 +112,8 @@ class Generator:
         chunks = iter([ids[i : i + self.batch] for i in range(0, len(ids), self.batch)])
         states = []
         while group := list(islice(chunks, self._devices)):
-            found = jax.device_get(self._encode(self._params, self._joined(group)))
-            states += [found[i * self.batch :][: len(part)] for i, part in enumerate(group)]
+            rows = jax.device_get(self._encode(self._params, self._joined(group)))
+            states += [rows[i * self.batch :][: len(part)] for i, part in enumerate(group)]
         return np.concatenate(states)
 
     def images(
@@ -135,24 +135,24 @@ class Generator:
         Raises NotFinite.
         """
         key = jax.random.fold_in(self._key, attempt) if attempt else self._key
-        key, source, begun = jax.device_put(key, self._whole), iter(chunks), None
+        key, source, running = jax.device_put(key, self._whole), iter(chunks), None
         while group := list(islice(source, self._devices)):
-            next_one = group, self._begin(key, group)
-            if begun:
-                yield from self._end(*begun)
-            begun = next_one
-        if begun:
-            yield from self._end(*begun)
+            started = group, self._begin(key, group)
+            if running:
+                yield from self._end(*running)
+            running = started
+        if running:
+            yield from self._end(*running)
 
     def _begin(self, key: jax.Array, group: list[Chunk]) -> tuple[jax.Array, jax.Array]:
-        """Starts a program on all devices."""
+        """Start a program on all devices."""
         indices = self._joined([chunk.indices.astype(np.int32) for chunk in group])
         contexts = self._joined([chunk.contexts for chunk in group])
         return self._draw(self._params, key, self._empty, indices, contexts)
 
     def _joined(self, parts: Sequence[np.ndarray]) -> jax.Array:
-        """Rows for all devices; one that is short of them gets repetitions of its own, so that
-        what is beside a row does not depend on the number of devices."""
+        """Rows for all devices. A device with too few rows repeats them, so that the neighbors of a
+        row do not depend on the number of devices."""
         full = [*parts, *[parts[-1]] * (self._devices - len(parts))]
         rows = [np.resize(part, (self.batch, *part.shape[1:])) for part in full]
         return jax.device_put(np.concatenate(rows), self._split)
@@ -170,19 +170,18 @@ class Generator:
 
 
 def grey(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w"]:
-    """A decoder's images in [-1, 1] as pixels, in float32: 127.5 (x + 1), cut off at 0 and 255 as
-    diffusers does it; the mean of the channels, rounded to a whole number, halves to the even one.
-    """
+    """A decoder's images in [-1, 1] as pixels: 127.5 (x + 1) in float32, clipped to 0 and 255 as in
+    diffusers, then the mean of the channels, rounded half to even."""
     levels = jnp.clip(127.5 * (x.astype(jnp.float32) + 1), 0, 255)
     return jnp.round(levels.mean(-1)).astype(jnp.uint8)
 
 
 def native_size(pipeline: Pipeline) -> int:
     """The side in pixels of the images that the U-Net was trained on."""
-    given = pipeline.parts["unet"].config.get("sample_size")
-    sides: list[Any] = list(given) if isinstance(given, (list, tuple)) and given else [given]
+    value = pipeline.parts["unet"].config.get("sample_size")
+    sides: list[Any] = list(value) if isinstance(value, (list, tuple)) and value else [value]
     if not all(type(side) is int and 0 < side <= _LARGEST and side == sides[0] for side in sides):
-        raise UserError(f"pipeline: unet/config.json: sample_size: {given!r}: set config.size")
+        raise UserError(f"pipeline: unet/config.json: sample_size: {value!r}: set config.size")
     return sides[0] * factor(pipeline)
 
 
@@ -192,7 +191,7 @@ def text_length(pipeline: Pipeline) -> int:
 
 
 def fingerprint(pipeline: Pipeline) -> str:
-    """Tells this pipeline from any other: a hash of weights, configs, schedule and tokenizer."""
+    """A hash of weights, configs, schedule and tokenizer that identifies the pipeline."""
     digest = hashlib.sha256()
     for name, part in sorted(pipeline.parts.items()):
         digest.update(json.dumps([name, dict(part.config)], sort_keys=True).encode())
@@ -207,7 +206,7 @@ def fingerprint(pipeline: Pipeline) -> str:
 
 
 def factor(pipeline: Pipeline) -> int:
-    """Pixels to a latent, along a side."""
+    """Pixels of a latent, along a side."""
     return 2 ** (len(pipeline.parts["vae"].params["decoder"]["levels"]) - 1)
 
 
@@ -216,33 +215,26 @@ def check(pipeline: Pipeline, sampling: Sampling, size: int) -> schedule.Table:
     is not supported, settings that it does not allow, or a size that the parts cannot make."""
     unet, vae, text = (pipeline.parts[name].params for name in ("unet", "vae", "text_encoder"))
     words, width = text["word"]["table"].shape
-    latents, pictured = (p["enter"]["kernel"].shape[2] for p in (unet, vae["decoder"]))
-    given = unet["leave"]["kernel"].shape[3]
+    latents, decoded = (p["enter"]["kernel"].shape[2] for p in (unet, vae["decoder"]))
+    output = unet["leave"]["kernel"].shape[3]
     vocabulary = tokenizers.load(pipeline.tokenizer).vocab_size
     contexts = {
         leaf.shape[0]
         for name, leaf in tree.named(unet).items()
         if name.endswith("cross_attention/key/kernel")
     }
-    if latents != pictured:
+    read = max(contexts, default=0)
+    for fits, fault in (
+        (latents == decoded, f"unet/ makes latents of {latents} channels, vae/ takes {decoded}"),
+        (contexts <= {width}, f"unet/ reads texts of {read} channels, text_encoder/ makes {width}"),
+        (vocabulary <= words, f"tokenizer/ has {vocabulary} tokens, text_encoder/ knows {words}"),
+    ):
+        if not fits:
+            raise UserError(f"pipeline: {fault}: they are not of one model")
+    if output != latents:
         raise UserError(
-            f"pipeline: unet/ makes latents of {latents} channels, vae/ takes {pictured}: they are "
-            "not of one model"
-        )
-    if given != latents:
-        raise UserError(
-            f"pipeline: unet/ takes {latents} channels and gives {given}: only as many as it takes "
-            "are supported"
-        )
-    if contexts - {width}:
-        raise UserError(
-            f"pipeline: unet/ reads texts of {max(contexts)} channels, text_encoder/ makes {width}:"
-            " they are not of one model"
-        )
-    if vocabulary > words:
-        raise UserError(
-            f"pipeline: tokenizer/ has {vocabulary} tokens, text_encoder/ knows {words}: they are "
-            "not of one model"
+            f"pipeline: unet/ takes {latents} channels and gives {output}: use a U-Net that gives "
+            "as many as it takes"
         )
     if (size or native_size(pipeline)) % factor(pipeline):
         raise UserError(f"config.size: {size}: use a multiple of {factor(pipeline)}")
@@ -250,15 +242,15 @@ def check(pipeline: Pipeline, sampling: Sampling, size: int) -> schedule.Table:
 
 
 def _matrices(params: Any, dtype: DTypeLike) -> Any:
-    """Matrices and kernels in `dtype`; scales and biases, which take no room, stay float32."""
+    """Matrices and kernels in `dtype`; scales and biases, which need little memory, in float32."""
     return jax.tree.map(lambda p: np.asarray(p, dtype if p.ndim > 1 else np.float32), params)
 
 
 def _per_device(f: Callable, mesh: Mesh, specs: tuple[P, ...]) -> Callable:
     """`f` jitted so that every device runs it on its own part of the arguments of axis "data"."""
     mapped = jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)
-    given = tuple(NamedSharding(mesh, spec) for spec in specs)
-    return jax.jit(mapped, in_shardings=given, out_shardings=NamedSharding(mesh, P("data")))
+    inputs = tuple(NamedSharding(mesh, spec) for spec in specs)
+    return jax.jit(mapped, in_shardings=inputs, out_shardings=NamedSharding(mesh, P("data")))
 
 
 def _draw_fn(

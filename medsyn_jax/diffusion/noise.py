@@ -9,7 +9,7 @@ import numpy as np
 from medsyn_jax.core.errors import UserError
 
 FILE = "scheduler_config.json"
-MOST_TIMES, _LEAST = 100_000, 1e-30  # training times; share of the image in the noisiest latent
+_MOST_TIMES, _LEAST = 100_000, 1e-30  # training times; share of the image in the noisiest latent
 # Defaults of beta_schedule, beta_start and beta_end by class of diffusers, less "Scheduler".
 _CLASSES = {
     ("linear", 1e-4, 0.02): "DDIM DDIMInverse DDIMParallel DDPM DDPMParallel DEISMultistep "
@@ -36,10 +36,7 @@ def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
     """
     noise, trained = _noise(config), config.get("trained_betas")
     count = option(config, "num_train_timesteps", 1000)
-    if type(count) is not int or not 1 <= count <= MOST_TIMES:
-        raise UserError(
-            f"{FILE}: num_train_timesteps: {count!r} is not a whole number from 1 to {MOST_TIMES}"
-        )
+    whole_number("num_train_timesteps", count, least=1)
     fields = "beta_start, beta_end" if trained is None else "trained_betas"
     try:
         with np.errstate(all="ignore"):
@@ -75,19 +72,19 @@ def _betas(noise: Mapping[str, Any], count: int) -> np.ndarray:
 
 
 def _noise(config: Mapping[str, Any]) -> dict[str, Any]:
-    """beta_schedule, beta_start and beta_end, None where nothing asks for them."""
+    """beta_schedule, beta_start and beta_end; None where trained betas make them unnecessary."""
     name = config.get("_class_name")
-    given = {field: config[field] for field in _FIELDS if config.get(field) is not None}
-    known = _NOISE.get(name) if isinstance(name, str) else None
-    if known is None and isinstance(name, str) and not re.search("Flow|EDM|CogVideoX", name):
-        whole = len(given) == len(_FIELDS) or config.get("trained_betas") is not None
-        known = dict.fromkeys(_FIELDS) if whole else None
-    if known is None:
+    fields = {field: config[field] for field in _FIELDS if config.get(field) is not None}
+    defaults = _NOISE.get(name) if isinstance(name, str) else None
+    if defaults is None and isinstance(name, str) and not re.search("Flow|EDM|CogVideoX", name):
+        complete = len(fields) == len(_FIELDS) or config.get("trained_betas") is not None
+        defaults = dict.fromkeys(_FIELDS) if complete else None
+    if defaults is None:
         raise UserError(
             f"{FILE}: _class_name: {name!r} is not supported without {', '.join(_FIELDS)}, nor any "
             "scheduler of flow matching or EDM: use a pipeline that was trained on such a schedule"
         )
-    return known | given
+    return defaults | fields
 
 
 def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
@@ -96,7 +93,15 @@ def option(config: Mapping[str, Any], name: str, default: Any) -> Any:
     return default if value is None else value
 
 
+def whole_number(name: str, value: Any, least: int) -> None:
+    """Raise UserError for a field that is not a whole number from `least` to _MOST_TIMES."""
+    if type(value) is not int or not least <= value <= _MOST_TIMES:
+        raise UserError(
+            f"{FILE}: {name}: {value!r} is not a whole number from {least} to {_MOST_TIMES}"
+        )
+
+
 def refuse(name: str, value: Any, values: tuple) -> NoReturn:
-    """Raises UserError for a field with another value than those that are built."""
+    """Raise UserError for a field whose value is not among the supported ones."""
     choice = " or ".join(map(str, values)) or "null"
     raise UserError(f"{FILE}: {name}: {value!r} is not supported: use {choice}")

@@ -1,8 +1,8 @@
 """Draws latents from a denoiser: one scan over a table of `schedule.py`, jitted by the caller.
 
 The denoiser is a function `denoise(x, t, context)` of n noisy latents [n, h, w, c] (float32), their
-times [n] (float32) and their text states [n, s, d]; it gives [n, h, w, c] in any float type. With a
-feature cache (DeepCache, arXiv 2312.00858) it is a pair instead:
+times [n] (float32) and their text states [n, s, d]; it returns [n, h, w, c] in any float type. With
+a feature cache (DeepCache, arXiv 2312.00858) it is a pair of functions:
 
     full(x, t, context) -> (output, deep)             deep: a tree of arrays with axis 0 of length n
     shallow(x, t, context, deep) -> output            skips the layers that made `deep`
@@ -34,12 +34,12 @@ def record_noise(
 def plan(
     sigma: Array | np.ndarray, *, guidance: float, interval: tuple[float, float], cache_every: int
 ) -> tuple[Bool[Array, " s"], Bool[Array, " s"]]:
-    """(guided, full) of each step: whether it is evaluated with and without the text, and whether
+    """(guided, full): whether each step is evaluated both with and without the text, and whether
     with all layers. `sample` explains the arguments; sigma is `table.steps.sigma`."""
     sigma = jnp.asarray(sigma)
     low, high = interval
     guided = (sigma > low) & (sigma <= high) & (guidance != 1)
-    # Guidance that sets in needs deep features without the text, which no step before has made.
+    # Where guidance sets in, no earlier step has made the deep features without the text.
     sets_in = guided & ~jnp.roll(guided, 1)
     return guided, (jnp.arange(len(sigma)) % cache_every == 0) | sets_in
 
@@ -56,19 +56,19 @@ def sample(
     rescale: float = 0.0,
     cache_every: int = 1,
 ) -> tuple[Float[Array, "b h w c"], Int[Array, " b"]]:
-    """(latents, bad_step): where the sampler ends, and the first step after which a record's
-    latents were not finite, -1 if they always were.
+    """(latents, bad_step): the end of sampling, and the first step after which the latents of a
+    record were not finite, -1 if they always were.
 
     noise: standard normal, float32. context: the text states of each record. uncond: those of the
-    empty prompt, of length b or 1; not looked at when guidance is 1. guidance: weight w of
+    empty prompt, of length b or 1; not read when guidance is 1. guidance: weight w of
     classifier-free guidance, u + w (c - u) of the outputs without (u) and with (c) the text (arXiv
-    2207.12598), from one call of 2 b records in which a record's two halves are neighbors, so that
-    a batch sharded over devices stays where it is. interval: guide only where low < sigma <= high
-    (arXiv 2404.07724), sigma being the noise level sqrt((1 - a) / a) that the paper states
-    its intervals in; a step outside costs one call of b records. rescale: share in [0, 1] of the
-    guided output that is brought back to the standard deviation of c (arXiv 2305.08891, section
-    3.4). cache_every: with a pair of denoisers, all layers run in each cache_every-th step, and
-    where guidance sets in. The options are static.
+    2207.12598), from one call of 2 b records in which the two halves of a record are neighbors, so
+    that a batch sharded over devices stays there. interval: guide only where low < sigma <= high
+    (arXiv 2404.07724), with sigma the noise level sqrt((1 - a) / a) in which the paper states its
+    intervals; a step outside costs one call of b records. rescale: share in [0, 1] of the guided
+    output that is scaled back to the standard deviation of c (arXiv 2305.08891, section 3.4).
+    cache_every: with a pair of denoisers, all layers run in every cache_every-th step, and where
+    guidance sets in. The options are static.
     """
     assert cache_every == 1 or isinstance(denoise, tuple), "a feature cache needs two functions"
     evaluate = _evaluator(denoise, context, uncond if guidance != 1 else None, guidance, rescale)
@@ -79,7 +79,7 @@ def sample(
     guided, full = plan(
         table.steps.sigma, guidance=guidance, interval=interval, cache_every=cache_every
     )
-    # The branch of each step; 0 where there is but one.
+    # The branch of each step; 0 if there is only one.
     branch = guided.astype(jnp.int32) * ((len(guideds) - 1) * len(fulls))
     branch += full.astype(jnp.int32) * (len(fulls) - 1)
 
@@ -90,8 +90,9 @@ def sample(
         entries = (_weigh(at.entry, (x, output)), *history)
         states = (x, last, *entries)
         x, last = _weigh(at.mix[0], states), _weigh(at.mix[1], states)
-        lost = ~jnp.isfinite(x).all((1, 2, 3))
-        return (x, last, entries[:-1], deep, jnp.where((bad < 0) & lost, i, bad)), None
+        not_finite = ~jnp.isfinite(x).all((1, 2, 3))
+        bad = jnp.where((bad < 0) & not_finite, i, bad)
+        return (x, last, entries[:-1], deep, bad), None
 
     x = noise * table.init_sigma
     history = (jnp.zeros_like(x),) * (table.steps.mix.shape[-1] - 3)
@@ -112,25 +113,25 @@ def _evaluator(
 ) -> Callable[..., tuple[Array, Any]]:
     """evaluate(guided, full, x, t, deep) -> (output in float32, deep).
 
-    deep: of pairs (without, with the text) if `uncond` is given, even where a step is not guided.
+    deep: of pairs (without, with the text) if there is `uncond`, even in a step without guidance.
     """
     pair = denoise if isinstance(denoise, tuple) else (lambda *a: (denoise(*a), ()), None)
     contexts = None if uncond is None else _pair(jnp.broadcast_to(uncond, context.shape), context)
 
     def evaluate(guided: bool, full: bool, x: Array, t: Array, deep: Any) -> tuple[Array, Any]:
-        half = contexts is not None and not guided  # of what is in `deep`
+        half = contexts is not None and not guided  # only the half of `deep` with the text is read
         x, states = (_pair(x, x), contexts) if guided else (x, context)
         inputs = x, jnp.full(len(x), t), states
         if full:
             output, new = pair[0](*inputs)
             if half:
-                # The half without the text is made anew before it is read (see `plan`).
+                # The half without the text is computed anew before it is read (see `plan`).
                 new = jax.tree.map(lambda d: _pair(d, d), new)
         else:
             assert pair[1] is not None
             new = deep
-            seen = jax.tree.map(lambda d: _halves(d)[1], deep) if half else deep
-            output = pair[1](*inputs, seen)
+            cached = jax.tree.map(lambda d: _halves(d)[1], deep) if half else deep
+            output = pair[1](*inputs, cached)
         output = output.astype(jnp.float32)
         return _guide(*_halves(output), guidance, rescale) if guided else output, new
 
@@ -156,6 +157,6 @@ def _pair(first: Array, second: Array) -> Array:
 
 
 def _halves(pairs: Array) -> tuple[Array, Array]:
-    """What `_pair` was made of."""
+    """The inverse of `_pair`."""
     pairs = pairs.reshape(-1, 2, *pairs.shape[1:])
     return pairs[:, 0], pairs[:, 1]

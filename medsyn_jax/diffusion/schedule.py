@@ -1,22 +1,23 @@
 """Samplers as tables of coefficients, made from a `scheduler_config.json` of diffusers.
 
-Every sampler here is a linear multistep method. In step i the model puts out o(x_i, t_i), of which
+Every sampler here is a linear multistep method. In step i the output o(x_i, t_i) of the model gives
+an entry
 
     e_i = entry[0] x_i + entry[1] o
 
-is kept (the output itself, or the x_0 that it stands for), and then
+(the output itself, or the x_0 that it stands for), and then
 
     x_{i+1}  = mix[0] . (x_i, last_i, e_i, e_{i-1}, ...)
     last_{i+1} = mix[1] . (x_i, last_i, e_i, e_{i-1}, ...)
 
-where `last` is the state that the next step may need beside its own (PNDM goes back to it; UniPC
-corrects x_i before it goes on). A new sampler is one function that fills such a table. All is
-computed in float64 on the host and handed over in float32.
+where `last` is a second state that the next step may need (PNDM goes back to it; UniPC corrects x_i
+before it goes on). A new sampler is one function that fills such a table, and its line in
+`_SAMPLERS`. Tables are computed in float64 on the host and handed over in float32.
 
 The rules for times and for the fields of the file are those of diffusers 0.42. The class that the
 file names gives the defaults of the noise schedule (noise.py), which the model was trained on; any
-other field that is left out has the default of the sampler asked for, as by
-`OtherScheduler.from_config(scheduler.config)`. But `steps_offset` is 1 then, as diffusers' Stable
+other field that is left out has the default of the sampler, as with
+`OtherScheduler.from_config(scheduler.config)`. Only `steps_offset` is 1 then, as diffusers' Stable
 Diffusion pipelines set it for files of 2022.
 """
 
@@ -26,63 +27,49 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.diffusion.noise import FILE, MOST_TIMES, alphas_cumprod, option, refuse
+from medsyn_jax.diffusion.noise import FILE, alphas_cumprod, option, refuse, whole_number
 
-# What means another thing there than in the class of a sampler of ours.
+Options = Mapping[str, Any]
+
+# Fields that mean something else in this class than in the class of a sampler here.
 _MISNAMED = {
     "DPMSolverSinglestepScheduler": "lower_order_final",
     "SASolverScheduler": "algorithm_type",
 }
-_OFF, _EITHER = (False,), (True, False)
-# Per sampler: the values that are built of each field that would change its samples.
-_BUILT: dict[str, dict[str, tuple]] = {
-    "ddim": {"clip_sample": _OFF, "thresholding": _OFF},
-    "pndm": {"skip_prk_steps": (True,), "rescale_betas_zero_snr": _OFF},
-    "euler": {"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
-    "dpm++2m": {
-        "algorithm_type": ("dpmsolver++", "deis"),  # diffusers reads "deis" so
-        "solver_type": ("midpoint", "logrho", "bh1", "bh2"),  # and the last three as midpoint
-        "euler_at_final": _OFF,
-        "use_lu_lambdas": _OFF,
-        "lambda_min_clipped": (-np.inf,),
-        "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-    },
-    "unipc": {
-        "solver_type": ("bh2", "midpoint", "heun", "logrho"),
-        "predict_x0": (True,),
-        "disable_corrector": ([],),
-        "solver_p": (),
-    },
-}
-_BUILT_SIGMAS = {
-    "use_exponential_sigmas": _OFF,
-    "use_beta_sigmas": _OFF,
-    "sigma_min": (),
-    "sigma_max": (),
-}
-_BUILT_SOLVERS = {
-    "solver_order": (2,),
-    "thresholding": _OFF,
-    "lower_order_final": (True,),
-    "use_dynamic_shifting": _OFF,
-    "shift_terminal": (),
-}
-_BUILT_EVERYWHERE = {
+
+
+def _fields(values: tuple, names: str) -> dict[str, tuple]:
+    return dict.fromkeys(names.split(), values)
+
+
+# The supported values of each field that would change the samples; () allows null alone.
+_EVERYWHERE = {
     "prediction_type": ("epsilon", "v_prediction"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "final_sigmas_type": ("zero", "sigma_min"),
-    "use_flow_sigmas": _OFF,
-    **dict.fromkeys(("rescale_betas_zero_snr", "set_alpha_to_one", "use_karras_sigmas"), _EITHER),
+    "use_flow_sigmas": (False,),
+    **_fields((True, False), "rescale_betas_zero_snr set_alpha_to_one use_karras_sigmas"),
+}
+_SIGMAS = {
+    **_fields((False,), "use_exponential_sigmas use_beta_sigmas"),
+    **_fields((), "sigma_min sigma_max"),
+}
+_SOLVERS = {
+    **_SIGMAS,
+    **_fields((False,), "thresholding use_dynamic_shifting"),
+    "solver_order": (2,),
+    "lower_order_final": (True,),
+    "shift_terminal": (),
 }
 
 
 class Steps(NamedTuple):
-    """What the sampler reads in each of its s steps; float32, axis 0 has length s."""
+    """The inputs of the sampler in each of its s steps; float32, axis 0 has length s."""
 
     time: np.ndarray  # [s] where the model is evaluated, 0 to T - 1; fractional for Euler
     sigma: np.ndarray  # [s] noise level there, sqrt((1 - a) / a) of the cumulative product a
     scale: np.ndarray  # [s] of the model's input: o = model(scale x, time)
-    entry: np.ndarray  # [s, 2] weights of x and o in what is kept
+    entry: np.ndarray  # [s, 2] weights of x and o in the entry
     mix: np.ndarray  # [s, 2, 2 + k] weights of x, last and the k latest entries, newest first
 
 
@@ -93,20 +80,28 @@ class Table(NamedTuple):
     steps: Steps
 
 
+class Sampler(NamedTuple):
+    """Makes a table from options, cumulative products and a number of steps."""
+
+    table: Callable[[Options, np.ndarray, int], Table]
+    supported: Mapping[str, tuple]  # beside _EVERYWHERE
+    defaults: Mapping[str, Any] = {"timestep_spacing": "linspace", "set_alpha_to_one": False}
+
+
 def make_table(sampler: str, config: Mapping[str, Any], steps: int) -> Table:
     """The table of `sampler` ("ddim", "pndm", "euler", "dpm++2m" or "unipc").
 
     config: the content of a `scheduler_config.json` of any class whose fields give the noise
     schedule. steps: of the sampler; PNDM evaluates the model once more, because it does its second
     step twice.
-    Raises UserError if the sampler is unknown, `steps` is out of range, or a field of the file asks
-    for something that is not built.
+    Raises UserError if the sampler is unknown, `steps` is out of range, or a field of the file has
+    a value that is not supported.
     Sources: DDIM arXiv 2010.02502 eq. 12 with eta 0; PNDM 2202.09778 eq. 9 and the linear multistep
     coefficients of its Algorithm 2; Euler 2206.00364; DPM-Solver++(2M) 2211.01095 Algorithm 2;
     UniPC 2302.04867 with B(h) = e^h - 1, order 2.
     """
-    if sampler not in _TABLES:
-        raise UserError(f"sampler: {sampler!r} is unknown: choose one of {', '.join(_TABLES)}")
+    if sampler not in _SAMPLERS:
+        raise UserError(f"sampler: {sampler!r} is unknown: choose one of {', '.join(SAMPLERS)}")
     alphas = alphas_cumprod(config)
     options = _options(sampler, config)
     if not 1 <= steps <= len(alphas):
@@ -116,21 +111,16 @@ def make_table(sampler: str, config: Mapping[str, Any], steps: int) -> Table:
             f"{FILE}: prediction_type: epsilon says nothing of the image at zero signal-to-noise "
             f"ratio: set rescale_betas_zero_snr to false, or use v_prediction"
         )
-    table = _TABLES[sampler](options, alphas, steps)
+    table = _SAMPLERS[sampler].table(options, alphas, steps)
     single = [np.asarray(a, np.float32) for a in (table.init_sigma, *table.steps)]
     return Table(single[0], Steps(*single[1:]))
 
 
 def _options(sampler: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that tables are made of; UserError where one asks for what is not built."""
+    """The fields that tables depend on; UserError for a value that is not supported."""
     name = config["_class_name"]
     config = {field: value for field, value in config.items() if field != _MISNAMED.get(name)}
-    built = _BUILT_EVERYWHERE | _BUILT[sampler]
-    if sampler not in ("ddim", "pndm"):
-        built |= _BUILT_SIGMAS
-    if sampler in ("dpm++2m", "unipc"):
-        built |= _BUILT_SOLVERS
-    for field, values in built.items():
+    for field, values in (_EVERYWHERE | _SAMPLERS[sampler].supported).items():
         value = config.get(field)
         if value is not None and value not in values:
             refuse(field, value, values)
@@ -138,27 +128,22 @@ def _options(sampler: str, config: Mapping[str, Any]) -> dict[str, Any]:
         refuse("skip_prk_steps", False, (True,))
     defaults = {
         "prediction_type": "epsilon",
-        "timestep_spacing": "leading" if sampler in ("ddim", "pndm") else "linspace",
         "steps_offset": 1,
-        "set_alpha_to_one": sampler == "ddim",
         "rescale_betas_zero_snr": False,
         "final_sigmas_type": "zero",
         "use_karras_sigmas": False,
+        **_SAMPLERS[sampler].defaults,
     }
     options = {name: option(config, name, default) for name, default in defaults.items()}
-    offset = options["steps_offset"]
-    if type(offset) is not int or not 0 <= offset <= MOST_TIMES:
-        raise UserError(
-            f"{FILE}: steps_offset: {offset!r} is not a whole number from 0 to {MOST_TIMES}"
-        )
+    whole_number("steps_offset", options["steps_offset"], least=0)
     return options
 
 
-def _times(options: Mapping[str, Any], count: int, steps: int, points: int) -> np.ndarray:
+def _times(options: Options, count: int, steps: int, points: int) -> np.ndarray:
     """[steps] falling times within 0 .. count - 1 (arXiv 2305.08891, table 2), not yet rounded.
 
-    points: of the grid whose first `steps` are taken; the solvers of higher order leave its end
-    (time 0) out.
+    points: of the grid whose first `steps` are taken; the solvers of higher order leave out its end
+    (time 0).
     """
     spacing = options["timestep_spacing"]
     if spacing == "linspace":
@@ -185,37 +170,50 @@ def _predictions(prediction: str, keep: Any, add: Any) -> tuple[np.ndarray, np.n
 
 
 def _sigmas(alphas: np.ndarray) -> np.ndarray:
-    """Noise levels of all training times; the infinite one of a zero-SNR schedule is set to 4096,
-    as diffusers does."""
+    """Noise levels of all training times; 4096, as in diffusers, for the infinite level of a
+    zero-SNR schedule."""
     alphas = np.append(alphas[:-1], alphas[-1] or 2.0**-24)
     return np.sqrt((1 - alphas) / alphas)
 
 
-def _before(options: Mapping[str, Any], alphas: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """The products at `times`, where a time below 0 means beyond the schedule's clean end."""
+def _before(options: Options, alphas: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The products at `times`; a time below 0 is beyond the schedule's clean end."""
     end = 1.0 if options["set_alpha_to_one"] else alphas[0]
     return np.where(times >= 0, alphas[times], end)
 
 
 def _plain_mix(steps: int, entries: int) -> np.ndarray:
-    """Weights that leave x as it is and hand it on as `last`."""
+    """Weights that keep x and pass it on as `last`."""
     mix = np.zeros((steps, 2, 2 + entries))
     mix[:, :, 0] = 1
     return mix
 
 
-def _ddim(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
+def _table(
+    times: np.ndarray,
+    sigma: np.ndarray,
+    mix: np.ndarray,
+    *,
+    entry: Any = (0.0, 1.0),
+    scale: Any = 1.0,
+    init_sigma: Any = 1.0,
+) -> Table:
+    """By default entries are outputs, and neither the model's input nor the noise is scaled."""
+    scales, entries = np.broadcast_to(scale, len(times)), np.broadcast_to(entry, (len(times), 2))
+    return Table(np.asarray(init_sigma), Steps(times, sigma, scales, entries, mix))
+
+
+def _ddim(options: Options, alphas: np.ndarray, steps: int) -> Table:
     times = _times(options, len(alphas), steps, steps).round().astype(int)
     # As in diffusers, the stride is that of "leading", whatever the spacing of the times.
     here, there = alphas[times], _before(options, alphas, times - len(alphas) // steps)
     x0, noise = _predictions(options["prediction_type"], np.sqrt(here), np.sqrt(1 - here))
     mix = _plain_mix(steps, 1)
     mix[:, 0, [0, 2]] = np.sqrt(there)[:, None] * x0 + np.sqrt(1 - there)[:, None] * noise
-    entry = np.tile([0.0, 1.0], (steps, 1))
-    return Table(np.ones(()), Steps(times, _sigmas(alphas)[times], np.ones(steps), entry, mix))
+    return _table(times, _sigmas(alphas)[times], mix)
 
 
-def _pndm(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
+def _pndm(options: Options, alphas: np.ndarray, steps: int) -> Table:
     times = _times(options, len(alphas), steps, steps).round().astype(int)
     times = np.insert(times, 1, times[1]) if steps > 1 else times
     stride = len(alphas) // steps
@@ -225,9 +223,8 @@ def _pndm(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
     here, there = alphas[start], _before(options, alphas, goal)
     _, noise = _predictions(options["prediction_type"], np.sqrt(here), np.sqrt(1 - here))
     on_x = np.sqrt(there / here)
-    on_noise = (here - there) / (
-        here * np.sqrt(1 - there) + np.sqrt(here * (1 - here) * there)
-    )  # eq. 9
+    # eq. 9
+    on_noise = (here - there) / (here * np.sqrt(1 - there) + np.sqrt(here * (1 - here) * there))
     # Adams-Bashforth weights, newest first; the second evaluation is not used again.
     orders = [[1], [1 / 2, 1 / 2], [3 / 2, 0, -1 / 2], [23 / 12, -16 / 12, 0, 5 / 12]]
     orders += [[55 / 24, -59 / 24, 37 / 24, 0, -9 / 24], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
@@ -237,17 +234,15 @@ def _pndm(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
         weights = np.array(orders[min(i, 5)])
         mix[i, 0, 1 if i == 1 else 0] = on_x[i] + on_noise[i] * noise[i, 0]
         mix[i, 0, 2 : 2 + len(weights)] = on_noise[i] * noise[i, 1] * weights
-    entry = np.tile([0.0, 1.0], (len(times), 1))
-    sigma = _sigmas(alphas)[times]
-    return Table(np.ones(()), Steps(times, sigma, np.ones(len(times)), entry, mix))
+    return _table(times, _sigmas(alphas)[times], mix)
 
 
 def _grid(
-    options: Mapping[str, Any], alphas: np.ndarray, steps: int, *, solver: bool
+    options: Options, alphas: np.ndarray, steps: int, *, solver: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Times [steps] and noise levels [steps + 1], the last one being where sampling ends.
+    """Times [steps] and noise levels [steps + 1]; sampling ends at the last level.
 
-    solver: of higher order, which takes whole times; Euler takes any.
+    solver: of higher order, with whole times; Euler takes any.
     """
     every = _sigmas(alphas)
     times = _times(options, len(alphas), steps, steps + solver)
@@ -262,18 +257,17 @@ def _grid(
     return times, np.append(sigmas, end)
 
 
-def _euler(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
+def _euler(options: Options, alphas: np.ndarray, steps: int) -> Table:
     times, sigmas = _grid(options, alphas, steps, solver=False)
     sigma, move = sigmas[:-1], np.diff(sigmas)
     scale = 1 / np.sqrt(sigma**2 + 1)
-    # The state is x_0 + sigma noise: the model sees it scaled, and the noise is its slope.
+    # The state is x_0 + sigma noise: the model's input is scaled, and the noise is the slope.
     _, slope = _predictions(options["prediction_type"], scale, sigma * scale)
     mix = _plain_mix(steps, 1)
     mix[:, 0, 0] += move * slope[:, 0] * scale
     mix[:, 0, 2] = move * slope[:, 1]
-    entry = np.tile([0.0, 1.0], (steps, 1))
-    leading = options["timestep_spacing"] == "leading"
-    return Table(np.sqrt(sigma[0] ** 2 + leading), Steps(times, sigma, scale, entry, mix))
+    start = np.sqrt(sigma[0] ** 2 + (options["timestep_spacing"] == "leading"))
+    return _table(times, sigma, mix, scale=scale, init_sigma=start)
 
 
 def _advance(sigmas: np.ndarray, i: int, order: int) -> tuple[float, float, float]:
@@ -291,15 +285,15 @@ def _advance(sigmas: np.ndarray, i: int, order: int) -> tuple[float, float, floa
 
 
 def _solver_table(
-    options: Mapping[str, Any], times: np.ndarray, sigmas: np.ndarray, mix: np.ndarray
+    options: Options, times: np.ndarray, sigmas: np.ndarray, mix: np.ndarray
 ) -> Table:
     sigma = sigmas[:-1]
     keep = 1 / np.sqrt(sigma**2 + 1)
     x0, _ = _predictions(options["prediction_type"], keep, sigma * keep)
-    return Table(np.ones(()), Steps(times, sigma, np.ones(len(times)), x0, mix))
+    return _table(times, sigma, mix, entry=x0)
 
 
-def _dpm(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
+def _dpm(options: Options, alphas: np.ndarray, steps: int) -> Table:
     times, sigmas = _grid(options, alphas, steps, solver=True)
     mix = _plain_mix(steps, 2)
     for i in range(steps):
@@ -308,7 +302,7 @@ def _dpm(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
     return _solver_table(options, times, sigmas, mix)
 
 
-def _unipc(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
+def _unipc(options: Options, alphas: np.ndarray, steps: int) -> Table:
     times, sigmas = _grid(options, alphas, steps, solver=True)
     mix = np.zeros((steps, 2, 5))
     order = 0
@@ -322,7 +316,7 @@ def _unipc(options: Mapping[str, Any], alphas: np.ndarray, steps: int) -> Table:
 
 
 def _corrected(sigmas: np.ndarray, i: int, order: int) -> np.ndarray:
-    """UniC: x_i anew from (x_i, last, e_i, e_{i-1}, e_{i-2}), `last` being x_{i-1} as corrected.
+    """UniC: a better x_i from (x_i, last, e_i, e_{i-1}, e_{i-2}); last is the corrected x_{i-1}.
 
     order: of the step that led to x_i.
     """
@@ -340,11 +334,40 @@ def _corrected(sigmas: np.ndarray, i: int, order: int) -> np.ndarray:
     return np.array([0, on_last, 0, gain, 0]) + gain * np.array([0, 0, *weights])
 
 
-_TABLES: dict[str, Callable[[Mapping[str, Any], np.ndarray, int], Table]] = {
-    "ddim": _ddim,
-    "pndm": _pndm,
-    "euler": _euler,
-    "dpm++2m": _dpm,
-    "unipc": _unipc,
+_SAMPLERS = {
+    "ddim": Sampler(
+        _ddim,
+        _fields((False,), "clip_sample thresholding"),
+        {"timestep_spacing": "leading", "set_alpha_to_one": True},
+    ),
+    "pndm": Sampler(
+        _pndm,
+        {"skip_prk_steps": (True,), "rescale_betas_zero_snr": (False,)},
+        {"timestep_spacing": "leading", "set_alpha_to_one": False},
+    ),
+    "euler": Sampler(
+        _euler, {"interpolation_type": ("linear",), "timestep_type": ("discrete",), **_SIGMAS}
+    ),
+    "dpm++2m": Sampler(
+        _dpm,
+        {
+            "algorithm_type": ("dpmsolver++", "deis"),  # diffusers reads "deis" so
+            "solver_type": ("midpoint", "logrho", "bh1", "bh2"),  # and the last three as midpoint
+            **_fields((False,), "euler_at_final use_lu_lambdas"),
+            "lambda_min_clipped": (-np.inf,),
+            "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+            **_SOLVERS,
+        },
+    ),
+    "unipc": Sampler(
+        _unipc,
+        {
+            "solver_type": ("bh2", "midpoint", "heun", "logrho"),
+            "predict_x0": (True,),
+            "disable_corrector": ([],),
+            "solver_p": (),
+            **_SOLVERS,
+        },
+    ),
 }
-SAMPLERS = tuple(_TABLES)
+SAMPLERS = tuple(_SAMPLERS)

@@ -1,4 +1,4 @@
-"""Classification losses over labels that may be unknown, and what unknown is taken to mean."""
+"""Classification losses over labels that may be unknown, and the policy for unknown labels."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def apply_policy(
 def multilabel_loss(
     logits: Float[Array, "b l"], labels: Int8[Array, "b l"], weight: Float[Array, " b"]
 ) -> Float[Array, ""]:
-    """Sigmoid cross-entropy in nats, mean over the known entries; 0 where nothing is known.
+    """Sigmoid cross-entropy in nats, mean over the known entries; 0 without any.
 
     labels: 1, 0, or negative = left out. weight: 0 leaves a record out (padding of the last batch).
     """
@@ -36,7 +36,7 @@ def multilabel_loss(
 def multiclass_loss(
     logits: Float[Array, "b c"], classes: Int[Array, " b"], weight: Float[Array, " b"]
 ) -> Float[Array, ""]:
-    """Softmax cross-entropy in nats, mean over the records of known class; 0 where none is.
+    """Softmax cross-entropy in nats, mean over the records of known class; 0 without any.
 
     classes: 0 ... c - 1, or negative = left out. weight: 0 leaves a record out.
     """
@@ -48,8 +48,8 @@ def multiclass_loss(
 def mean_auroc(logits: Float[Array, "n l"], labels: Int[Array, "n l"]) -> Float[Array, ""]:
     """Mean AUROC over the labels that have both classes, ties counting one half.
 
-    labels: 1, 0, or negative = left out. NaN if no label has both, or if a logit is not finite. The
-    device's counterpart of `core.metrics.auroc`, for choosing the best epoch inside one jitted fit.
+    labels: 1, 0, or negative = left out. NaN if no label has both, or if a logit is not finite.
+    The counterpart of `core.metrics.auroc` on the device, where a jitted fit picks its best epoch.
     """
 
     def one(scores: Array, label: Array) -> Array:

@@ -1,8 +1,8 @@
-"""What a latent diffusion model is trained by: noised latents, their targets, and weights.
+"""Training of latent diffusion models: noised latents, their targets, and weights.
 
 x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e (Ho et al., arXiv 2006.11239, eq. 4) with a_t the cumulative
 product of the schedule; the network predicts e ("epsilon") or sqrt(a_t) e - sqrt(1 - a_t) x_0
-("v_prediction", arXiv 2202.00512). All in fp32.
+("v_prediction", arXiv 2202.00512). Everything is fp32.
 """
 
 from typing import Literal
@@ -27,7 +27,7 @@ def target(
     alpha: Float[Array, " b"],
     prediction: Prediction,
 ) -> Float[Array, "b h w c"]:
-    """What the network is to put out for x_t."""
+    """The output of the network that is right for x_t."""
     keep, add = _factors(alpha)
     return noise if prediction == "epsilon" else keep * noise - add * x0
 

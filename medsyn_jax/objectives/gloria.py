@@ -9,18 +9,17 @@ For image i with regions v_r and report j with words w:
     S_ij = log sum_w exp(tau2 cos(w, c_w))
 
 Neither side is normalized, as in the official code. c_w is never formed: w . c_w = sum_r b_rw s_rw,
-and |c_w|^2 = b_w' G b_w with G = V V' of the image, which is fewer FLOPs where an image has fewer
+and |c_w|^2 = b_w' G b_w with G = V V' of the image, which takes fewer FLOPs if an image has fewer
 regions than a region has dimensions.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -28,9 +27,9 @@ from jaxtyping import Array, Bool, Float
 
 from medsyn_jax.core import pallas
 from medsyn_jax.objectives import gloria_tpu
-from medsyn_jax.objectives.contrastive import contrastive_loss
+from medsyn_jax.objectives.contrastive import check_positive, contrastive_loss, directions
 
-_EPS = 1e-16  # of the squared norms' product: that of torch's cosine similarity
+_EPS = 1e-16  # of the squared norms' product, as in torch's cosine similarity
 TAU1_MOST = 150  # half of it is an exponent in fp32
 _ARRAYS = 6  # of images x regions x reports x words that a block holds at a time
 
@@ -48,20 +47,18 @@ def local_similarity(
     """S of every image with every report, fp32, before tau3.
 
     word_mask: True on real words. A report without any has S = 0 and no gradient.
-    mesh: over all of whose devices images and reports are sharded. Each keeps its own images and
-    visits all reports: their words are gathered once, the words' gradient is scattered once. On
-    TPUs the pairs then go through the kernels of `gloria_tpu`, if those compute the same there as
-    XLA's own operations (`core.pallas`).
-    memory_mib: elsewhere, how much a block of pairs may take, which has one report at least; no
-    more of the i x r x j x w numbers exist at a time, in the forward pass or in the backward pass,
+    mesh: over all of whose devices images and reports are sharded. Each device keeps its own images
+    and visits all reports: their words are gathered once, the words' gradient is scattered once. On
+    TPUs the kernels of `gloria_tpu` compute the pairs if they agree there with XLA's own operations
+    (`core.pallas`).
+    memory_mib: memory of a block of pairs elsewhere; a block has at least one report. No more of
+    the i x r x j x w numbers exist at a time, neither in the forward pass nor in the backward pass,
     which computes them anew. On CPU a block is one image and as many reports as fit: products of
     plain matrices. On accelerators it is all images of the device.
     Raises ValueError for a tau that is not above 0, a tau1 above TAU1_MOST, and images or reports
     that the devices do not divide.
     """
-    for name, tau in {"tau1": tau1, "tau2": tau2}.items():
-        if not tau > 0:
-            raise ValueError(f"{name}: {tau}: give a number above 0")
+    check_positive(tau1=tau1, tau2=tau2)
     if tau1 > TAU1_MOST:
         raise ValueError(f"tau1: {tau1}: give a number up to {TAU1_MOST}")
     devices = 1 if mesh is None else mesh.size
@@ -70,9 +67,10 @@ def local_similarity(
             f"{len(regions)} images and {len(words)} reports do not divide over {devices} devices"
         )
 
-    settings = {"tau1": float(tau1), "tau2": float(tau2), "memory_mib": memory_mib}
-    by_image, by_report = (partial(_in_blocks, by_image=x, **settings) for x in (True, False))
-    tpu, kernels = by_report, partial(_in_kernels, tau1=float(tau1), tau2=float(tau2))
+    taus = {"tau1": float(tau1), "tau2": float(tau2)}
+    in_blocks = partial(_in_blocks, **taus, memory_mib=memory_mib)
+    by_image, by_report = (partial(in_blocks, by_image=x) for x in (True, False))
+    tpu, kernels = by_report, partial(_in_kernels, **taus)
     # XLA can cut blocks of a sharded array by itself, but no kernel.
     if mesh is not None and _kernels_trusted(kernels, by_report, regions, words, mesh):
         tpu = kernels
@@ -91,6 +89,31 @@ def local_similarity(
     return mapped(regions, words, word_mask)
 
 
+def local_loss(
+    regions: Float[Array, "b r d"],
+    words: Float[Array, "b w d"],
+    word_mask: Bool[Array, "b w"],
+    *,
+    tau3: float = 10.0,
+    **settings: Any,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Sum of the cross-entropies of tau3 S against the diagonal, both ways; (loss, metrics).
+
+    settings: of `local_similarity`. Raises ValueError as it does, and for a tau3 not above 0.
+    """
+    check_positive(tau3=tau3)
+    metrics = directions(tau3 * local_similarity(regions, words, word_mask, **settings))
+    return metrics["image_to_text"] + metrics["text_to_image"], metrics
+
+
+def global_loss(
+    image: Float[Array, "b d"], text: Float[Array, "b d"], *, tau3: float = 10.0
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Sum of the cross-entropies of tau3 cos against the diagonal, both ways; (loss, metrics)."""
+    check_positive(tau3=tau3)
+    return contrastive_loss(image, text, temperature=1 / tau3)
+
+
 def _in_blocks(
     regions: Array,
     words: Array,
@@ -102,7 +125,9 @@ def _in_blocks(
     memory_mib: int,
 ) -> Array:
     images, reports = 1 if by_image else len(regions), len(words)
-    size = _block_size(images, reports, regions.shape[1], words.shape[1], memory_mib)
+    one = _ARRAYS * 4 * images * regions.shape[1] * words.shape[1]  # bytes of a report's pairs
+    blocks = -(-reports // max(memory_mib * 2**20 // one, 1))
+    size = -(-reports // blocks)  # so that blocks are alike
     cut = _Cut(by_image, size, tau1, tau2)
     return jnp.asarray(_similarity(regions, *_padded(size, words, mask), cut))[:, :reports]
 
@@ -110,8 +135,8 @@ def _in_blocks(
 def _kernels_trusted(
     kernels: Callable[..., Array], blocks: Callable[..., Array], v: Array, t: Array, mesh: Mesh
 ) -> bool:
-    """Whether a TPU has room for the kernels at the sizes of regions v and words t, and computes
-    there what XLA's blocks do, for reports of no word to all."""
+    """Whether a TPU has room for the kernels at the sizes of regions v and words t, and agrees with
+    XLA's blocks, for reports of no word up to all words."""
     (_, r, d), w, count = v.shape, t.shape[1], gloria_tpu.REPORTS
     if not gloria_tpu.fits(r, w, d, v.dtype.itemsize):
         return False
@@ -130,8 +155,8 @@ def _kernels_trusted(
 def _in_kernels(regions: Array, words: Array, mask: Array, *, tau1: float, tau2: float) -> Array:
     reports = len(words)
     words, mask = _padded(gloria_tpu.REPORTS, words, mask)
-    found = gloria_tpu.products(regions, words, mask.astype(jnp.float32), tau1)
-    dot, quad = cast("tuple[Array, Array]", found)
+    products = gloria_tpu.products(regions, words, mask.astype(jnp.float32), tau1)
+    dot, quad = cast("tuple[Array, Array]", products)
     norm = jnp.square(words.astype(jnp.float32)).sum(-1)
 
     def of_one(dot: Array, quad: Array) -> Array:
@@ -140,67 +165,27 @@ def _in_kernels(regions: Array, words: Array, mask: Array, *, tau1: float, tau2:
     return jax.vmap(of_one)(dot, quad)[:, :reports]
 
 
-def _block_size(images: int, reports: int, regions: int, words: int, memory_mib: int) -> int:
-    """How many of the reports a block has, with so many images, so that blocks are alike."""
-    fit = memory_mib * 2**20 // (_ARRAYS * 4 * images * regions * words)
-    return -(-reports // -(-reports // max(fit, 1)))
-
-
 def _padded(size: int, words: Array, mask: Array) -> tuple[Array, Array]:
-    """With so many empty reports more that blocks of `size` divide them."""
-    more = -len(words) % size
-    if not more:
-        return words, mask
-    return jnp.pad(words, ((0, more), (0, 0), (0, 0))), jnp.pad(mask, ((0, more), (0, 0)))
-
-
-def local_loss(
-    regions: Float[Array, "b r d"],
-    words: Float[Array, "b w d"],
-    word_mask: Bool[Array, "b w"],
-    *,
-    tau1: float = 4.0,
-    tau2: float = 5.0,
-    tau3: float = 10.0,
-    memory_mib: int = 512,
-    mesh: Mesh | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Sum of the cross-entropies of tau3 S against the diagonal, both ways; (loss, metrics)."""
-    if not tau3 > 0:
-        raise ValueError(f"tau3: {tau3}: give a number above 0")
-    scores = local_similarity(
-        regions, words, word_mask, tau1=tau1, tau2=tau2, memory_mib=memory_mib, mesh=mesh
-    )
-    logits, own = tau3 * scores, jnp.arange(len(regions))
-    to_text = optax.softmax_cross_entropy_with_integer_labels(logits, own).mean()
-    to_image = optax.softmax_cross_entropy_with_integer_labels(logits.T, own).mean()
-    return to_text + to_image, {"image_to_text": to_text, "text_to_image": to_image}
-
-
-def global_loss(
-    image: Float[Array, "b d"], text: Float[Array, "b d"], *, tau3: float = 10.0
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Sum of the cross-entropies of tau3 cos against the diagonal, both ways; (loss, metrics)."""
-    if not tau3 > 0:
-        raise ValueError(f"tau3: {tau3}: give a number above 0")
-    return contrastive_loss(image, text, temperature=1 / tau3)
+    """Words and mask with empty reports added, so that blocks of `size` divide them."""
+    more = (0, -len(words) % size)
+    return jnp.pad(words, (more, (0, 0), (0, 0))), jnp.pad(mask, (more, (0, 0)))
 
 
 class _Cut(NamedTuple):
-    """How images and reports are cut into blocks, and the temperatures: what is static.
+    """The static arguments: how images and reports are cut into blocks, and the temperatures.
 
-    by_image: one image after the other, so that no array has an axis for them: XLA on CPU reduces
+    by_image: one image after the other, so that no array has an axis of images: XLA on CPU reduces
     [1, r, n, w] over r sixteen times slower than [r, n, w].
     """
 
     by_image: bool
-    reports: int
+    reports: int  # of a block
     tau1: float
     tau2: float
 
 
 class _Block(NamedTuple):
-    """What an image and n reports have, fp32."""
+    """Intermediate arrays of an image and n reports, fp32."""
 
     a: Float[Array, "r n w"]
     b: Float[Array, "r n w"]
@@ -212,7 +197,7 @@ class _Block(NamedTuple):
 
 
 def _product(form: str, *factors: Array) -> Array:
-    """In the type of the factors, summed in fp32; an accelerator may not take fewer bits."""
+    """Of factors in their own type, summed in fp32; an accelerator may not use fewer bits."""
     exact = lax.Precision.HIGHEST
     return jnp.einsum(form, *factors, precision=exact, preferred_element_type=jnp.float32)
 
@@ -234,7 +219,7 @@ def _block(tau1: float, v: Array, gram: Array, words: Array, mask: Array) -> _Bl
 
 
 def _cosine(dot: Array, quad: Array, norm: Array) -> Array:
-    """In bf16 what rounding leaves would be above 1 where c_w is short beside its regions."""
+    """Clipped: in bf16, rounding may give values above 1 if c_w is short beside its regions."""
     return jnp.clip(dot * lax.rsqrt(jnp.maximum(quad * norm, _EPS)), -1, 1)
 
 
@@ -245,8 +230,8 @@ def _scores(tau2: float, cos: Array, mask: Array) -> tuple[Array, Array]:
     return score, jnp.exp(x - score[:, None])
 
 
-def _cut_up(x: Array, size: int) -> Array:
-    return x.reshape(-1, size, *x.shape[1:])
+def _blocks(cut: _Cut, *arrays: Array) -> tuple[Array, ...]:
+    return tuple(x.reshape(-1, cut.reports, *x.shape[1:]) for x in arrays)
 
 
 def _gram(v: Array) -> Array:
@@ -264,7 +249,7 @@ def _block_scores(cut: _Cut, v: Array, gram: Array, words: Array, mask: Array) -
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _similarity(regions: Array, words: Array, mask: Array, cut: _Cut) -> Array:
-    reports = _cut_up(words, cut.reports), _cut_up(mask, cut.reports)
+    reports = _blocks(cut, words, mask)
 
     def scores(v: Array) -> Array:
         gram = _gram(v)
@@ -276,7 +261,7 @@ def _similarity(regions: Array, words: Array, mask: Array, cut: _Cut) -> Array:
 
 
 class _Slopes(NamedTuple):
-    """What the gradients of an image and n reports are products of."""
+    """Factors of the gradients of an image and n reports."""
 
     s: Float[Array, "r n w"]
     b: Float[Array, "r n w"]
@@ -285,8 +270,8 @@ class _Slopes(NamedTuple):
 
 
 def _slopes(cut: _Cut, v: Array, gram: Array, words: Array, mask: Array, slope: Array) -> _Slopes:
-    """slope: [n] along S. The sum over r of b times its gradient is zero, because S does not depend
-    on the length of c_w: that is what differentiates the softmax over regions by one product."""
+    """slope: [n] along S. S does not depend on the length of c_w, so the sum over r of b times its
+    gradient is zero, and one product differentiates the softmax over regions."""
     block = _block(cut.tau1, v, gram, words, mask)
     _, share = _scores(cut.tau2, block.cos, mask)
     dcos = jnp.where(jnp.abs(block.cos) < 1, cut.tau2 * slope[:, None] * share, 0)
@@ -307,8 +292,10 @@ def _slopes(cut: _Cut, v: Array, gram: Array, words: Array, mask: Array, slope: 
 def _block_gradients(
     cut: _Cut, v: Array, gram: Array, sums: tuple[Array, Array], block: tuple
 ) -> tuple[tuple[Array, Array], Array]:
-    """Adds to the gradients of v and of gram, and to that of the words, what a block of n reports
-    gives. v: as in `_block_scores`; block: words, mask, ds [n] or [i, n], dwords."""
+    """Adds the share of a block of n reports to the gradients of v, of gram and of the words.
+
+    v: as in `_block_scores`; block: words, mask, ds [n] or [i, n], dwords.
+    """
     dv, dgram = sums
     words, mask, ds, dwords = block
     alone, slopes = v.ndim == 2, partial(_slopes, cut)
@@ -323,10 +310,10 @@ def _block_gradients(
 
 def _backward(cut: _Cut, saved: tuple[Array, Array, Array], ds: Array) -> tuple:
     regions, words, mask = saved
-    reports = _cut_up(words, cut.reports), _cut_up(mask, cut.reports)
+    reports = _blocks(cut, words, mask)
 
     def some(dwords: Array, xs: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Adds to dwords, and gives dv, of one image [r, d] or of all [i, r, d]."""
+        """Adds to dwords and returns dv, of one image [r, d] or of all [i, r, d]."""
         v, ds = xs
         gram = _gram(v)
         zeros = jnp.zeros(v.shape, jnp.float32), jnp.zeros(gram.shape, jnp.float32)

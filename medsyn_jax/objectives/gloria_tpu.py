@@ -1,10 +1,10 @@
-"""GLoRIA's local similarities on a TPU, a pair's arrays in the chip's fast memory from end to end.
+"""GLoRIA's local similarities on a TPU, with the arrays of a pair in the chip's fast memory.
 
-XLA writes the regions x words arrays of `gloria` to memory between its products,
-dozens of times a pair. These Pallas kernels read regions, their Gram matrices and words, and write
-two numbers a word. The backward pass computes a pair's arrays anew twice, once for the gradient of
-the regions and once for that of the words: a quarter more arithmetic than one pass would need,
-which would have to add to one of the two in memory.
+XLA writes the regions x words arrays of `gloria` to memory between its products, dozens of times a
+pair. These Pallas kernels read regions, their Gram matrices and words, and write two numbers a
+word. The backward pass computes the arrays of a pair twice, for the gradient of the regions and for
+that of the words: a quarter more arithmetic than a single pass, which would have to accumulate one
+of the two gradients in memory.
 """
 
 import math
@@ -24,7 +24,7 @@ _VMEM = 14 * 2**20  # bytes; a v4 has 16 MiB
 
 
 def fits(regions: int, words: int, width: int, itemsize: int) -> bool:
-    """Whether what a step of the grid holds fits into the fast memory of any TPU."""
+    """Whether the arrays of a step of the grid fit into the fast memory of any TPU."""
     r, w, d = (-(-n // 128) * 128 for n in (regions, words, width))
     read = itemsize * (r * d + r * r + REPORTS * w * d)
     written = 4 * max(2 * REPORTS * w * d, 3 * r * d + r * r)
@@ -85,10 +85,10 @@ def _call(
     counts: tuple[int, int],
     interpret: bool,
 ) -> tuple[Array, ...]:
-    """The kernel over all images and blocks of reports, the one or the other in the outer loop.
+    """The kernel over all images and blocks of reports; images_first: images in the outer loop.
 
-    inputs, outputs: each with what its leading axis or axes are: "image", "report" or both, "pair".
-    counts: how many products r w d and r r w a pair needs.
+    inputs, outputs: each with the kind of its leading axis or axes: "image", "report" or both,
+    "pair". counts: the numbers of products r w d and r r w of a pair.
     """
     (i, r, d), (j, w) = inputs[0][1].shape, inputs[3][1].shape
     lead = {"image": (1,), "report": (REPORTS,), "pair": (1, REPORTS)}
@@ -127,7 +127,7 @@ def _call(
 
 
 def _dot(x: Array, y: Array, of_x: int, of_y: int, batch: tuple[int, ...] = ()) -> Array:
-    """Sum over axis of_x of x and of_y of y, in fp32; batch: axes that both have."""
+    """Sum over axis of_x of x and axis of_y of y, in fp32; batch: axes of both."""
     return lax.dot_general(
         x,
         y,
@@ -158,7 +158,7 @@ def _forward(v, gram, words, mask, dot, quad, *, tau1: float) -> None:
 
 
 def _slopes(v, gram, words, mask, ddot, dquad, n: Array, tau1: float) -> tuple[Array, ...]:
-    """Along s, b, and dquad b, in the type of v, of the n-th report of a step."""
+    """Slopes along s, b, and dquad b of the n-th report of a step, in the type of v."""
     row = pl.ds(n, 1)
     s, a, b, gb = _pair(v[0], gram[0], words[n], mask[row, :], tau1)
     ddot, dquad = ddot[0, row, :], dquad[0, row, :]

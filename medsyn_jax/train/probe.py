@@ -75,7 +75,7 @@ def has_both(y: np.ndarray) -> np.ndarray:
 )
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How a probe is fitted: AdamW with b1 .9, b2 .999, constant learning rate.
+    """How a probe is fitted: AdamW with b1 0.9, b2 0.999 and a constant learning rate.
 
     patience: epochs without a better validation score after which a fit stops. standardize: scale
     every feature to mean 0 and variance 1 over the training records of the fit.
@@ -91,13 +91,13 @@ class ProbeSettings:
 
 
 class Probe(NamedTuple):
-    """Fitted layers of s seeds, for raw features, at the best epoch, and how they came about."""
+    """Fitted layers of s seeds, for raw features, at the best epoch, and the course of the fits."""
 
     kernel: Float[Array, "s f c"]
     bias: Float[Array, "s c"]
     score: Float[Array, " s"]  # best validation score; -inf if no epoch gave a finite one
     best_epoch: Int[Array, " s"]  # from 1
-    epochs: Int[Array, " s"]  # that were run
+    epochs: Int[Array, " s"]  # epochs run
 
 
 class _Loop(NamedTuple):
@@ -110,8 +110,8 @@ class _Loop(NamedTuple):
 
 
 def score(logits: Float[Array, "n c"], labels: Shaped[Array, "n ..."], kind: Kind) -> Array:
-    """What early stopping maximizes: mean AUROC over the labels (or of the second of two classes),
-    accuracy for three classes and more. NaN where it is undefined."""
+    """The score that early stopping maximizes: mean AUROC over the labels (or of the second of two
+    classes), accuracy for three classes and more. NaN where it is undefined."""
     if kind == "multilabel":
         return classify.mean_auroc(logits, labels)
     if logits.shape[1] == 2:
@@ -153,15 +153,15 @@ def fit(
         )
 
         def going(loop: _Loop) -> Array:
-            tired = loop.epoch - loop.best_epoch >= settings.patience
-            return (loop.epoch < settings.epochs) & ~tired
+            stalled = loop.epoch - loop.best_epoch >= settings.patience
+            return (loop.epoch < settings.epochs) & ~stalled
 
         def epoch(loop: _Loop) -> _Loop:
             rows = _batches(jax.random.fold_in(shuffle, loop.epoch), subset, settings.batch_size)
             step = partial(_step, tx, settings.kind, features, labels, shift, scale)
             (layer, opt), _ = jax.lax.scan(step, (loop.layer, loop.opt), rows)
-            seen = _apply(_fold(layer, shift, scale), valid_features)
-            now = score(seen, valid_labels, settings.kind)
+            valid_logits = _apply(_fold(layer, shift, scale), valid_features)
+            now = score(valid_logits, valid_labels, settings.kind)
             better = now > loop.score  # false for NaN
             best = jax.tree.map(lambda a, b: jnp.where(better, a, b), layer, loop.best)
             count = loop.epoch + 1
@@ -172,7 +172,7 @@ def fit(
         kernel, bias = _fold(end.best, shift, scale)
         return Probe(kernel, bias, end.score, end.best_epoch, end.epoch)
 
-    # Seed by seed, because each gathers its records: under vmap that is s copies of the features.
+    # Seed by seed, because each gathers its records: vmap would make s copies of the features.
     moments = jax.lax.map(partial(_moments, features, standardize=settings.standardize), subsets)
     with jax.default_matmul_precision("float32"):  # a TPU would multiply in bfloat16
         return jax.vmap(one)(subsets, keys, *moments)
@@ -214,9 +214,9 @@ def judge(
 ) -> dict[str, Figure]:
     """AUROC of each label and their mean (two classes: of the second), accuracy of classes.
 
-    outputs: logits [s, n, c]; test: targets [n, c] or classes [n]; trained: bool [c], what the
-    probe was taught (default all). A label that has one class only in the test split, or was not
-    taught, has no AUROC and is left out; so are the records of a class that was not.
+    outputs: logits [s, n, c]; test: targets [n, c] or classes [n]; trained: bool [c], the labels
+    that the probe was taught (default all). A label with one class only in the test split has no
+    AUROC. Labels that were not taught, and records of such a class, are left out.
     """
     figures = {}
     trained = np.ones(len(task.names), bool) if trained is None else trained
@@ -259,7 +259,7 @@ def _fold(layer: tuple[Array, Array], shift: Array, scale: Array) -> tuple[Array
 
 
 def _moments(features: Array, subset: Array, standardize: bool) -> tuple[Array, Array]:
-    """shift and scale [f] of the features over the records of `subset` (0 and 1 if not asked)."""
+    """shift and scale [f] of the features over the records of `subset` (else 0 and 1)."""
     width = features.shape[1]
     if not standardize:
         return jnp.zeros(width), jnp.ones(width)
@@ -267,13 +267,13 @@ def _moments(features: Array, subset: Array, standardize: bool) -> tuple[Array, 
     chosen = features[jnp.maximum(subset, 0)]
     mean = (chosen * present).sum(0) / present.sum()
     var = (jnp.square(chosen - mean[None]) * present).sum(0) / present.sum()
-    # What is constant here teaches nothing: 0, or its untrained weight would speak where it is not.
+    # A constant feature teaches nothing: scale 0, or its untrained weight would act elsewhere.
     varies = var > 1e-8 * jnp.square(mean)
     return mean, jnp.where(varies, jax.lax.rsqrt(jnp.where(varies, var, 1)), 0)
 
 
 def _batches(key: Key[Array, ""], subset: Int[Array, " k"], size: int) -> Int[Array, "t b"]:
-    """The records of one epoch in a new order, in batches; -1 fills the end of the last one."""
+    """The records of one epoch in a new order, in batches; -1 pads the last one."""
     size = min(size, len(subset))
     steps = -(-len(subset) // size)
     rank = jax.random.uniform(key, subset.shape) + (subset < 0).astype(jnp.float32)
@@ -300,6 +300,6 @@ def _step(
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with fp32
         updates, new_opt = tx.update(grads, opt, layer)
         new = optax.apply_updates(layer, updates)
-    # A batch of padding only (seeds' subsets differ a little in length) must not move the layer.
+    # A batch of padding alone (subsets differ a little in length) must not change the layer.
     kept = jax.tree.map(lambda a, b: jnp.where(rows[0] >= 0, a, b), (new, new_opt), state)
     return kept, None
