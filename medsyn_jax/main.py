@@ -86,11 +86,11 @@ def run(config, workdir: Path) -> None:
     if config.task not in TASKS:
         raise UserError(f"config.task: {config.task!r} is unknown: choose from {', '.join(TASKS)}")
     _prepare_jax(workdir)
-    from medsyn_jax.core import checks, log
+    from medsyn_jax.core import checks, outputs
 
     task = importlib.import_module(f"medsyn_jax.tasks.{config.task}")
     checks.run(task.CHECKS, config)
-    log.check_config(workdir, config, task.FREE, _overrides(config))
+    outputs.check_config(workdir, config, task.FREE, _overrides(config))
     task.run(config, workdir)
 
 

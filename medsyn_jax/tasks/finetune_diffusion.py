@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from medsyn_jax.core import checks, estimates, log
+from medsyn_jax.core import checks, estimates, log, outputs
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.data.images import transforms
 from medsyn_jax.data.loading import loader
@@ -61,7 +61,7 @@ def run(config: Any, workdir: Path) -> None:
     if start is not None:
         schedule.make_table("ddim", start.scheduler, 1)  # refuses what no sampler could draw by
     data = _data(config, workdir, start)
-    log.write_config(workdir, config)
+    outputs.write_config(workdir, config)
     if start is None:
         start = _from_nothing(config, workdir, data, mesh)
     if config.precompute:
@@ -80,10 +80,9 @@ def run(config: Any, workdir: Path) -> None:
             name: replace(part, params=_half(params.get(name, part.params)))
             for name, part in start.parts.items()
         }
-        with log.full_disk_is_user_error(workdir / "pipeline"):
-            pipelines.write(workdir / "pipeline", replace(start, parts=parts))
+        pipelines.write(workdir / "pipeline", replace(start, parts=parts))
     figure = _figure(errors, data.valid)
-    log.write_results(workdir, "finetune_diffusion", {"valid/loss": figure})
+    outputs.write_results(workdir, "finetune_diffusion", {"valid/loss": figure})
     log.say_cost("done")
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from medsyn_jax.core import checks, log
+from medsyn_jax.core import checks, log, outputs
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.images import transforms
@@ -146,14 +146,14 @@ def run(config: Any, workdir: Path) -> None:
     state = states.create(make_model, tx, mesh, meshes.FSDP_RULES, jax.random.key(config.seed))
     state = _import_weights(config, state)
     training.say_size(state)
-    log.write_config(workdir, config)
+    outputs.write_config(workdir, config)
     embed = steps.compile_eval(_embed_fn(config, structure), state, mesh)
     method = METHODS[config.method]
     evaluation = Evaluation(config, embed, method.loss, method.similarity, mesh)
     loss_fn = _loss_fn(config, structure, mesh)
     state = training.fit(state, tx, loss_fn, lambda state: evaluation.validate(state, data.valid))
     figures = evaluation.retrieval(state, data.test)
-    log.write_results(workdir, "pretrain", {f"test/{k}": v for k, v in figures.items()})
+    outputs.write_results(workdir, "pretrain", {f"test/{k}": v for k, v in figures.items()})
     _export(workdir, state, config.image.kind)
     log.say_cost("done")
 

@@ -14,7 +14,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError, reason
-from medsyn_jax.core.log import full_disk_is_user_error
+from medsyn_jax.core.files import full_disk_is_user_error
 from medsyn_jax.train import state as states
 
 PARTS = ("params", "stats", "opt")

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.log import MetricsLog, number, say, say_cost
+from medsyn_jax.core.log import number, say, say_cost
+from medsyn_jax.core.outputs import MetricsLog
 from medsyn_jax.train.checkpoint import Checkpoints
 from medsyn_jax.train.state import State
 
@@ -138,10 +139,9 @@ def fit(trainer: Trainer, state: State) -> State:
             if evaluate or stop or step % plan.checkpoint_every == 0:
                 _read(trainer, pending)
                 pending = None
-                trainer.log.pause()
-                score = _evaluate(trainer, state, step) if evaluate else None
-                _save(trainer, state, score)
-                trainer.log.resume()
+                with trainer.log.paused():
+                    score = _evaluate(trainer, state, step) if evaluate else None
+                    _save(trainer, state, score)
         trainer.checkpoints.wait()
         # It may have come during the last evaluation or save, and what the caller does takes long.
         if stop or sigterm.reached(step + 1):

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from medsyn_jax.core import checks, log, optim
+from medsyn_jax.core import checks, log, optim, outputs
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.loading import loader
@@ -120,7 +120,7 @@ class Training:
             ),
             evaluate=evaluate,
             checkpoints=checkpoints,
-            log=log.MetricsLog(self.workdir, start, self.plan.steps, self.batch_size),
+            log=outputs.MetricsLog(self.workdir, start, self.plan.steps, self.batch_size),
             mesh=self.mesh,
             key=jax.random.key(self.seed),
             plan=self.plan,

@@ -11,7 +11,7 @@ import pytest
 
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.log import MetricsLog
+from medsyn_jax.core.outputs import MetricsLog
 from medsyn_jax.train import loop
 from medsyn_jax.train.checkpoint import Checkpoints
 from tests.train import toy
