@@ -19,8 +19,8 @@ from ml_collections import config_flags
 
 from configs import ingest as ingest_configs
 from medsyn_jax import main
-from medsyn_jax.core import log
 from medsyn_jax.core import mesh as meshes
+from medsyn_jax.core import outputs
 from medsyn_jax.data.sources import ingestion, plan
 from medsyn_jax.data.store import shards
 from medsyn_jax.data.text import tokenizers
@@ -320,7 +320,7 @@ def config_case(rng: Random, folder: Path) -> None:
 def _fields(name: str) -> set[str]:
     module = __import__(f"configs.{name}", fromlist=["get_config"])
     config = json.loads(module.get_config("smoke").to_json())
-    return {field for field in log._flat(config) if field != "task"}
+    return {field for field in outputs.flat(config) if field != "task"}
 
 
 def _workdir_case(rng: Random, folder: Path, runs: Path) -> None:
@@ -332,7 +332,7 @@ def _workdir_case(rng: Random, folder: Path, runs: Path) -> None:
     with mock.patch.object(jax, "jit", _traced):
         rng.choice(
             (
-                lambda: log.check_config(folder / "run", config),
+                lambda: outputs.check_config(folder / "run", config),
                 lambda: frozen.pretrained(folder / "run"),
                 lambda: frozen.untrained(folder / "run", 0),
                 lambda: frozen.pretrained_pair(folder / "run"),

@@ -1,17 +1,20 @@
-"""Files that exist as a whole or not at all."""
+"""Writing of files: whole or not at all, with one line for a full disk."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from medsyn_jax.core.errors import UserError
+
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary path; its file replaces `path` at the end of the block, if nothing is raised.
+    """A temporary path that replaces `path` at the end of the block, unless the block raises.
 
-    Readers see the old file or the new one, never a part; a kill leaves `.<name>.<process>.tmp`.
-    Makes the folder.
+    Readers see the old file or the new one, never a part of it. A killed process leaves
+    `.<name>.<process>.tmp` behind. The folder of `path` is made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -20,3 +23,19 @@ def replaced(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_is_user_error(path: Path | str) -> Iterator[None]:
+    """Raise UserError where the block fails for want of space to write `path`."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    try:
+        yield
+    except Exception as e:  # TensorStore, below Orbax, hides the code in the text of a ValueError
+        hidden = any(f"os_error_code='{code}'" in str(e) for code in codes)
+        if hidden or (isinstance(e, OSError) and e.errno in codes):
+            raise UserError(
+                f"disk full: {path}: free some space and run the same command again; "
+                "everything that was complete has been kept"
+            ) from e
+        raise

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medsyn_jax.core import checks, log
+from medsyn_jax.core import checks, log, outputs
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.estimates import Figure
+from medsyn_jax.core.files import full_disk_is_user_error
 from medsyn_jax.data.store import shards, splits
 from medsyn_jax.objectives import classify
 from medsyn_jax.train import checkpoint, corpus, features, frozen, probe
@@ -39,7 +40,7 @@ def run(config: Any, workdir: Path) -> None:
     check_labels(task, targets)
     fractions = make_fractions(config, workdir, task, targets, parts["train"].keys)
     found = _encoders(config)
-    log.write_config(workdir, config)
+    outputs.write_config(workdir, config)
     figures: dict[str, dict[str, Figure]] = {}
     for encoder in found:
         tables = {
@@ -65,7 +66,7 @@ def run(config: Any, workdir: Path) -> None:
     }
     _print_labels(task, figures, [fraction.name for fraction in fractions], targets["test"])
     whole = [name for name in results if name.endswith(("/mean", "/accuracy"))]
-    log.write_results(workdir, "classify", results, shown=whole)
+    outputs.write_results(workdir, "classify", results, shown=whole)
 
 
 def _check_source(config: Any) -> None:
@@ -268,7 +269,7 @@ def _subsets(
         drawn = splits.fraction(keys, classes, share, seed)
         chosen.append([place[key] for key in drawn])
         if jax.process_index() == 0:
-            with log.full_disk_is_user_error(path):
+            with full_disk_is_user_error(path):
                 splits.write_fraction(path, drawn)
     padded = np.full((len(chosen), max(map(len, chosen))), -1, np.int32)
     for row, rows in zip(padded, chosen, strict=True):

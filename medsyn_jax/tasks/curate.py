@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medsyn_jax.core import checks, estimates, log
+from medsyn_jax.core import checks, estimates, log, outputs
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.files import replaced
+from medsyn_jax.core.files import full_disk_is_user_error, replaced
 from medsyn_jax.curation import fidelity, gallery, privacy, quality
 from medsyn_jax.curation.collection import Collection, joined
 from medsyn_jax.data.loading import loader
@@ -53,7 +53,7 @@ def run(config: Any, workdir: Path) -> None:
     synthetic = collection(folder, tuple(config.splits) or judged)
     fresh = synthetic.only_held_out()
     results = _fidelity(config, fresh, held_out)
-    log.write_config(workdir, config)  # not before the sets are known to be large enough
+    outputs.write_config(workdir, config)  # not before the sets are known to be large enough
     results |= _diversity(config, {"synthetic": fresh, "real": held_out})
     results |= _label_agreement(config, train, valid, {"real": test, "synthetic": fresh})
     scores, aligned = _alignment(config, pair, mesh, synthetic, held_out)
@@ -73,12 +73,12 @@ def run(config: Any, workdir: Path) -> None:
         }
         _write(workdir / "records.csv", gallery.rows(synthetic, train, scores, screens))
         _write(workdir / "report.html", page.document(facts, results, sheets))
-    log.write_results(workdir, "curate", results)
+    outputs.write_results(workdir, "curate", results)
     log.say(f"page: {workdir / 'report.html'}")
 
 
 def _write(path: Path, text: str) -> None:
-    with log.full_disk_is_user_error(path), replaced(path) as temporary:
+    with full_disk_is_user_error(path), replaced(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medsyn_jax.core import checks, log
+from medsyn_jax.core import checks, log, outputs
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.files import full_disk_is_user_error
 from medsyn_jax.curation import quality
 from medsyn_jax.data.images import decode
 from medsyn_jax.data.loading import loader
@@ -97,7 +98,7 @@ def run(config: Any, workdir: Path) -> None:
     found = _prompts(config, workdir, pipeline)
     judge = _filter(config, workdir)
     plan = make_plan(config, found, pipeline, judge.threshold if judge else None)
-    log.write_config(workdir, config)
+    outputs.write_config(workdir, config)
     total = sum(len(part.items) for part in plan.parts)
     marks = f", marks of de-identification taken out of {found.marked}" if found.marked else ""
     rejected = f"{len(found.rejects)} rejected"
@@ -113,7 +114,7 @@ def run(config: Any, workdir: Path) -> None:
     build.write(to, plan, make, jax.process_index(), jax.process_count(), meshes.wait_for_all)
     if first:
         if not card.is_written(to):
-            with log.full_disk_is_user_error(to):
+            with full_disk_is_user_error(to):
                 card.write(to)
         _write_results(workdir, to)
     log.say_cost("done")
@@ -347,5 +348,5 @@ def _write_results(workdir: Path, to: Path) -> None:
         seeds = [shards.value(r.features(i), "seed") for r in sets for i in range(len(r))]
         again = sum(seed.count("/") > 1 for seed in seeds)
         results["filter/replaced"] = {"value": again / len(seeds), "n": len(seeds)}
-    log.write_results(workdir, "generate", results)
+    outputs.write_results(workdir, "generate", results)
     log.say(f"contact sheet: {to / card.SHEET}")

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from medsyn_jax.core import checks, estimates, log, metrics
+from medsyn_jax.core import checks, estimates, log, metrics, outputs
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.files import replaced
+from medsyn_jax.core.files import full_disk_is_user_error, replaced
 from medsyn_jax.data.images import decode
 from medsyn_jax.data.store import card, shards
 from medsyn_jax.train import checkpoint, corpus, frozen
@@ -37,7 +37,7 @@ def run(config: Any, workdir: Path) -> None:
         odd = ", ".join(sorted(set(config.phrases) - set(names)))
         raise UserError(f"config.phrases: {odd}: the data set has the labels {', '.join(names)}")
     pair = frozen.pretrained_pair(Path(config.encoder.workdir))
-    log.write_config(workdir, config)
+    outputs.write_config(workdir, config)
     results, rows = {}, {}
     for label, phrase in config.phrases.items():
         valid, test = (_found(shards.open_split(folder, s), label, pair) for s in ("valid", "test"))
@@ -59,9 +59,9 @@ def run(config: Any, workdir: Path) -> None:
         means = dict(zip(beside, known.mean(axis=0).tolist(), strict=True))
         results[f"test/mean/{figure}"] = means | {"n": len(entries)}
     path = workdir / "heat_maps.png"
-    with log.full_disk_is_user_error(path), replaced(path) as temporary:
+    with full_disk_is_user_error(path), replaced(path) as temporary:
         sheet(rows).save(temporary, "PNG")
-    log.write_results(workdir, "ground", results)
+    outputs.write_results(workdir, "ground", results)
     log.say(f"heat maps: {path}")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from medsyn_jax.core.log import console, write_config, write_results
+from medsyn_jax.core.log import console
+from medsyn_jax.core.outputs import write_config, write_results
 from medsyn_jax.data.sources import ingestion
 from medsyn_jax.data.store import build, shards
 

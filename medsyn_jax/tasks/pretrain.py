@@ -10,12 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from medsyn_jax.core import checks, log
+from medsyn_jax.core import checks, log, outputs
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.images import transforms
-from medsyn_jax.data.loading import loader
-from medsyn_jax.data.text import reports, tokenizers
 from medsyn_jax.models import encoder_configs, resnet, towers
 from medsyn_jax.models.heads import HEADS
 from medsyn_jax.models.layers import statistics
@@ -28,7 +26,7 @@ from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
 from medsyn_jax.train.retrieval import Evaluation
 from medsyn_jax.train.run import FREE as FREE
-from medsyn_jax.train.run import Training, rules
+from medsyn_jax.train.run import RULES, Data, Training, open_data, prepare
 from medsyn_jax.train.state import State
 
 
@@ -58,8 +56,7 @@ def _gloria_similarity(e: Embeddings, settings: Mapping[str, Any]) -> jax.Array:
 
 
 def _regions_and_words(e: Embeddings) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Regions, words and the mask of the words, which holds [CLS] and leaves out [SEP], as in the
-    official code."""
+    """Regions, words, and the words' mask with [CLS] and without [SEP] (the official code's)."""
     assert e.local is not None
     mask = jnp.arange(e.local.words.shape[1])[None] <= e.local.word_count[:, None]
     return jnp.asarray(e.local.regions), jnp.asarray(e.local.words), mask
@@ -70,15 +67,16 @@ def _mgca(e: Embeddings, mesh: Mesh | None, **settings: Any) -> tuple:
     del mesh
     assert e.local is not None
     assert e.prototypes is not None
-    regions, words, looks = e.local.regions, e.local.words[:, 1:], e.local.region_attention
+    regions, words = e.local.regions, e.local.words[:, 1:]
     mask = jnp.arange(words.shape[1])[None] <= e.local.word_count[:, None]
-    looked = mgca.cls_weights(e.local.word_attention[:, :, 1:], mask)
-    everywhere = jnp.ones(regions.shape[:2], bool)
-    even = jnp.full(everywhere.shape, 1 / everywhere.shape[1])
-    seen = even if looks is None else mgca.cls_weights(looks, everywhere)
-    return mgca.mgca_loss(
-        e.image, e.text, words, regions, mask, looked, seen, e.prototypes, **settings
-    )
+    word_weights = mgca.cls_weights(e.local.word_attention[:, :, 1:], mask)
+    if e.local.region_attention is None:
+        region_weights = jnp.full(regions.shape[:2], 1 / regions.shape[1])
+    else:
+        every = jnp.ones(regions.shape[:2], bool)
+        region_weights = mgca.cls_weights(e.local.region_attention, every)
+    weights = (word_weights, region_weights)
+    return mgca.mgca_loss(e.image, e.text, words, regions, mask, *weights, e.prototypes, **settings)
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,8 @@ class Method:
         loss: (embeddings, mesh of their shards or None, **config.loss) -> (loss, metrics).
         local: whether the loss needs regions and words.
         prototypes: whether the loss needs prototypes.
-        similarity: (embeddings, config.loss) -> [n, n], of images with reports by regions and
-            words; None for a method that compares only whole images and reports.
+        similarity: (embeddings, config.loss) -> [n, n], images with reports by regions and words;
+            None for a method that compares only whole images and reports.
     """
 
     loss: Callable[..., tuple]
@@ -106,35 +104,12 @@ METHODS = {
 }
 
 
-@dataclass
-class Data:
-    """The data of a run; `valid` and `test` belong to the first source and are not trained on."""
-
-    train: list[loader.Source]
-    valid: loader.Source
-    test: loader.Source
-    tokenizer: tokenizers.Tokenizer
-
-    def __len__(self) -> int:
-        return sum(len(source) for source in self.train)
-
-
 def run(config: Any, workdir: Path) -> None:
-    """Train, keep the checkpoint with the lowest validation loss, and write retrieval figures."""
+    """Train to the lowest validation loss; write figures of retrieval and the encoders."""
     mesh = meshes.make_mesh(**config.mesh)
     meshes.per_process(config.data.batch_size, mesh, config.optim.accumulate)
     data = _data(config, workdir)
-    settings = config.data
-    training = Training(
-        config,
-        settings.batch_size,
-        config.seed,
-        settings.threads,
-        data.train,
-        settings.weights,
-        workdir,
-        mesh,
-    )
+    training = Training(config, config, config.data.batch_size, data, workdir, mesh)
 
     def make_model(rngs: nnx.Rngs) -> nnx.Module:
         vocab, dtype = data.tokenizer.vocab_size, jnp.dtype(config.dtype)
@@ -146,20 +121,20 @@ def run(config: Any, workdir: Path) -> None:
     state = states.create(make_model, tx, mesh, meshes.FSDP_RULES, jax.random.key(config.seed))
     state = _import_weights(config, state)
     training.say_size(state)
-    log.write_config(workdir, config)
+    outputs.write_config(workdir, config)
     embed = steps.compile_eval(_embed_fn(config, structure), state, mesh)
     method = METHODS[config.method]
     evaluation = Evaluation(config, embed, method.loss, method.similarity, mesh)
     loss_fn = _loss_fn(config, structure, mesh)
-    state = training.fit(state, tx, loss_fn, lambda state: evaluation.validate(state, data.valid))
-    figures = evaluation.retrieval(state, data.test)
-    log.write_results(workdir, "pretrain", {f"test/{k}": v for k, v in figures.items()})
+    valid, test = data.held_out["valid"], data.held_out["test"]
+    state = training.fit(state, tx, loss_fn, lambda state: evaluation.validate(state, valid))
+    figures = evaluation.retrieval(state, test)
+    outputs.write_results(workdir, "pretrain", {f"test/{k}": v for k, v in figures.items()})
     _export(workdir, state, config.image.kind)
     log.say_cost("done")
 
 
 def _check_method(config: Any) -> None:
-    loader.check_weights(config.data.weights, len(config.data.sources))
     if config.loss.get("tau1", 0) > gloria.TAU1_MOST:
         raise UserError(
             f"config.loss.tau1: {config.loss.tau1}: give a number up to {gloria.TAU1_MOST}"
@@ -174,7 +149,7 @@ def _check_method(config: Any) -> None:
 
 
 def _check_image(config: Any) -> None:
-    image, seen = config.image, config.image.upsample or config.augment.size
+    image, side = config.image, config.image.upsample or config.augment.size
     if image.kind == "resnet":
         checks.numbers("count", "image", "depths")(config)
         checks.choice("image.block", get_args(resnet.Block))(config)
@@ -191,9 +166,9 @@ def _check_image(config: Any) -> None:
             f"config.image.patch: {image.patch} does not divide config.image.size {image.size}: "
             "change one of the two"
         )
-    if image.size != seen:
+    if image.size != side:
         raise UserError(
-            f"config.image.size: {image.size}: the ViT is given images of {seen} pixels "
+            f"config.image.size: {image.size}: the ViT gets images of {side} pixels "
             "(config.augment.size, or config.image.upsample): make both the same"
         )
 
@@ -209,8 +184,8 @@ def _check_encoders(config: Any) -> None:
             )
     if text.summed > text.layers:
         raise UserError(
-            f"config.text.summed: {text.summed} of config.text.layers {text.layers}: "
-            "sum at most so many"
+            f"config.text.summed: {text.summed} is more than config.text.layers {text.layers}: "
+            "give at most the number of layers"
         )
     if config.data.tokens > text.max_length:
         raise UserError(
@@ -231,13 +206,13 @@ def _check_encoders(config: Any) -> None:
 
 
 def _files(config: Any) -> dict[str, str]:
-    named = {"data.tokenizer": config.data.tokenizer}
-    named |= {f"{part}.weights": config[part].weights for part in ("image", "text")}
-    return named | corpus.files(config)
+    paths = {"data.tokenizer": config.data.tokenizer}
+    paths |= {f"{part}.weights": config[part].weights for part in ("image", "text")}
+    return paths | corpus.files(config)
 
 
-def _obey_folders(config: Any) -> None:
-    """Raise UserError where a folder of weights contradicts the config; take its epsilon."""
+def _agree_with_folders(config: Any) -> None:
+    """Take the epsilon of folders of weights; UserError where one contradicts the config."""
     for part in ("image", "text"):
         if path := config[part].weights:
             settings, where = config[part].to_dict(), f"config.{part}"
@@ -248,8 +223,6 @@ def _obey_folders(config: Any) -> None:
 CHECKS = (
     checks.numbers("above 0", "augment", "size"),  # which a config of another task lacks
     checks.choice("method", METHODS),
-    checks.choice("dtype", checks.DTYPES),
-    checks.numbers("above 0", "data", "batch_size size tokens vocab_size"),
     checks.numbers("above 0", "augment", "aspect zoom"),
     checks.numbers(
         "above 0", "image", "channels width mlp_width? size? eps? heads? layers? patch?"
@@ -260,8 +233,6 @@ CHECKS = (
     checks.numbers("above 0", "loss", "tau1? tau2? tau3? epsilon? iterations?"),
     checks.numbers("from 0", "loss", "image_to_text? text_to_image? global_weight? local_weight?"),
     checks.numbers("from 0", "loss", "instance_weight? token_weight? prototype_weight?"),
-    checks.numbers("from 0", "", "seed"),
-    checks.numbers("from 0", "data", "threads"),
     checks.numbers("from 0", "image", "upsample"),
     checks.numbers("from 0", "augment", "rotate shift jitter blur"),
     checks.numbers("below 1", "text", "dropout"),
@@ -270,65 +241,45 @@ CHECKS = (
     checks.numbers("part", "augment", "area"),
     checks.numbers("part", "image", "std"),
     checks.ranges("augment", "area aspect zoom jitter blur"),
-    checks.texts("data", "sources sections"),
-    checks.choices("data.sections", (*reports.SECTION_NAMES, "report")),
     checks.choice("image.kind", towers.IMAGE_ENCODERS),
     checks.choice("text.pooling", towers.POOLINGS),
     checks.choice("heads.kind", HEADS),
-    *rules(),
+    *RULES,
     _check_method,
     _check_image,
     _check_encoders,
     checks.files(_files),
-    _obey_folders,
+    _agree_with_folders,
 )
 
 
 def _data(config: Any, workdir: Path) -> Data:
-    """Open all sources; ingest those that are not stored yet."""
-    settings = config.data
-    root = workdir.parent / "data"
-    folders = [
-        corpus.prepare(named, config.ingest, root, f"source {i}")
-        for i, named in enumerate(settings.sources)
-    ]
-    words = (settings.sections, settings.vocab_size, settings.tokens)
-    named = settings.tokenizer or corpus.tokenizer(workdir / "tokenizer", folders, *words)
-    tokenizer = tokenizers.load(named)
-
-    def source(folder: Path, split: str) -> loader.Source:
-        return loader.Source(
-            folder,
-            split,
-            settings.sections,
-            tokenizer,
-            settings.tokens,
-            settings.size,
-            random_sentence=settings.random_sentence,
-            words=config.heads.local,
+    """Open all sources, and refuse those that train on held-out subjects of the first one."""
+    folders, tokenizer = prepare(config, workdir, config.data.tokenizer)
+    options = {"random_sentence": config.data.random_sentence, "words": config.heads.local}
+    data = open_data(config.data, folders, tokenizer, ("valid", "test"), **options)
+    named = list(zip(config.data.sources, data.train, strict=True))
+    corpus.check_leaks(named, list(data.held_out.values()))
+    for name, source in named:
+        corpus.say_losses(f"config.data.sources: {name}", source)
+    if len(named) > 1:
+        log.say(
+            "early stopping and figures rest on the valid and test splits of the first source "
+            f"alone: {config.data.sources[0]}"
         )
-
-    train = [source(folder, "train") for folder in folders]
-    data = Data(train, source(folders[0], "valid"), source(folders[0], "test"), tokenizer)
-    corpus.check_leaks(list(zip(settings.sources, train, strict=True)), (data.valid, data.test))
-    for name, part in zip(settings.sources, train, strict=True):
-        corpus.say_losses(f"config.data.sources: {name}", part)
-    if len(settings.sources) > 1:
-        said = "early stopping and figures rest on the valid and test splits of the first source"
-        log.say(f"{said} alone: {settings.sources[0]}")
     return data
 
 
 def _import_weights(config: Any, state: State) -> State:
-    """Replace the random start by the weight files that the config names."""
+    """Replace random initial weights by those of the files in the config."""
     for part in ("image", "text"):
         settings = config[part]
         if not settings.weights:
             continue
         old = state["params"][part], state["stats"].get(part, {})
         layers = settings.layers if settings.get("truncate") else None
-        named = settings.weights, settings.layout
-        new = convert.load(*named, *old, layers=layers, report=log.say)
+        file = (settings.weights, settings.layout)
+        new = convert.load(*file, *old, layers=layers, report=log.say)
         params, stats = (states.replace(a, b) for a, b in zip(old, new, strict=True))
         state["params"][part] = params
         if stats:
@@ -352,8 +303,10 @@ def _loss_fn(config: Any, structure: Any, mesh: Mesh) -> steps.LossFn:
 
 
 def _embed_fn(config: Any, structure: Any) -> Callable:
-    """fn(params, stats, batch) -> Embeddings of center crops, without dropout; `image` and `text`
-    have unit norm in fp32."""
+    """fn(params, stats, batch) -> Embeddings of center crops, without dropout.
+
+    `image` and `text` have unit norm in fp32.
+    """
     pixels = {k: config.image[k] for k in transforms.PIXELS}
 
     def fn(params: Any, stats: Any, batch: dict[str, jax.Array]) -> Embeddings:
@@ -367,7 +320,7 @@ def _embed_fn(config: Any, structure: Any) -> Callable:
 
 
 def _export(workdir: Path, state: State, kind: str) -> None:
-    """Write the encoders of the best checkpoint in the layouts that other programs read."""
+    """Write the encoders of the best checkpoint in layouts of other programs."""
     image = {"resnet": "torchvision", "vit": "timm_vit"}[kind]
     for part, layout in (("image", image), ("text", "hf_bert")):
         params, stats = meshes.to_host((state["params"][part], state["stats"].get(part, {})))

@@ -1,4 +1,4 @@
-"""Checkpoints: state and data iterator together, saved in the background, best and latest kept."""
+"""Checkpoints of a run, and the encoders that its best checkpoint holds."""
 
 import contextlib
 import json
@@ -14,34 +14,29 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError, reason
-from medsyn_jax.core.log import full_disk_is_user_error
+from medsyn_jax.core.files import full_disk_is_user_error
 from medsyn_jax.train import state as states
 
 PARTS = ("params", "stats", "opt")
-# Weights of earlier versions, and their moments, which nothing reads: restored states lack them.
+# Weights of earlier versions, and their moments, that restored states leave out.
 _UNREAD = re.compile(r"(.*/)?text/pooler/.*")
 
 
 class Checkpoints:
     """The checkpoints of one run, under `directory`/<step>/{params, stats, opt, meta}.
 
-    `meta` holds the step, the iterator's state and what early stopping knows. Kept are the latest
-    two (should the last be damaged) and, of those with a score, the one with the lowest.
+    `meta` holds the step, the position of the data iterator and the state of early stopping. The
+    latest two are kept, in case the last is damaged, and the one with the lowest score.
+
+    Raises UserError if there is no directory to read from.
     """
 
     def __init__(self, directory: Path, read_only: bool = False):
         if read_only and not directory.is_dir():
             raise UserError(f"{directory}: no checkpoints there: train first")
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(2),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["score"],
-                    reverse=True,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
+        score: Callable[[Any], float] = lambda metrics: metrics["score"]  # noqa: E731
+        best = policies.BestN(
+            get_metric_fn=score, reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
         self.directory = directory
         self._manager = ocp.CheckpointManager(
@@ -49,8 +44,8 @@ class Checkpoints:
             item_handlers={part: ocp.StandardCheckpointHandler() for part in PARTS}
             | {"meta": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep,
-                best_fn=lambda metrics: metrics["score"],
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
+                best_fn=score,
                 best_mode="min",
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
@@ -59,17 +54,18 @@ class Checkpoints:
         )
 
     def latest(self) -> int | None:
+        """The last saved step; None without checkpoints."""
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """The step with the lowest score; the latest if none was saved with one."""
+        """The step with the lowest score; the latest if none has a score."""
         best = self._manager.best_step()
         return self.latest() if best is None else best
 
     def save(self, state: states.State, meta: dict, score: float | None = None) -> None:
-        """Copy the state off the devices now, write it in the background."""
+        """Copy the state to the host, and write it in the background."""
         step = int(state["step"])
-        # A part may be empty (a model without statistics); Orbax has no empty items.
+        # Orbax has no empty items, such as the statistics of a model without any.
         parts: dict[str, Any] = {
             p: ocp.args.StandardSave(tree.named(state[p])) for p in PARTS if _leaves(state, p)
         }
@@ -83,27 +79,31 @@ class Checkpoints:
             )
 
     def meta(self, step: int) -> dict:
+        """`meta` of the checkpoint of `step`, as it was saved."""
         return self._read(step, {"meta": ocp.args.JsonRestore()})["meta"]
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        """The parts of `like` as they were at `step`, placed as `like` is, whatever devices they
-        were saved from. like: "step" and any of PARTS, as arrays or ShapeDtypeStructs."""
+        """The parts of `like` as saved at `step`, placed as `like` is, on whatever devices.
+
+        like: "step" and any of PARTS, as arrays or ShapeDtypeStructs.
+        """
         flat = {p: states.abstract(tree.named(like[p])) for p in PARTS if _leaves(like, p)}
         for part, saved in self._saved(step, tuple(flat)).items():
             flat[part] |= {name: leaf for name, leaf in saved.items() if _UNREAD.fullmatch(name)}
-        read = self._read(step, {p: ocp.args.StandardRestore(leaves) for p, leaves in flat.items()})
-        placed = states.replace(like["step"], step) if "step" in like else None
-        parts = {p: tree.unnamed(_without_unread(read[p]), like[p]) for p in flat}
-        return {**like, **parts} | ({} if placed is None else {"step": placed})
+        leaves = self._read(step, {p: ocp.args.StandardRestore(x) for p, x in flat.items()})
+        restored = {**like, **{p: tree.unnamed(leaves[p], like[p]) for p in flat}}
+        if "step" in like:
+            restored["step"] = states.replace(like["step"], step)
+        return restored
 
     def restore_all(self, step: int, parts: tuple[str, ...]) -> list[dict[str, jax.Array]]:
-        """Whole parts as flat dicts by name, on the first local device, in the shapes on disk."""
+        """Whole parts as flat dicts by name, in their saved shapes, on the first local device."""
         like = self._saved(step, parts)
-        read = self._read(step, {part: ocp.args.StandardRestore(v) for part, v in like.items()})
-        return [_without_unread(read.get(part, {})) for part in parts]
+        leaves = self._read(step, {p: ocp.args.StandardRestore(x) for p, x in like.items()})
+        return [leaves.get(part, {}) for part in parts]
 
     def _saved(self, step: int, parts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-        """The shapes on disk by part and name, placed on the first local device."""
+        """The saved shapes by part and name, placed on the first local device."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
             metadata = self._manager.item_metadata(step)
@@ -120,9 +120,13 @@ class Checkpoints:
 
     def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         try:
-            return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
+            saved = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as e:  # Orbax raises many kinds for a damaged folder
             raise self._damaged(step, e) from e
+        return {
+            item: {name: x for name, x in values.items() if not _UNREAD.fullmatch(name)}
+            for item, values in saved.items()
+        }
 
     def _damaged(self, step: int, e: Exception) -> UserError:
         reason = " ".join((str(e) or type(e).__name__).split())[:200]
@@ -132,33 +136,34 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Until everything is on disk; an error of the background writer surfaces here."""
+        """Wait until everything is on disk; raises the errors of the background writer."""
         with full_disk_is_user_error(self.directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Free the threads of Orbax."""
         self._manager.close()
-
-
-def _without_unread(leaves: dict[str, Any]) -> dict[str, Any]:
-    return {name: leaf for name, leaf in leaves.items() if not _UNREAD.fullmatch(name)}
 
 
 def _leaves(state: dict[str, Any], part: str) -> bool:
     return bool(jax.tree.leaves(state.get(part)))
 
 
+# Sections and fields of a pre-training config that all users of an encoder read, and fields that
+# earlier versions lack, with the values that describe their runs.
+_SECTIONS = ("image", "data", "augment")
 _LATER: dict[str, dict[str, Any]] = {
     "image": {"kind": "resnet", "upsample": 0},
     "text": {"summed": 1},
     "heads": {"text": True, "local": False, "prototypes": 0},
 }
-_SECTIONS = ("image", "data", "augment")  # that every user of an encoder reads
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The effective config of a finished or running pre-training run; what a run of an earlier
-    version did not know yet is as it was then."""
+    """The effective config of a pre-training run, with the fields that earlier versions lack.
+
+    Raises UserError for the folder of anything else.
+    """
     try:
         config = json.loads((workdir / "config.json").read_text())["config"]
         for section, fields in _LATER.items():
@@ -180,7 +185,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def rebuilding(workdir: Path) -> Iterator[None]:
-    """UserError if the config of a run does not describe the model that is built of it within."""
+    """Raise UserError if the config of a run does not describe the model built in the block."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
@@ -190,9 +195,8 @@ def rebuilding(workdir: Path) -> Iterator[None]:
         ) from e
 
 
-def opened(workdir: Path) -> tuple[Checkpoints, int]:
-    """The checkpoints of a run, to be read and closed, and the best of them. Raises UserError if
-    there is none yet."""
+def _opened(workdir: Path) -> tuple[Checkpoints, int]:
+    """The checkpoints of a run and the step of the best; the caller closes them."""
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     step = checkpoints.best()
     if step is None:
@@ -202,9 +206,9 @@ def opened(workdir: Path) -> tuple[Checkpoints, int]:
 
 
 def check_run(workdir: Path) -> None:
-    """UserError if the folder is not that of a pre-training run with a checkpoint; quick."""
+    """Raise UserError unless the folder is a pre-training run with a checkpoint; quick."""
     read_config(workdir)
-    opened(workdir)[0].close()
+    _opened(workdir)[0].close()
 
 
 def restore(
@@ -212,12 +216,12 @@ def restore(
 ) -> tuple[Any, Any, Any, int]:
     """(structure, params, stats, step) of the best checkpoint of a run, on one device.
 
-    make_model: builds the model of the run, or one part of it, such as "image". Raises UserError
-    if the checkpoint does not fit the model.
+    make_model: builds the model of the run, or its part of that name, such as "image". Raises
+    UserError if the checkpoint does not fit the model.
     """
     with rebuilding(workdir):
         structure, *shapes = states.shapes(make_model)
-    checkpoints, step = opened(workdir)
+    checkpoints, step = _opened(workdir)
     try:
         saved = checkpoints.restore_all(step, ("params", "stats"))
     finally:

@@ -1,6 +1,6 @@
-"""An exponential moving average of the parameters, kept in the optimizer's state.
+"""An exponential moving average of the parameters, as a part of the optimizer's state.
 
-There it is sharded, saved and restored with the rest, and the training step need not know of it.
+It is sharded, saved and restored with that state, and the training step does not handle it.
 """
 
 from typing import Any, NamedTuple
@@ -12,17 +12,17 @@ from jaxtyping import Array, Int
 
 
 class Average(NamedTuple):
-    """`count` updates went into `params`, a tree like the model's."""
+    """The average over `count` updates, a tree like the model's parameters."""
 
     count: Int[Array, ""]
     params: Any
 
 
 def keep_average(tx: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
-    """`tx`, whose state becomes (its own, `Average`) of the parameters after each update.
+    """`tx` with the state (state of `tx`, `Average` of the parameters after each update).
 
-    decay: of the average, below 1; early on (1 + n) / (10 + n) where that is less, so that the
-    random start is soon forgotten (as in diffusers' EMAModel with use_ema_warmup). 0 keeps a copy.
+    decay: of the average, below 1. In update n it is at most (1 + n) / (10 + n), so that the random
+    start is soon forgotten (as in diffusers' EMAModel with use_ema_warmup). 0 keeps a copy.
     """
 
     def init(params: Any) -> tuple[Any, Average]:
@@ -41,5 +41,5 @@ def keep_average(tx: optax.GradientTransformation, decay: float) -> optax.Gradie
 
 
 def averaged(opt: Any) -> Any:
-    """The averaged parameters out of the optimizer state of `keep_average`."""
+    """The averaged parameters of an optimizer state of `keep_average`."""
     return opt[1].params

@@ -1,12 +1,12 @@
-"""A training run: from the `optim` and `train` sections of a config to the best state.
+"""A training run: from the sections of a config to the best state.
 
-Every training task assembles its run here: `Training.fit` from a placed state, `fit_averaged` from
-parameters, with an exponential moving average of them.
+Every training task is assembled here. `prepare` and `open_data` open the sources; `Training.fit`
+trains a placed state, and `fit_averaged` parameters, with an exponential moving average of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,18 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from medsyn_jax.core import checks, log, optim
+from medsyn_jax.core import checks, log, optim, outputs
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.loading import loader
-from medsyn_jax.train import ema, frozen, loop
+from medsyn_jax.data.text import reports, tokenizers
+from medsyn_jax.train import corpus, ema, frozen, loop
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
 from medsyn_jax.train.checkpoint import Checkpoints
 from medsyn_jax.train.state import State
 
-# Fields that may differ between two starts of one run: where it computes, not what.
+# Fields that may differ between two starts of one run: they do not change its results.
 FREE = ("mesh.", "data.threads", "ingest.workers", "train.log_every")
 _MOST_STEPS = 2**31 - 1  # devices count them in int32
 _FEW_STEPS = 200  # with fewer, networks stay nearly as they start
@@ -45,42 +46,108 @@ def rules(prefix: str = "") -> tuple[checks.Rule, ...]:
     )
 
 
+def _check_weights(config: Any) -> None:
+    loader.check_weights(config.data.weights, len(config.data.sources))
+
+
+# Checks of the sections that `prepare`, `open_data` and `Training` read.
+RULES = (
+    checks.choice("dtype", checks.DTYPES),
+    checks.numbers("above 0", "data", "batch_size size tokens vocab_size"),
+    checks.numbers("from 0", "", "seed"),
+    checks.numbers("from 0", "data", "threads"),
+    checks.texts("data", "sources sections"),
+    checks.choices("data.sections", (*reports.SECTION_NAMES, "report")),
+    *rules(),
+    _check_weights,
+)
+
+
 @dataclass(frozen=True)
-class Training:
-    """What one training reads, by which settings, and where it computes and writes.
+class Data:
+    """The sources of a run as model inputs.
 
     Attributes:
-        section: of the config, with `optim` and `train` (and `ema`).
+        tokenizer: of all texts.
+        train: the training split of each source.
+        held_out: splits of the first source that are never trained on, by name.
+    """
+
+    tokenizer: tokenizers.Tokenizer
+    train: list[loader.Source]
+    held_out: dict[str, loader.Source]
+
+
+def prepare(
+    config: Any, workdir: Path, tokenizer: str | Path
+) -> tuple[list[Path], tokenizers.Tokenizer]:
+    """Folders of shards of `config.data.sources`, ingested where necessary, and the tokenizer.
+
+    tokenizer: its folder; if empty, a WordPiece is trained on the reports and kept in `workdir`.
+    """
+    settings = config.data
+    folders = [
+        corpus.prepare(name, config.ingest, workdir.parent / "data", f"source {i}")
+        for i, name in enumerate(settings.sources)
+    ]
+    words = (settings.sections, settings.vocab_size, settings.tokens)
+    folder = tokenizer or corpus.tokenizer(workdir / "tokenizer", folders, *words)
+    return folders, tokenizers.load(folder)
+
+
+def open_data(
+    settings: Any,
+    folders: Sequence[Path],
+    tokenizer: tokenizers.Tokenizer,
+    held_out: Sequence[str],
+    **options: bool,
+) -> Data:
+    """Open folders of shards, of the first also the splits `held_out`.
+
+    settings: section `data` of a config. options: of `loader.Source`. Raises UserError for a split
+    without records.
+    """
+    texts = (settings.sections, tokenizer, settings.tokens)
+
+    def source(folder: Path, split: str) -> loader.Source:
+        return loader.Source(folder, split, *texts, settings.size, **options)
+
+    train = [source(folder, "train") for folder in folders]
+    return Data(tokenizer, train, {split: source(folders[0], split) for split in held_out})
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: its settings, its data, and where it computes and writes.
+
+    Attributes:
+        config: of the run; `seed`, `data.threads` and `data.weights` count.
+        section: with `optim` and `train` (and `ema`): the config itself, or one stage of it.
         batch_size: records a step over all devices.
-        seed: of the order of records and of the steps' keys.
-        threads: that read records.
-        sources: training sources, and
-        weights: how often a record comes from each.
+        data: the sources.
         workdir: for checkpoints and metrics.
         mesh: the devices.
     """
 
+    config: Any
     section: Any
     batch_size: int
-    seed: int
-    threads: int
-    sources: Sequence[loader.Source]
-    weights: Sequence[float]
+    data: Data
     workdir: Path
     mesh: Mesh
 
     @property
     def records(self) -> int:
-        """Training records of all sources."""
-        return sum(len(source) for source in self.sources)
+        """Number of training records of all sources."""
+        return sum(len(source) for source in self.data.train)
 
     @cached_property
     def plan(self) -> loop.Plan:
-        """When things happen. Raises UserError if a batch is more than all records."""
+        """Length and intervals; UserError if a batch is larger than all records together."""
         return make_plan(self.section.train, self.records, self.batch_size)
 
     def optimizer(self, params: Any) -> optax.GradientTransformation:
-        """AdamW as the `optim` section says, for `params` (arrays or shapes)."""
+        """AdamW of the `optim` section for `params` (arrays or shapes)."""
         c, steps = self.section.optim, self.plan.steps
         held = c.held_epochs * (self.records // self.batch_size)
         return optim.adamw(
@@ -105,9 +172,10 @@ class Training:
     ) -> State:
         """Train from the latest checkpoint, or from `state`, and return the best state.
 
-        evaluate: metrics of a state; the state with the lowest "valid/loss" is the best.
+        evaluate: metrics of a state; the state with the lowest `loop.SCORE` is the best.
         """
-        optim = self.section.optim
+        optim, settings, seed = self.section.optim, self.config.data, self.config.seed
+        sources = self.data.train
         local = meshes.per_process(self.batch_size, self.mesh, optim.accumulate)
         this, count = jax.process_index(), jax.process_count()
         checkpoints = Checkpoints(self.workdir / "checkpoints")
@@ -116,24 +184,24 @@ class Training:
         trainer = loop.Trainer(
             step=steps.compile_step(step, state, self.mesh),
             batches=loader.train_loader(
-                self.sources, self.weights, local, self.seed, this, count, self.threads
+                sources, settings.weights, local, seed, this, count, settings.threads
             ),
             evaluate=evaluate,
             checkpoints=checkpoints,
-            log=log.MetricsLog(self.workdir, start, self.plan.steps, self.batch_size),
+            log=outputs.MetricsLog(self.workdir, start, self.plan.steps, self.batch_size),
             mesh=self.mesh,
-            key=jax.random.key(self.seed),
+            key=jax.random.key(seed),
             plan=self.plan,
-            record_keys=lambda index: loader.record_keys(self.sources, index),
+            record_keys=partial(loader.record_keys, sources),
         )
         try:
             state = loop.fit(trainer, loop.resume(trainer, state))
         finally:
             trainer.log.close()
             trainer.batches.close()
-            checkpoints.wait()  # a save that has begun ends, whatever ended the loop
+            checkpoints.wait()  # finish a save that has begun, whatever ended the loop
         best = checkpoints.best() or self.plan.steps
-        log.say(trainer.progress.summary(best, self.plan))
+        log.say(trainer.progress.summary(best, self.plan.steps))
         state = checkpoints.restore(best, state)
         checkpoints.close()
         return state
@@ -145,20 +213,15 @@ class Training:
 
 
 def fit_averaged(
-    training: Training,
-    params: Any,
-    still: Any,
-    loss_fn: steps.LossFn,
-    error_fn: Callable,
-    valid: loader.Source,
+    training: Training, params: Any, constants: Any, loss_fn: steps.LossFn, error_fn: Callable
 ) -> tuple[Any, np.ndarray]:
     """(averaged parameters on the host, validation error of each record) of the best state.
 
-    params, still: trained parameters, and what else the networks have (NumPy). error_fn: (params,
-    still, batch) -> errors [b], whose mean over `valid` chooses the best state.
+    params, constants: trained and other parameters (NumPy). error_fn: (params, constants, batch) ->
+    errors [b], whose mean over the "valid" split chooses the best state.
     """
     tx = ema.keep_average(training.optimizer(params), training.section.ema)
-    state = states.place(params, still, tx, training.mesh, meshes.FSDP_RULES)
+    state = states.place(params, constants, tx, training.mesh, meshes.FSDP_RULES)
     training.say_size(state)
     error = steps.compile_eval(error_fn, state, training.mesh)
 
@@ -166,22 +229,23 @@ def fit_averaged(
         averaged = ema.averaged(state["opt"])
         return frozen.over(
             lambda batch: error(averaged, state["stats"], batch),
-            valid,
+            training.data.held_out["valid"],
             training.mesh,
             training.batch_size,
-            training.threads,
+            training.config.data.threads,
         )
 
-    state = training.fit(
-        state, tx, loss_fn, lambda state: {"valid/loss": float(errors(state).mean())}
-    )
+    def evaluate(state: State) -> dict[str, float]:
+        return {loop.SCORE: float(errors(state).mean())}
+
+    state = training.fit(state, tx, loss_fn, evaluate)
     return meshes.to_host(ema.averaged(state["opt"])), errors(state)
 
 
 def make_plan(train: Any, records: int, batch_size: int) -> loop.Plan:
-    """When things happen, in steps, of a `train` section that counts in epochs of `records`.
+    """The plan in steps of a `train` section, which counts in epochs of `records`.
 
-    Raises UserError if a batch is more than all records.
+    Raises UserError if a batch is larger than all records together, and for too many steps.
     """
     per_epoch = records // batch_size
     if not per_epoch:
@@ -204,7 +268,6 @@ def make_plan(train: Any, records: int, batch_size: int) -> loop.Plan:
         checkpoint_every=_steps(per_epoch / train.checkpoints_per_epoch),
         log_every=train.log_every,
         patience=train.patience,
-        score="valid/loss",
     )
 
 

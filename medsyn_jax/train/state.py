@@ -1,4 +1,4 @@
-"""The training state: {"step", "params", "stats", "opt"} as plain trees, born where it lives."""
+"""The training state: {"step", "params", "stats", "opt"} as plain trees, sharded over the mesh."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core import tree
@@ -18,7 +18,7 @@ State = dict[str, Any]
 
 
 def shapes(make_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, Any, Any]:
-    """(structure, params, stats) of a model with ShapeDtypeStructs for leaves; computes nothing."""
+    """(structure, params, stats) of a model, with ShapeDtypeStructs for arrays."""
     return split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
 
 
@@ -29,12 +29,11 @@ def create(
     rules: tree.Rules,
     key: jax.Array,
 ) -> State:
-    """A freshly initialised state, sharded over `mesh` by `rules`; no host ever holds all of it."""
+    """A random initial state, sharded over `mesh` by `rules`, never whole on a host."""
 
     def make(key: jax.Array) -> State:
         _, params, stats = split(make_model(nnx.Rngs(key)))
-        step = jnp.zeros((), jnp.int32)
-        return {"step": step, "params": params, "stats": stats, "opt": tx.init(params)}
+        return _initial(params, stats, tx)
 
     placed = meshes.shardings(mesh, jax.eval_shape(make, key), rules)
     return jax.jit(make, out_shardings=placed)(key)
@@ -43,45 +42,51 @@ def create(
 def place(
     params: Any, stats: Any, tx: optax.GradientTransformation, mesh: Mesh, rules: tree.Rules
 ) -> State:
-    """The state of step 0 with these parameters and statistics (NumPy, the same on every process),
-    sharded over `mesh` by `rules`."""
+    """The initial state with these parameters and statistics, sharded over `mesh` by `rules`.
 
-    def put(leaf: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
-        return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+    params, stats: NumPy, the same on every process.
+    """
 
     def make(params: Any, stats: Any) -> State:
-        step = jnp.zeros((), jnp.int32)
-        return {"step": step, "params": params, "stats": stats, "opt": tx.init(params)}
+        return _initial(params, stats, tx)
 
     given = tuple(
-        jax.tree.map(put, part, meshes.shardings(mesh, part, rules)) for part in (params, stats)
+        jax.tree.map(_put, part, meshes.shardings(mesh, part, rules)) for part in (params, stats)
     )
     placed = meshes.shardings(mesh, jax.eval_shape(make, *given), rules)
     return jax.jit(make, out_shardings=placed)(*given)
 
 
+def _initial(params: Any, stats: Any, tx: optax.GradientTransformation) -> State:
+    step = jnp.zeros((), jnp.int32)
+    return {"step": step, "params": params, "stats": stats, "opt": tx.init(params)}
+
+
+def _put(value: np.ndarray, sharding: Sharding) -> jax.Array:
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
 def replace(old: Any, new: Any) -> Any:
-    """`new` (NumPy leaves of the same shapes on every process) placed as `old` is."""
+    """`new` with the types and shardings of `old`.
 
-    def place(a: jax.Array, value: np.ndarray) -> jax.Array:
-        value = np.asarray(value, a.dtype)
-        return jax.make_array_from_callback(a.shape, a.sharding, lambda index: value[index])
-
-    return jax.tree.map(place, old, new)
+    new: NumPy leaves of the same shapes, the same on every process.
+    """
+    return jax.tree.map(lambda a, value: _put(np.asarray(value, a.dtype), a.sharding), old, new)
 
 
 def abstract(state: Any) -> Any:
-    """Shapes, types and shardings of `state`: what a checkpoint is restored into."""
+    """Shapes, types and shardings of `state`, as a checkpoint is restored into."""
     return jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
     )
 
 
 def placement(state: Any) -> Any:
+    """The sharding of every array of `state`."""
     return jax.tree.map(lambda a: a.sharding, state)
 
 
 def summary(state: Mapping[str, Any]) -> str:
-    """How large the state is, for the log."""
+    """The sizes of params, stats and opt in millions of numbers, in one line."""
     numbers = {part: tree.size(state[part]) / 1e6 for part in ("params", "stats", "opt")}
     return ", ".join(f"{part} {count:.2f} M" for part, count in numbers.items())

@@ -1,4 +1,4 @@
-"""The training step: pure, one screen long, and the only place where training is jitted."""
+"""The training step, a pure function, and the jit of training and evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,36 +22,36 @@ def make_step(
     accumulate: int = 1,
     frozen: tuple[str, ...] = (),
 ) -> Callable:
-    """`step(state, batch, key) -> (state, metrics)`, still to be jitted.
+    """`step(state, batch, key) -> (state, metrics)`, not yet jitted.
 
-    accumulate: number of micro-batches whose gradients and metrics are averaged before the update,
-    one after another; a contrastive loss then sees the negatives of its own micro-batch only.
-    frozen: the regexes that `tx` was made with; those parameters are constants of the loss, so that
-    their gradients cost nothing and count in no norm. The running statistics that they match
-    ("image/.*") stay as they are, too. That is not torch's `.eval()`: a frozen part in training
-    still normalizes by the statistics of the batch and still drops out.
+    accumulate: number of micro-batches, computed one after another, whose gradients and metrics are
+    averaged before the update. A contrastive loss has the negatives of its micro-batch only.
+    frozen: the regexes of frozen parameters that `tx` was made with. These parameters are constants
+    of the loss, and their gradients cost nothing and count in no norm. Running statistics that a
+    regex matches ("image/.*") do not change either. Unlike torch's `.eval()`, a frozen part in
+    training still normalizes by the statistics of the batch and still drops out.
     """
     rules = (*((pattern, True) for pattern in frozen), (".*", False))
 
-    def of_trained(params: Any, stats: Any, batch: Any, key: jax.Array) -> tuple:
-        still = tree.map_rules(rules, params)
-        params = jax.tree.map(lambda p, s: jax.lax.stop_gradient(p) if s else p, params, still)
+    def trained_loss(params: Any, stats: Any, batch: Any, key: jax.Array) -> tuple:
+        constant = tree.map_rules(rules, params)
+        params = jax.tree.map(lambda p, c: jax.lax.stop_gradient(p) if c else p, params, constant)
         return loss_fn(params, stats, batch, key)
 
-    grad_fn = jax.value_and_grad(of_trained, has_aux=True)
+    grad_fn = jax.value_and_grad(trained_loss, has_aux=True)
 
     def gradients(params: Any, stats: Any, batch: Any, key: jax.Array) -> tuple:
         if accumulate == 1:
             (loss, (stats, metrics)), grads = grad_fn(params, stats, batch, key)
             return grads, stats, {"loss": loss, **metrics}
 
-        def micro(carried: tuple, inputs: tuple) -> tuple:
-            (stats, total), (part, key) = carried, inputs
+        def micro(carry: tuple, inputs: tuple) -> tuple:
+            (stats, total), (part, key) = carry, inputs
             (loss, (stats, metrics)), grads = grad_fn(params, stats, part, key)
             total = jax.tree.map(jnp.add, total, grads)
             return (stats, total), {"loss": loss, **metrics}
 
-        # Every micro-batch takes one record in `accumulate` from each device: nothing moves.
+        # Every micro-batch takes each `accumulate`-th record of a device, so that no data move.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
         )
@@ -63,9 +63,9 @@ def make_step(
 
     def step(state: State, batch: dict[str, jax.Array], key: jax.Array) -> tuple[State, dict]:
         key = jax.random.fold_in(key, state["step"])
-        grads, moved, metrics = gradients(state["params"], state["stats"], batch, key)
-        still = tree.map_rules(rules, moved)
-        stats = jax.tree.map(lambda new, old, s: old if s else new, moved, state["stats"], still)
+        grads, stats, metrics = gradients(state["params"], state["stats"], batch, key)
+        constant = tree.map_rules(rules, stats)
+        stats = jax.tree.map(lambda new, old, c: old if c else new, stats, state["stats"], constant)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with fp32
             updates, opt = tx.update(grads, state["opt"], state["params"])
             params = optax.apply_updates(state["params"], updates)
@@ -76,21 +76,21 @@ def make_step(
 
 
 def compile_step(step: Callable, state: State, mesh: Mesh) -> Callable:
-    """The jitted step: state stays where it is and is donated, the batch comes sharded."""
-    where, everywhere = placement(state), meshes.replicated(mesh)
+    """Jit a step: the state keeps its sharding and is donated, the batch is sharded."""
+    placed, replicated = placement(state), meshes.replicated(mesh)
     return jax.jit(
         step,
-        in_shardings=(where, meshes.batch_sharding(mesh), everywhere),
-        out_shardings=(where, everywhere),
+        in_shardings=(placed, meshes.batch_sharding(mesh), replicated),
+        out_shardings=(placed, replicated),
         donate_argnums=0,
     )
 
 
 def compile_eval(fn: Callable, state: State, mesh: Mesh) -> Callable:
-    """Jit `fn(params, stats, batch)`; its outputs come back whole on every device."""
-    where = placement(state)
+    """Jit `fn(params, stats, batch)`; its outputs are replicated on every device."""
+    placed = placement(state)
     return jax.jit(
         fn,
-        in_shardings=(where["params"], where["stats"], meshes.batch_sharding(mesh)),
+        in_shardings=(placed["params"], placed["stats"], meshes.batch_sharding(mesh)),
         out_shardings=meshes.replicated(mesh),
     )

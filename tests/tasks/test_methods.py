@@ -24,7 +24,7 @@ from medsyn_jax.tasks import pretrain
 from medsyn_jax.train import frozen
 from medsyn_jax.train import state as states
 from medsyn_jax.train.checkpoint import Checkpoints
-from medsyn_jax.train.run import Training
+from medsyn_jax.train.run import Data, Training
 from scripts import heat_maps
 from tests.train import toy
 
@@ -183,7 +183,7 @@ def test_prototypes_are_held_in_the_first_epoch():
     records = [None] * 24
     config = copy.deepcopy(CONFIGS["mgca"])
     config.train.epochs = 3
-    training = Training(config, 8, 0, 0, [records], [1.0], Path(), meshes.make_mesh())
+    training = Training(config, config, 8, Data(None, [records], {}), Path(), meshes.make_mesh())
     tx = training.optimizer(params)
     state, moved = tx.init(params), []
     for _ in range(5):

@@ -14,8 +14,10 @@ import pytest
 
 from configs.convirt import get_config
 from medsyn_jax import main
-from medsyn_jax.core import log, tree
+from medsyn_jax.core import outputs, tree
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.data.loading import loader
+from medsyn_jax.data.text import tokenizers
 from medsyn_jax.models import towers
 from medsyn_jax.models.weights import convert, files
 from medsyn_jax.tasks import pretrain
@@ -120,13 +122,13 @@ def test_the_exported_encoders_are_those_of_the_best_checkpoint(world):
 
 
 def test_the_same_command_again_evaluates_only(world, capsys, monkeypatch):
-    workdir, threads, eval_loader = world / "plain", [], pretrain.loader.eval_loader
+    workdir, threads, eval_loader = world / "plain", [], loader.eval_loader
 
     def spied(*arguments):
         threads.append(arguments[4])
         return eval_loader(*arguments)
 
-    monkeypatch.setattr(pretrain.loader, "eval_loader", spied)
+    monkeypatch.setattr(loader, "eval_loader", spied)
     before = figures(workdir), lines(workdir)
     (workdir / "results.json").unlink()
     main.run(plain_config(), workdir)
@@ -173,7 +175,7 @@ def test_a_run_with_the_pooler_setting_of_earlier_versions_goes_on(pooler, tmp_p
     old = json.loads(config.to_json())
     old["text"]["pooler"] = pooler
     (tmp_path / "config.json").write_text(json.dumps({"config": old}))
-    log.check_config(tmp_path, config, pretrain.FREE)
+    outputs.check_config(tmp_path, config, pretrain.FREE)
 
 
 WRONG = [
@@ -309,8 +311,8 @@ def test_the_tokenizer_is_learned_from_all_sources(world, tmp_path, capsys):
         (both, 200, ""),
         (both, 5, r"phantom: of \d+ training texts 100% are cut at 5 tokens$"),
     ):
-        tokenizer = pretrain.tokenizers.load(own)
-        source = pretrain.loader.Source(
+        tokenizer = tokenizers.load(own)
+        source = loader.Source(
             folders[0], "train", config.data.sections, tokenizer, length, sizes[1]
         )
         capsys.readouterr()

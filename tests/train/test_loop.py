@@ -11,7 +11,7 @@ import pytest
 
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.log import MetricsLog
+from medsyn_jax.core.outputs import MetricsLog
 from medsyn_jax.train import loop
 from medsyn_jax.train.checkpoint import Checkpoints
 from tests.train import toy
@@ -63,7 +63,7 @@ def make(compiled, tmp_path_factory):
             log=MetricsLog(workdir, checkpoints.latest() or 0, STEPS, 16),
             mesh=toy.one_device_mesh(),
             key=jax.random.key(1),
-            plan=loop.Plan(**usual | {"patience": 0, "score": "valid/loss"} | plan),
+            plan=loop.Plan(**usual | {"patience": 0} | plan),
             record_keys=lambda index: [f"record{i}" for i in index],
         )
         trainers.append(trainer)
@@ -191,7 +191,7 @@ def test_early_stopping_keeps_the_best_and_stays_stopped(make, compiled):
     again = build()
     assert int(train(again)["step"]) == len(calls) == 4
     assert again.checkpoints.best() == 2
-    assert again.progress.summary(2, again.plan) == (
+    assert again.progress.summary(2, STEPS) == (
         "kept step 2 of 7: valid/loss 2; 3 at the first evaluation, 2.1 at the last; "
         "stopped early, 2 evaluations without a lower one"
     )
@@ -288,9 +288,9 @@ def test_a_loader_that_starves_the_device_is_told_once(monkeypatch, capsys, seco
             clock[0] += seconds if len(drawn) >= 20 else 100
             yield {}
 
-    drawn, source, waiting = [], batches(), loop._Waiting()
+    drawn, source, loading = [], batches(), loop._Loading()
     for step in range(80):
-        drawn.append(waiting.next(source, loop.Pending(step, metrics, np.arange(1))))
+        drawn.append(loading.next(source, loop.Pending(step, metrics, np.arange(1))))
         clock[0] += 5.0
     assert len(drawn) == 80
     assert capsys.readouterr().err.count("waiting for batches 44% of the time: raise") == told

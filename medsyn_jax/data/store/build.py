@@ -20,7 +20,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.log import console, full_disk_is_user_error
+from medsyn_jax.core.files import full_disk_is_user_error
+from medsyn_jax.core.log import console
 from medsyn_jax.data.store import schema, shards, splits, writer
 from medsyn_jax.data.store.writer import Shard, write_text
 
