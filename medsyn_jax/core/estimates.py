@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta
 
 RESAMPLES = 1000
 _CHUNK = 2**22  # weights held at a time (16 MB), so memory does not grow with resamples * n
@@ -77,9 +76,11 @@ def rate(flags: np.ndarray) -> Estimate:
     Unlike a bootstrap, the interval is right for 0 of n, too. It takes the records for independent,
     so with several images of one prompt it is too narrow.
     """
+    from scipy import stats  # takes more than a second, and training has no rates
+
     n, k = len(flags), int(flags.sum())
-    low = float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0
-    high = float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+    low = float(stats.beta.ppf(0.025, k, n - k + 1)) if k else 0.0
+    high = float(stats.beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
     return {"value": k / n, "n": n, "ci95": [low, high]}
 
 

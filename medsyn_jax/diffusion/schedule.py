@@ -120,7 +120,7 @@ def _options(sampler: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that tables depend on; UserError for a value that is not supported."""
     name = config["_class_name"]
     config = {field: value for field, value in config.items() if field != _MISNAMED.get(name)}
-    for field, values in (_EVERYWHERE | _SAMPLERS[sampler].supported).items():
+    for field, values in {**_EVERYWHERE, **_SAMPLERS[sampler].supported}.items():
         value = config.get(field)
         if value is not None and value not in values:
             refuse(field, value, values)

@@ -79,8 +79,7 @@ class Source:
             draws: float[b] in [0, 1): which sentence of each record to read; None: all of them.
 
         Returns:
-            image uint8[b, size, size], ids int32[b, length], mask bool[b, length],
-            labels int8[b, l].
+            image uint8[b, size, size], ids int32[b, length], mask bool[b, length].
         """
         if self._cache is None:
             batch = self._empty(len(indices))
@@ -98,7 +97,11 @@ class Source:
         return batch
 
     def texts(self) -> list[str]:
-        """What the model reads of every record, before it is tokenized."""
+        """What the model reads of every record, before it is tokenized; kept once it is read."""
+        return self._every_text
+
+    @functools.cached_property
+    def _every_text(self) -> list[str]:
         return self.records.texts(self.sections)
 
     def subjects(self) -> list[str]:
@@ -121,7 +124,6 @@ class Source:
             name: np.empty((count, *shape), kind),
             "ids": np.empty((count, self.length), np.int32),
             "mask": np.empty((count, self.length), bool),
-            "labels": np.empty((count, len(self.label_names)), np.int8),
         }
 
     def _fill(self, indices: np.ndarray, cache: Batch) -> None:
@@ -141,7 +143,6 @@ class Source:
             name, shape, _ = self._pixels
             pixels = shards.value(stored, name)
             out[name][row] = pixels if pixels.shape == shape else decode.square(pixels, self.size)
-            out["labels"][row] = shards.value(stored, "labels")
             texts.append(shards.text(stored, self.sections))
         return texts
 
@@ -164,12 +165,6 @@ class Mixture:
         """The number of the first record of each source, and the number of all: int[k + 1]."""
         return np.cumsum([0, *(len(source) for source in self.sources)])
 
-    @functools.cached_property
-    def labelled(self) -> bool:
-        """Whether `labels` mean the same in all sources."""
-        first = self.sources[0].label_names
-        return all(source.label_names == first for source in self.sources)
-
     def take(self, indices: np.ndarray, draws: np.ndarray | None = None) -> Batch:
         """The records with these numbers, int[b], with their `index` int32[b]; see `Source`.
 
@@ -188,10 +183,7 @@ class Mixture:
             for name, values in part.items():
                 if name not in batch:
                     batch[name] = np.empty((len(indices), *values.shape[1:]), values.dtype)
-                if self.labelled or name != "labels":
-                    batch[name][rows] = values
-        if not self.labelled:
-            del batch["labels"]
+                batch[name][rows] = values
         return batch | {"index": indices.astype(np.int32)}
 
     def keys(self, indices: Sequence[int] | np.ndarray) -> list[str]:

@@ -42,7 +42,7 @@ def train_loader(
     stretch of the stream holds them in the proportion of their weights.
 
     Args:
-        sources: to draw from; with one set of label names, batches have `labels`.
+        sources: to draw from.
         weights: positive; how often a record comes from each source.
         batch_size: records a step on this process; alike on all.
         seed: of the shuffles.
@@ -51,9 +51,8 @@ def train_loader(
         threads: that read and decode; 0 does it in the calling thread.
 
     Returns:
-        An iterator over batches: image uint8[b, h, w], ids int32[b, t], mask bool[b, t], index
-        int32[b], unique over the sources, and, if all sources have the same label names, labels
-        int8[b, l].
+        An iterator over batches: image uint8[b, h, w], ids int32[b, t], mask bool[b, t], and
+        index int32[b], unique over the sources.
 
     Raises:
         UserError: for weights that do not fit the sources.
@@ -167,9 +166,8 @@ def eval_loader(
             a contiguous chunk of a step.
 
     Returns:
-        A sized, repeatable iterable of batches as in training, with labels int8[b, l] and
-        weight float32[b]: 1 for a record, 0 for the copies of the last one that fill up the last
-        step.
+        A sized, repeatable iterable of batches as in training, with weight float32[b]: 1 for a
+        record, 0 for the copies of the last record that fill up the last step.
     """
     whole = batch_size * process_count
     steps = -(-len(source) // whole)

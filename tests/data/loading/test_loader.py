@@ -62,7 +62,6 @@ def test_a_batch_has_the_records_it_names(make_source, tokenizer):
             "image": ((5, 16, 16), np.uint8),
             "ids": ((5, 12), np.int32),
             "mask": ((5, 12), bool),
-            "labels": ((5, 1), np.int8),
             "index": ((5,), np.int32),
         }
         for row, index in enumerate(batch["index"]):
@@ -71,7 +70,6 @@ def test_a_batch_has_the_records_it_names(make_source, tokenizer):
             text = f"{record['findings']} {record['impression']}"
             np.testing.assert_array_equal(batch["ids"][row], tokenizer.encode([text], 12)[0][0])
             np.testing.assert_array_equal(batch["mask"][row], batch["ids"][row] != 0)
-            np.testing.assert_array_equal(batch["labels"][row], record["labels"])
         keys = loader.record_keys([source], batch["index"])
         assert keys == [source.records[int(i)]["key"] for i in batch["index"]]
     batches.close()
@@ -236,7 +234,7 @@ def test_a_sentence_has_three_words_if_any_has(text, chosen):
     assert [source_module._sentence(text, draw) for draw in (0.0, np.nextafter(1, 0))] == chosen
 
 
-def test_labels_of_different_meaning_do_not_mix(make_source):
+def test_sources_of_different_labels_mix(make_source):
     sources = [make_source(), make_source(name="other", labels=())]
     batches = loader.train_loader(sources, [1.0, 1.0], 4, seed=0, threads=0)
     assert sorted(next(batches)) == ["ids", "image", "index", "mask"]
@@ -305,7 +303,6 @@ def test_records_without_a_report_have_the_tokens_of_an_empty_text(tmp_path, tok
     batch = next(loader.train_loader([source], [1.0], 3, seed=0))
     np.testing.assert_array_equal(batch["ids"], [[2, 3, 0, 0, 0, 0]] * 3)
     assert batch["mask"].sum() == 6
-    assert batch["labels"].shape == (3, 0)
 
 
 def test_the_benchmark_ends_with_whether_training_would_starve(make_source, capsys, monkeypatch):
