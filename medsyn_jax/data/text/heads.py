@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 _DATA = tomllib.loads(Path(__file__).with_name("heads.toml").read_text(encoding="utf-8"))
 # The kind of each known head line in lower case: a section, or view, anatomy, summary or final.
@@ -120,14 +119,6 @@ _TITLE = re.compile(r"(?<!\s)\s*+(?P<head>[A-Z][^:\n]{1,70}+):")
 _SENTENCE_END = re.compile(r"(?<=\w{4})[.:](?=\s)|\n[ \t]*+\n")
 
 
-class _Head(NamedTuple):
-    """A head line at text[start:end], or another mark at which a section ends."""
-
-    start: int
-    end: int
-    kind: str
-
-
 def segments(text: str) -> list[tuple[str, str]]:
     """Cut a report at its head lines.
 
@@ -140,55 +131,56 @@ def segments(text: str) -> list[tuple[str, str]]:
     text = f"\n{text}"  # so that each line starts behind a line break
     result, kind, start, position, main_opened = [], "preamble", 0, 0, False
     # Of the heads that start at one place the longest wins.
-    for head in sorted(_heads(text), key=lambda head: (head.start, -head.end, head.kind)):
+    for begin, end, head in sorted(_heads(text), key=lambda head: (head[0], -head[1], head[2])):
         in_main = kind in ("findings", "impression", "view", "anatomy", "summary")
         # LUNGS: or AP CHEST: in the findings belongs to the findings.
-        within = in_main or (kind == "closing" and main_opened)
-        loose = head.kind in ("view", "anatomy", "other_capitals")
-        if head.start < position or (loose and within):
+        loose = head in ("view", "anatomy", "other_capitals")
+        if begin < position or (loose and (in_main or (kind == "closing" and main_opened))):
             continue
-        if head.kind == "attestation":
-            if in_main and start <= head.start and not re.search(r"\w", text[start : head.start]):
-                stop = _SENTENCE_END.search(text, head.end)  # the text may follow the attestation
+        if head == "attestation":
+            if in_main and start <= begin and not re.search(r"\w", text[start:begin]):
+                stop = _SENTENCE_END.search(text, end)  # the text may follow the attestation
                 start = stop.end() if stop else len(text)
-            if start > head.start:
+            if start > begin:
                 continue
-        result.append((kind, text[start : head.start]))
+            head = "closing"
+        result.append((kind, text[start:begin]))
         main_opened |= in_main
-        kind, position = "closing" if head.kind == "attestation" else head.kind, head.end
-        start = head.start if kind == "anatomy" else position  # "HEART: normal" needs its heart
+        kind, position = head, end
+        start = begin if kind == "anatomy" else position  # "HEART: normal" needs its heart
     result.append((kind, text[start:]))
     return result
 
 
-def _heads(text: str) -> Iterator[_Head]:
-    """Everything that looks like a head line; the places may overlap."""
+def _heads(text: str) -> Iterator[tuple[int, int, str]]:
+    """(start, end, kind) of each head line and other mark at which a section ends; may overlap."""
     for pattern in _LINE_PATTERNS:
         for match in pattern.finditer(text):
             line, start, end = " ".join(match["head"].split()), match.start() + 1, match.end()
             kind = _kind(line)
             if kind and not (line.islower() and _in_sentence(text, start)):
-                yield _Head(start, end + text.startswith(":", end), kind)
+                yield start, end + text.startswith(":", end), kind
     for match in _SENTENCE_HEAD.finditer(text):
         line = " ".join(match["head"].split())
         known = line.lower() in SECTION_OF and line.lower() not in _NEVER_INLINE
         kind = _kind(line)
         if kind and (known or kind in ("closing", "notification")):
-            yield _Head(match.start() + 1, match.end(), kind)
+            yield match.start() + 1, match.end(), kind
     for match in _COLON.finditer(text):
-        label = _label_before(text, match.start())
+        colon = match.start()
+        label = _label_before(text, colon)
         if label and _kind(label) == "closing":
-            yield _Head(match.start() - len(label), match.end(), "closing")
+            yield colon - len(label), colon + 1, "closing"
     for match in _MAIN_HEAD.finditer(text):
         words = text[max(0, match.start() - 40) : match.start()].split()
         if words and not _TITLE_CASE.match(words[-1]):
-            yield _Head(match.start() + 1, match.end(), SECTION_OF[match["head"].lower()])
+            yield match.start() + 1, match.end(), SECTION_OF[match["head"].lower()]
     for match in _RULE.finditer(text):
-        yield _Head(match.start(), match.end(), "rule")
+        yield match.start(), match.end(), "rule"
     for pattern in (*_CLOSINGS, _ATTESTATION):
         kind = "attestation" if pattern is _ATTESTATION else "closing"
         for match in pattern.finditer(text):
-            yield _Head(match.start() + (match[0][0] in ".?!)"), match.end(), kind)
+            yield match.start() + (match[0][0] in ".?!)"), match.end(), kind
 
 
 @lru_cache(maxsize=4096)
