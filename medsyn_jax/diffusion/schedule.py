@@ -84,7 +84,7 @@ class Sampler(NamedTuple):
     """Makes a table from options, cumulative products and a number of steps."""
 
     table: Callable[[Options, np.ndarray, int], Table]
-    supported: Mapping[str, tuple]  # beside _EVERYWHERE
+    supported: dict[str, tuple]  # beside _EVERYWHERE
     defaults: Mapping[str, Any] = {"timestep_spacing": "linspace", "set_alpha_to_one": False}
 
 
