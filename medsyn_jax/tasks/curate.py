@@ -92,11 +92,7 @@ def _check_sets(config: Any) -> None:
 
 CHECKS = (
     *probe.RULES,
-    checks.numbers("above 0", "data", "batch_size"),
-    checks.numbers("above 0", "", "seeds"),
     checks.numbers("above 0", "fidelity", "draws subsets subset_size"),
-    checks.numbers("from 0", "", "seed"),
-    checks.numbers("from 0", "data", "threads"),
     checks.numbers("share", "alignment", "quantile"),
     checks.numbers("share", "privacy", "quantile"),
     checks.choices("splits", splits.SPLITS),
