@@ -32,7 +32,7 @@ from medsyn_jax.train import corpus, latents
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
 from medsyn_jax.train.run import FREE as FREE
-from medsyn_jax.train.run import RULES, Data, Training, fit_averaged, open_data, prepare, rules
+from medsyn_jax.train.run import RULES, Data, Training, fit_averaged, prepare, rules
 
 PREDICTIONS = ("epsilon", "v_prediction")
 _MOST_ENCODED = 1024  # images that the spread of the latents is measured on
@@ -51,13 +51,13 @@ def run(config: Any, workdir: Path) -> None:
     if start is not None:
         schedule.make_table("ddim", start.scheduler, 1)  # refuses schedules without a sampler
     folders, tokenizer = prepare(config, workdir, start.tokenizer if start else "")
-    data = open_data(config.data, folders, tokenizer, ("valid",))
+    data = Data(config.data, folders, tokenizer, ("valid",))
     outputs.write_config(workdir, config)
     if start is None:
         start = _trained_parts(config, workdir, data, mesh)
     if config.precompute:
         folders = _with_latents(config, workdir, folders, start)
-        data = open_data(config.data, folders, tokenizer, ("valid",), latents=True)
+        data = Data(config.data, folders, tokenizer, ("valid",), latents=True)
     trained = ("unet", "text_encoder") if config.train_text else ("unet",)
     params = {name: start.parts[name].params for name in trained}
     constants = {name: part.params for name, part in start.parts.items() if name not in trained}

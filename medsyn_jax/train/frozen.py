@@ -232,14 +232,21 @@ def pretrained_pair(workdir: Path) -> Pair:
         tokens, sections = data["tokens"], tuple(data["sections"])
         folder = Path(data["tokenizer"] or workdir / "tokenizer")
     tokenizer = tokenizers.load(folder)
-
-    def make(rngs: nnx.Rngs) -> nnx.Module:
-        image, text, heads = (config[part] for part in ("image", "text", "heads"))
-        vocab, dtype = tokenizer.vocab_size, jnp.dtype(config["dtype"])
-        return towers.PairEncoder(image, text, heads, vocab, dtype=dtype, rngs=rngs)
-
-    structure, params, stats, _ = checkpoint.restore(workdir, make)
+    structure, params, stats, _ = checkpoint.restore(workdir, pair_maker(config, tokenizer))
     return Pair(params, stats, structure, tokenizer, tokens, sections, *preparation)
+
+
+def pair_maker(
+    config: Mapping[str, Any], tokenizer: tokenizers.Tokenizer
+) -> Callable[[nnx.Rngs], towers.PairEncoder]:
+    """Builds the pair of encoders that the config of a pre-training run describes."""
+
+    def make(rngs: nnx.Rngs) -> towers.PairEncoder:
+        parts = (config[part] for part in ("image", "text", "heads"))
+        vocab, dtype = tokenizer.vocab_size, jnp.dtype(config["dtype"])
+        return towers.PairEncoder(*parts, vocab, dtype=dtype, rngs=rngs)
+
+    return make
 
 
 class Arrays:
