@@ -43,7 +43,9 @@ def run(config: Any, workdir: Path) -> None:
     results, rows = {}, {}
     for label, phrase in config.phrases.items():
         valid, test = (_images(folder, split, label, pair) for split in ("valid", "test"))
-        valid_heat, heat = (heats(pair, images.pixels, phrase) for images in (valid, test))
+        valid_heat, heat = (
+            frozen.heat_maps(pair, images.pixels, phrase) for images in (valid, test)
+        )
         results |= _figures(label, valid, valid_heat, test, heat)
         shown = list(zip(test.pixels, resized(heat, pair.crop), test.region, strict=True))
         rows[phrase] = [overlay(*image) for image in shown[: config.shown]]
@@ -121,16 +123,6 @@ def _cropped(region: np.ndarray, pair: frozen.Pair) -> np.ndarray:
     region = decode.square(region.astype(np.uint8) * np.uint8(255), pair.size) > 127
     low = (pair.size - pair.crop) // 2
     return region[low : low + pair.crop, low : low + pair.crop]
-
-
-def heats(pair: frozen.Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
-    """Heat maps [n, s, s] of one phrase on images, uint8 [n, size, size].
-
-    Raises UserError for a phrase without a word.
-    """
-    if not phrase.strip():
-        raise UserError(f"phrase {phrase!r}: give it a word")
-    return frozen.heat_maps(pair, pixels, phrase)
 
 
 def resized(maps: np.ndarray, side: int) -> np.ndarray:

@@ -27,7 +27,6 @@ from medsyn_jax.data.images import decode, transforms
 from medsyn_jax.data.loading import loader
 from medsyn_jax.data.text import tokenizers
 from medsyn_jax.models import encoder_configs, resnet, towers
-from medsyn_jax.models.layers import split
 from medsyn_jax.models.weights import convert
 from medsyn_jax.objectives.contrastive import normalize
 from medsyn_jax.train import checkpoint
@@ -182,7 +181,7 @@ def untrained(workdir: Path, seed: int) -> Encoder:
     make = _image_maker(config)
     with checkpoint.rebuilding(workdir):
         structure, *_ = states.shapes(make)
-    params, stats = jax.jit(lambda key: split(make(nnx.Rngs(key)))[1:])(jax.random.key(seed))
+    params, stats = states.random(make, jax.random.key(seed))
     return _encoder("random", workdir, config, structure, params, stats)
 
 
@@ -354,8 +353,13 @@ def scores(pair: Pair, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np
 
 
 def heat_maps(pair: Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
-    """Heat maps [n, s, s] of one phrase on images, uint8 [n, size, size]; see `Pair.heat`."""
-    tokens = pair.tokenizer.encode_words([phrase] * len(pixels), pair.tokens)
-    source = Arrays(image=pixels, **dict(zip(("ids", "mask", "words"), tokens, strict=True)))
+    """Heat maps [n, s, s] of one phrase on images, uint8 [n, size, size]; see `Pair.heat`.
+
+    Raises UserError for a phrase without a word.
+    """
+    if not phrase.strip():
+        raise UserError(f"phrase {phrase!r}: give it a word")
     inputs = ("image", "ids", "mask", "words")
+    tokens = pair.tokenizer.encode_words([phrase] * len(pixels), pair.tokens)
+    source = Arrays(**dict(zip(inputs, (pixels, *tokens), strict=True)))
     return outputs(pair, Pair.heat, inputs, source, _one_device(), _BATCH)

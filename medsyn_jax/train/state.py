@@ -22,6 +22,11 @@ def shapes(make_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, Any, Any]
     return split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
 
 
+def random(make_model: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> tuple[Any, Any]:
+    """(params, stats) of a random initialization, on one device."""
+    return jax.jit(lambda key: split(make_model(nnx.Rngs(key)))[1:])(key)
+
+
 def create(
     make_model: Callable[[nnx.Rngs], nnx.Module],
     tx: optax.GradientTransformation,
