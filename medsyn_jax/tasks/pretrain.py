@@ -253,11 +253,11 @@ def _data(config: Any, workdir: Path) -> Data:
     folders, tokenizer = prepare(config, workdir, config.data.tokenizer)
     options = {"random_sentence": config.data.random_sentence, "words": config.heads.local}
     data = Data(config.data, folders, tokenizer, ("valid", "test"), **options)
-    named = list(zip(config.data.sources, data.train, strict=True))
-    corpus.check_leaks(named, list(data.held_out.values()))
-    for name, source in named:
+    sources = list(zip(config.data.sources, data.train, strict=True))
+    corpus.check_leaks(sources, list(data.held_out.values()))
+    for name, source in sources:
         corpus.say_losses(f"config.data.sources: {name}", source)
-    if len(named) > 1:
+    if len(sources) > 1:
         log.say(
             "early stopping and figures rest on the valid and test splits of the first source "
             f"alone: {config.data.sources[0]}"
