@@ -140,7 +140,7 @@ def _figures(
         "prior": [np.broadcast_to(valid.region.mean(0), x.shape) for x in regions],
         "ceiling": [resized(resized(x, side), size) for x in regions],
     }
-    figures = {kind: _values(*pair, *regions) for kind, pair in maps.items()}
+    figures = {kind: _values(pair[0], pair[1], *regions) for kind, pair in maps.items()}
     results = {}
     for name, values in figures["value"].items():
         entry = estimates.mean(values, test.subjects)

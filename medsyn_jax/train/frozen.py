@@ -241,9 +241,9 @@ def pair_maker(
     """Builds the pair of encoders that the config of a pre-training run describes."""
 
     def make(rngs: nnx.Rngs) -> towers.PairEncoder:
-        parts = (config[part] for part in ("image", "text", "heads"))
+        image, text, heads = (config[part] for part in ("image", "text", "heads"))
         vocab, dtype = tokenizer.vocab_size, jnp.dtype(config["dtype"])
-        return towers.PairEncoder(*parts, vocab, dtype=dtype, rngs=rngs)
+        return towers.PairEncoder(image, text, heads, vocab, dtype=dtype, rngs=rngs)
 
     return make
 

@@ -168,8 +168,8 @@ def fit(
             new = score(valid_logits, valid_labels, settings.kind)
             better, count = new > loop.score, loop.epoch + 1  # NaN is never better
             kept = (loop.best, loop.score, loop.best_epoch)
-            best = jax.tree.map(partial(jnp.where, better), (layer, new, count), kept)
-            return _Loop(layer, opt, *best, count)
+            kept = jax.tree.map(partial(jnp.where, better), (layer, new, count), kept)
+            return _Loop(layer, opt, kept[0], kept[1], kept[2], count)
 
         end = jax.lax.while_loop(going, epoch, loop)
         kernel, bias = _fold(end.best, shift, scale)
