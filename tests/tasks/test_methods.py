@@ -312,7 +312,7 @@ def test_grad_cam_weighs_the_channels_of_layer_3_by_what_they_do_to_the_score():
             r"config\.heads: local False.* gloria needs local heads",
         ),
         ("gloria", {"heads.width": 8}, r"config\.heads\.text: without a head for the text"),
-        ("gloria", {"text.summed": 2}, r"config\.text\.summed: 2 of config\.text\.layers 1"),
+        ("gloria", {"text.summed": 2}, r"text\.summed: 2 is more than config\.text\.layers 1"),
         ("gloria", {"loss.tau1": 400.0}, r"config\.loss\.tau1: 400\.0: give a number up to 150"),
         ("gloria", {"image.upsample": -5}, r"config\.image\.upsample: -5: give a number of 0 or"),
         ("mgca", {"heads.hidden": 0}, r"config\.heads\.hidden: 0: give a number above 0"),
