@@ -277,7 +277,7 @@ def _run(argv: list[str], training: Any = _begin) -> None:
         ):
             stack.enter_context(mock.patch.object(place, name, value))
         parsed, where = main.parse(argv)
-    stops = [(probe, "fit"), (ground, "heats"), (generate, "_generator")]
+    stops = [(probe, "fit"), (frozen, "heat_maps"), (generate, "_generator")]
     if "ingest.py" not in argv[1] and any("config.ingest" in a for a in argv[4:]):
         stops.append((ingestion, "_write_parts"))
     with ExitStack() as stack:

@@ -35,7 +35,7 @@ def main() -> int:
         pixels = np.stack([pair.fit(decode.decode_grey(path)) for path in args.images])
         rows = {}
         for phrase in args.phrases:
-            heat = ground.resized(ground.heats(pair, pixels, phrase), pair.crop)
+            heat = ground.resized(frozen.heat_maps(pair, pixels, phrase), pair.crop)
             rows[phrase] = list(map(ground.overlay, pixels, heat))
         with replaced(args.out) as temporary:
             ground.sheet(rows).save(temporary, "PNG")

@@ -39,3 +39,9 @@ def full_disk_is_user_error(path: Path | str) -> Iterator[None]:
                 "everything that was complete has been kept"
             ) from e
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by a text in UTF-8; UserError for a full disk."""
+    with full_disk_is_user_error(path), replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -18,15 +18,14 @@ from rich.progress import TextColumn
 
 from medsyn_jax.core import log
 from medsyn_jax.core.errors import UserError, shortened
-from medsyn_jax.core.files import full_disk_is_user_error, replaced
+from medsyn_jax.core.files import full_disk_is_user_error, write_text
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, with null for NaN and infinity, which JSON lacks."""
-    with full_disk_is_user_error(path), replaced(path) as temporary:
-        temporary.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -187,8 +186,7 @@ class MetricsLog:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # a line cut short by a kill
-        with full_disk_is_user_error(self._path), replaced(self._path) as temporary:
-            temporary.write_text("".join(kept))
+        write_text(self._path, "".join(kept))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line to metrics.jsonl and a TensorBoard point for each finite metric."""

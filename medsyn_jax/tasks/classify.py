@@ -1,4 +1,4 @@
-"""Linear classification: what a linear layer reads off a frozen encoder, by label fraction."""
+"""Linear classification: linear probes on frozen encoders at several label fractions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +22,15 @@ FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 
 
 def run(config: Any, workdir: Path) -> None:
-    """Probe the pre-trained, the untrained and, if given, the ImageNet encoder alike.
+    """Probe the pre-trained, the untrained and, if given, the ImageNet encoder.
 
     Writes results.json with `<encoder>/test/<fraction>/auroc/<label>`, `.../auroc/mean` and, for
-    classes, `.../accuracy`; and `pretrained-random/...`, the differences of the last two encoders.
-    Raises UserError for an encoder, a data set or labels that do not fit the config.
+    classes, `.../accuracy`; `pretrained-random/...` are differences of the two encoders. Raises
+    UserError for an encoder, a data set or labels that do not fit the config.
     """
     corpus.check_labels(config.data.source, config.ingest)
-    checkpoint.check_run(Path(config.encoder.workdir))  # restored when the data are known
+    run_folder = Path(config.encoder.workdir)
+    checkpoint.check_run(run_folder)  # restored after the data are prepared
     mesh = meshes.make_mesh(**config.mesh)
     directory = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
     parts = {split: shards.open_split(directory, split) for split in splits.SPLITS}
@@ -39,19 +40,16 @@ def run(config: Any, workdir: Path) -> None:
     targets = {s: task.targets(features.labels(part), s == "test") for s, part in parts.items()}
     check_labels(task, targets)
     fractions = make_fractions(config, workdir, task, targets, parts["train"].keys)
-    found = _encoders(config)
+    encoders = [frozen.pretrained(run_folder), frozen.untrained(run_folder, config.seed)]
+    if config.encoder.weights:
+        file = [config.encoder[field] for field in ("weights", "layout", "mean", "std")]
+        encoders.append(frozen.imported(run_folder, *file))
     outputs.write_config(workdir, config)
     figures: dict[str, dict[str, Figure]] = {}
-    for encoder in found:
+    sizes = {"batch_size": config.data.batch_size, "threads": config.data.threads}
+    for encoder in encoders:
         tables = {
-            split: features.table(
-                encoder,
-                records,
-                mesh,
-                workdir / "features",
-                batch_size=config.data.batch_size,
-                threads=config.data.threads,
-            )
+            split: features.table(encoder, records, mesh, workdir / "features", **sizes)
             for split, records in parts.items()
         }
         figures[encoder.name] = probe_features(
@@ -64,7 +62,8 @@ def run(config: Any, workdir: Path) -> None:
         for name, by_key in figures.items()
         for key, figure in by_key.items()
     }
-    _print_labels(task, figures, [fraction.name for fraction in fractions], targets["test"])
+    if task.kind == "multilabel":
+        _print_labels(task, figures, [fraction.name for fraction in fractions], targets["test"])
     whole = [name for name in results if name.endswith(("/mean", "/accuracy"))]
     outputs.write_results(workdir, "classify", results, shown=whole)
 
@@ -79,10 +78,6 @@ def _check_source(config: Any) -> None:
 
 CHECKS = (
     *probe.RULES,
-    checks.numbers("above 0", "data", "batch_size"),
-    checks.numbers("above 0", "", "seeds"),
-    checks.numbers("from 0", "", "seed"),
-    checks.numbers("from 0", "data", "threads"),
     checks.numbers("share", "encoder", "mean"),
     checks.numbers("part", "encoder", "std"),
     checks.numbers("part", "", "fractions"),
@@ -97,16 +92,8 @@ CHECKS = (
 )
 
 
-def _encoders(config: Any) -> list[frozen.Encoder]:
-    settings, workdir = config.encoder, Path(config.encoder.workdir)
-    found = [frozen.pretrained(workdir), frozen.untrained(workdir, config.seed)]
-    if settings.weights:
-        given = (settings.weights, settings.layout, settings.mean, settings.std)
-        found.append(frozen.imported(workdir, *given))
-    return found
-
-
 def make_task(settings: Any, available: Sequence[str]) -> probe.Task:
+    """The task of a `labels` section on a data set with the labels `available`."""
     names = tuple(settings.names) or tuple(available)
     for field in ("names", "uncertain_ones", "uncertain_zeros"):
         unknown = [name for name in settings[field] if name not in available]
@@ -138,21 +125,21 @@ def make_task(settings: Any, available: Sequence[str]) -> probe.Task:
 
 @dataclass(frozen=True)
 class Fraction:
-    """The training records of each seed at one label fraction, and what they can teach."""
+    """The training records of each seed at one label fraction, and the labels they suffice for."""
 
     name: str  # "1%"
     subsets: np.ndarray  # int32 [s, k]: rows of the train split, padded with -1
-    trained: np.ndarray  # bool [c]: labels of which every seed has a positive and a negative
+    trained: np.ndarray  # bool [c]: labels with a positive and a negative for every seed
 
 
 def make_fractions(
     config: Any, workdir: Path, task: probe.Task, targets: Mapping[str, np.ndarray], keys: list[str]
 ) -> list[Fraction]:
-    """The fractions at which there is a figure; the others, and labels that a fraction leaves out,
-    are named on the terminal.
+    """The label fractions with figures; prints the other fractions and the labels left out.
 
-    A label counts at a fraction if each seed's records have a positive and a negative of it, so
-    that all seeds and encoders are judged on the same labels. Raises UserError if none is left.
+    A label counts at a fraction if the records of each seed have a positive and a negative of it,
+    so that all seeds and encoders are judged on the same labels. Raises UserError if no fraction is
+    left.
     """
     if task.kind == "multilabel" and min(config.fractions) < 1 and not config.fractions_from:
         log.say("label fractions are drawn without regard to labels: records may have several")
@@ -168,15 +155,16 @@ def make_fractions(
             log.say(
                 f"{name} of the labels: left out, not taught by its records: {', '.join(names)}"
             )
-        left = {split: task.columns_of(task.without(y, ~trained)) for split, y in targets.items()}
-        blind = [split for split in ("valid", "test") if not probe.has_both(left[split]).any()]
-        if not blind:
+        for split in ("valid", "test"):
+            rest = task.columns_of(task.without(targets[split], ~trained))
+            if not probe.has_both(rest).any():
+                log.say(
+                    f"{name} of the labels: no figure at all: none of the labels that are left has "
+                    f"both a positive and a negative record in the {split} split"
+                )
+                break
+        else:
             fractions.append(Fraction(name, subsets, trained))
-            continue
-        log.say(
-            f"{name} of the labels: no figure at all: none of the labels that are left has both a "
-            f"positive and a negative record in the {blind[0]} split"
-        )
     if not fractions:
         raise UserError(
             f"config.fractions: {config.fractions}: at none of them does a label of "
@@ -187,7 +175,10 @@ def make_fractions(
 
 
 def _lack(seeds: Mapping[int, np.ndarray], label: int) -> str:
-    """What the training records of some seeds, seed -> [n, c], lack of a label."""
+    """Which classes of a label the training records lack, such as "no positive for seed 1".
+
+    seeds: seed -> labels [n, c] of its training records.
+    """
     lack = []
     for noun, value in (("positive", 1), ("negative", 0)):
         which = [str(seed) for seed, y in seeds.items() if not (y[:, label] == value).any()]
@@ -204,11 +195,11 @@ def probe_features(
     targets: Mapping[str, np.ndarray],
     tables: Mapping[str, features.Table],
 ) -> dict[str, Figure]:
-    """Figures on the test split, `<fraction>/<figure>` -> Figure, of one encoder's features."""
+    """Figures of one encoder on the test split, `<fraction>/<figure>` -> Figure."""
     train_x, valid_x, test_x = (jnp.asarray(tables[s].features) for s in splits.SPLITS)
     figures = {}
     for fraction in fractions:
-        # What was not taught has no say in when to stop.
+        # Early stopping must not depend on labels that the probe cannot learn.
         valid = task.without(targets["valid"], ~fraction.trained)
         fitted = probe.fit_seeds(
             task,
@@ -224,16 +215,15 @@ def probe_features(
             f"validation {', '.join(f'{x:.3f}' for x in fitted.score.tolist())} at epoch "
             f"{', '.join(map(str, fitted.best_epoch.tolist()))} of {config.probe.epochs}"
         )
-        outputs = np.asarray(probe.logits(fitted, test_x))
+        logits = np.asarray(probe.logits(fitted, test_x))
         subjects = tables["test"].subjects
-        judged = probe.judge(task, outputs, targets["test"], subjects, fraction.trained)
+        judged = probe.judge(task, logits, targets["test"], subjects, fraction.trained)
         figures |= {f"{fraction.name}/{key}": figure for key, figure in judged.items()}
     return figures
 
 
 def check_labels(task: probe.Task, targets_of: Mapping[str, np.ndarray]) -> None:
-    """Refuse labels from which nothing can be learnt, no epoch chosen, or no figure computed; say
-    which of them are such in valid and test."""
+    """Raise UserError if no label has both classes in a split; print labels without both."""
     for split, targets in targets_of.items():
         usable = probe.has_both(task.columns_of(targets))
         if not usable.any():
@@ -254,20 +244,20 @@ def _subsets(
 ) -> np.ndarray:
     """Rows int32 [s, k], padded with -1, of the training records that each seed learns from.
 
-    They are read from `config.fractions_from`, or else from fractions/ of this run. What is not
-    there is drawn, a function of the keys, the share and the seed alone, and written there. classes
-    [n]: each is drawn in its own proportion; without them (several labels a record) the draw pays
-    no regard to labels, so that a rare one may be missing from a small share.
+    They are read from files in `config.fractions_from`, or in fractions/ of this run. A missing
+    file of this run is written; its records are a function of keys, share and seed alone. classes
+    [n]: are drawn in proportion. Without classes (several labels a record) the draw disregards
+    labels, and a small share may lack a rare one.
     """
-    place = {key: row for row, key in enumerate(keys)}
-    given, chosen = config.fractions_from, []
+    row_of = {key: row for row, key in enumerate(keys)}
+    folder, chosen = config.fractions_from or workdir / "fractions", []
     for seed in range(config.seed, config.seed + config.seeds):
-        path = Path(given or workdir / "fractions") / f"{100 * share:g}%-seed{seed}.txt"
-        if given or path.exists():
-            chosen.append(splits.read_fraction(path, place))
+        path = Path(folder) / f"{100 * share:g}%-seed{seed}.txt"
+        if config.fractions_from or path.exists():
+            chosen.append(splits.read_fraction(path, row_of))
             continue
         drawn = splits.fraction(keys, classes, share, seed)
-        chosen.append([place[key] for key in drawn])
+        chosen.append([row_of[key] for key in drawn])
         if jax.process_index() == 0:
             with full_disk_is_user_error(path):
                 splits.write_fraction(path, drawn)
@@ -283,13 +273,14 @@ def _print_labels(
     fractions: Sequence[str],
     test: np.ndarray,
 ) -> None:
-    """A row for each of several labels: its records in the test split, its AUROC by encoder and
-    fraction, and the differences; "-" where it has none."""
+    """Print a row a label: test records, AUROC by encoder and fraction ("-" for none), gains.
+
+    test: targets [n, c].
+    """
     rows = []
-    for label, y in zip(task.names, test.T, strict=True) if test.ndim == 2 else ():
+    for label, y in zip(task.names, test.T, strict=True):
         cells = [by.get(f"{f}/auroc/{label}") for by in figures.values() for f in fractions]
         values = [f"{x.values.mean():.3f}" if x is not None else "-" for x in cells]
         rows.append([label, str((y >= 0).sum()), str((y == 1).sum()), *values])
-    if rows:
-        heads = [f"{name} {f}" if f == fractions[0] else f for name in figures for f in fractions]
-        log.table(["AUROC, test split", "n", "positive", *heads], rows)
+    heads = [f"{name} {f}" if f == fractions[0] else f for name in figures for f in fractions]
+    log.table(["AUROC, test split", "n", "positive", *heads], rows)

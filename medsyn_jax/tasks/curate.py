@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from medsyn_jax.core import checks, estimates, log, outputs
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.files import full_disk_is_user_error, replaced
+from medsyn_jax.core.files import write_text
 from medsyn_jax.curation import fidelity, gallery, privacy, quality
 from medsyn_jax.curation.collection import Collection, joined
 from medsyn_jax.data.loading import loader
@@ -71,15 +71,10 @@ def run(config: Any, workdir: Path) -> None:
             "real": f"{directory}: {len(train.keys)} training images, {len(held_out.keys)} others",
             "encoder": str(trained),
         }
-        _write(workdir / "records.csv", gallery.rows(synthetic, train, scores, screens))
-        _write(workdir / "report.html", page.document(facts, results, sheets))
+        write_text(workdir / "records.csv", gallery.rows(synthetic, train, scores, screens))
+        write_text(workdir / "report.html", page.document(facts, results, sheets))
     outputs.write_results(workdir, "curate", results)
     log.say(f"page: {workdir / 'report.html'}")
-
-
-def _write(path: Path, text: str) -> None:
-    with full_disk_is_user_error(path), replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _check_sets(config: Any) -> None:
@@ -92,11 +87,7 @@ def _check_sets(config: Any) -> None:
 
 CHECKS = (
     *probe.RULES,
-    checks.numbers("above 0", "data", "batch_size"),
-    checks.numbers("above 0", "", "seeds"),
     checks.numbers("above 0", "fidelity", "draws subsets subset_size"),
-    checks.numbers("from 0", "", "seed"),
-    checks.numbers("from 0", "data", "threads"),
     checks.numbers("share", "alignment", "quantile"),
     checks.numbers("share", "privacy", "quantile"),
     checks.choices("splits", splits.SPLITS),

@@ -25,14 +25,14 @@ from medsyn_jax.models import towers
 from medsyn_jax.models.diffusion import pipeline as pipelines
 from medsyn_jax.models.diffusion.pipeline import Part, Pipeline, module_of
 from medsyn_jax.models.heads import Head
-from medsyn_jax.models.layers import split, statistics
+from medsyn_jax.models.layers import statistics
 from medsyn_jax.objectives import diffusion
 from medsyn_jax.objectives.contrastive import contrastive_loss
 from medsyn_jax.train import corpus, latents
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
 from medsyn_jax.train.run import FREE as FREE
-from medsyn_jax.train.run import RULES, Data, Training, fit_averaged, open_data, prepare, rules
+from medsyn_jax.train.run import RULES, Data, Training, fit_averaged, prepare, rules
 
 PREDICTIONS = ("epsilon", "v_prediction")
 _MOST_ENCODED = 1024  # images that the spread of the latents is measured on
@@ -51,13 +51,13 @@ def run(config: Any, workdir: Path) -> None:
     if start is not None:
         schedule.make_table("ddim", start.scheduler, 1)  # refuses schedules without a sampler
     folders, tokenizer = prepare(config, workdir, start.tokenizer if start else "")
-    data = open_data(config.data, folders, tokenizer, ("valid",))
+    data = Data(config.data, folders, tokenizer, ("valid",))
     outputs.write_config(workdir, config)
     if start is None:
         start = _trained_parts(config, workdir, data, mesh)
     if config.precompute:
         folders = _with_latents(config, workdir, folders, start)
-        data = open_data(config.data, folders, tokenizer, ("valid",), latents=True)
+        data = Data(config.data, folders, tokenizer, ("valid",), latents=True)
     trained = ("unet", "text_encoder") if config.train_text else ("unet",)
     params = {name: start.parts[name].params for name in trained}
     constants = {name: part.params for name, part in start.parts.items() if name not in trained}
@@ -200,8 +200,8 @@ def _trained_parts(config: Any, workdir: Path, data: Data, mesh: Mesh) -> Pipeli
     for i, (name, setting) in enumerate(settings.items()):
         part = pipelines.part(name, setting, {}, f"config.{name}")
         key = jax.random.fold_in(jax.random.key(config.seed), i)
-        params = jax.jit(lambda key, make=part.make: split(make(rngs=nnx.Rngs(key)))[1])(key)
-        parts[name] = replace(part, params=jax.device_get(params))
+        params, _ = jax.device_get(states.random(part.make, key))
+        parts[name] = replace(part, params=params)
     parts["vae"] = _trained_autoencoder(config, workdir, data, mesh, parts["vae"])
     parts["text_encoder"] = _trained_text(config, workdir, data, mesh, parts["text_encoder"])
     return Pipeline(parts, config.scheduler.to_dict(), data.tokenizer.folder)
@@ -256,8 +256,7 @@ def _trained_text(config: Any, workdir: Path, data: Data, mesh: Mesh, part: Part
         return nnx.Dict({"encoder": encoder, "image_head": heads[0], "text_head": heads[1]})
 
     structure, *_ = states.shapes(make)
-    initial = jax.jit(lambda key: split(make(nnx.Rngs(key)))[1:])(jax.random.key(config.seed))
-    tower, stats = jax.device_get(initial)
+    tower, stats = jax.device_get(states.random(make, jax.random.key(config.seed)))
 
     def contrast(params: Any, stats: Any, batch: Batch, train: bool) -> tuple:
         model = nnx.merge(structure, params["tower"], stats, copy=True)

@@ -1,8 +1,8 @@
-"""Phrase grounding: where in an image a pre-trained pair of encoders sees what a phrase says."""
+"""Phrase grounding: heat maps of phrases by a pre-trained pair, judged on masks and boxes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,39 +24,36 @@ _SIDE, _GAP, _LINE, _LINES = 160, 4, 16, 4  # pixels; lines of a phrase
 def run(config: Any, workdir: Path) -> None:
     """Score the heat maps of phrases on masks and boxes; writes results.json and heat_maps.png.
 
-    For each phrase the test images that have the finding and its region: the pointing game, the
-    contrast-to-noise ratio, and Dice at the threshold that is best on validation images. Beside
-    each what needs no encoder: `prior`, of the mean region of the validation images, and `ceiling`,
-    of the region itself at the resolution of the maps.
-    Raises UserError for a ViT without local heads, or data without regions.
+    For each phrase, on test images that have the finding and its region: the pointing game, the
+    contrast-to-noise ratio, and Dice at the threshold that is best on validation images. Controls
+    without an encoder stand beside each: `prior`, for the mean region of the validation images, and
+    `ceiling`, for the region itself at the resolution of the maps. Raises UserError for a ViT
+    without local heads, or data without regions.
     """
-    checkpoint.check_run(Path(config.encoder.workdir))  # restored when the data are known
+    run_folder = Path(config.encoder.workdir)
+    checkpoint.check_run(run_folder)  # restored after the data are prepared
     folder = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
     names = shards.describe(folder)["label_names"]
-    if not set(config.phrases) <= set(names):
-        odd = ", ".join(sorted(set(config.phrases) - set(names)))
-        raise UserError(f"config.phrases: {odd}: the data set has the labels {', '.join(names)}")
-    pair = frozen.pretrained_pair(Path(config.encoder.workdir))
+    if unknown := sorted(set(config.phrases) - set(names)):
+        raise UserError(
+            f"config.phrases: {', '.join(unknown)}: the data set has the labels {', '.join(names)}"
+        )
+    pair = frozen.pretrained_pair(run_folder)
     outputs.write_config(workdir, config)
     results, rows = {}, {}
     for label, phrase in config.phrases.items():
-        valid, test = (_found(shards.open_split(folder, s), label, pair) for s in ("valid", "test"))
-        if test is None or valid is None:
-            raise UserError(
-                f"config.phrases: {label}: no image of {folder} has it with a mask or box: leave "
-                "it out"
-            )
-        for found in (valid, test):
-            found.heat = heats(pair, found.pixels, phrase)
-        results |= _figures(label, valid, test)
-        heat = resized(test.heat, pair.crop)
-        shown = list(zip(test.pixels, heat, test.region, strict=True))[: config.shown]
-        rows[phrase] = [overlay(*one) for one in shown]
+        valid, test = (_images(folder, split, label, pair) for split in ("valid", "test"))
+        valid_heat, heat = (
+            frozen.heat_maps(pair, images.pixels, phrase) for images in (valid, test)
+        )
+        results |= _figures(label, valid, valid_heat, test, heat)
+        shown = list(zip(test.pixels, resized(heat, pair.crop), test.region, strict=True))
+        rows[phrase] = [overlay(*image) for image in shown[: config.shown]]
     for figure in ("pointing", "contrast_to_noise", "dice"):
         entries = [results[f"test/{label}/{figure}"] for label in config.phrases]
-        beside = [k for k in ("value", "chance", "prior", "ceiling") if k in entries[0]]
-        known = np.array([[e[k] for k in beside] for e in entries], float)  # None is NaN
-        means = dict(zip(beside, known.mean(axis=0).tolist(), strict=True))
+        fields = [k for k in ("value", "chance", "prior", "ceiling") if k in entries[0]]
+        values = np.array([[e[k] for k in fields] for e in entries], float)  # None is NaN
+        means = dict(zip(fields, values.mean(axis=0).tolist(), strict=True))
         results[f"test/mean/{figure}"] = means | {"n": len(entries)}
     path = workdir / "heat_maps.png"
     with full_disk_is_user_error(path), replaced(path) as temporary:
@@ -80,28 +77,32 @@ CHECKS = (
 )
 
 
-class _Found:
-    """Images with a finding, and where it is: what the encoder sees of both."""
+class _Images(NamedTuple):
+    """Images with a finding: uint8 [n, size, size], its regions bool [n, crop, crop], subjects."""
 
-    def __init__(self, pixels: list[np.ndarray], region: list[np.ndarray], subjects: list[str]):
-        self.pixels, self.region = np.stack(pixels), np.stack(region)
-        self.subjects = np.array(subjects)
-        self.heat: np.ndarray  # [n, s, s], once it is known
+    pixels: np.ndarray
+    region: np.ndarray
+    subjects: np.ndarray
 
 
-def _found(records: shards.Records, label: str, pair: frozen.Pair) -> _Found | None:
+def _images(folder: Path, split: str, label: str, pair: frozen.Pair) -> _Images:
+    """The images of a split with a finding whose region the encoder sees in part."""
+    records = shards.open_split(folder, split)
     column, subjects = list(records.label_names).index(label), records.subjects()
-    kept: tuple[list, list, list] = ([], [], [])
+    images = []
     for row in range(len(records)):
         record = records[row]
         if record["labels"][column] != 1:
             continue
         region = _cropped(_region(record, label), pair)
         if region.any() and not region.all():
-            image = pair.fit(record["image"])
-            for part, value in zip(kept, (image, region, subjects[row]), strict=True):
-                part.append(value)
-    return _Found(*kept) if kept[0] else None
+            images.append((pair.fit(record["image"]), region, subjects[row]))
+    if not images:
+        raise UserError(
+            f"config.phrases: {label}: no image of {folder} has it with a mask or box: leave it out"
+        )
+    pixels, regions, subjects = zip(*images, strict=True)
+    return _Images(np.stack(pixels), np.stack(regions), np.array(subjects))
 
 
 def _region(record: dict[str, Any], label: str) -> np.ndarray:
@@ -119,35 +120,27 @@ def _region(record: dict[str, Any], label: str) -> np.ndarray:
 
 def _cropped(region: np.ndarray, pair: frozen.Pair) -> np.ndarray:
     """The part of a region that the encoder sees, at its scale."""
-    if region.shape != (pair.size, pair.size):
-        region = decode.square(region.astype(np.uint8) * np.uint8(255), pair.size) > 127
+    region = decode.square(region.astype(np.uint8) * np.uint8(255), pair.size) > 127
     low = (pair.size - pair.crop) // 2
     return region[low : low + pair.crop, low : low + pair.crop]
 
 
-def heats(pair: frozen.Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
-    """Heat maps [n, s, s] of one phrase on images, uint8 [n, size, size], in batches of one shape.
-
-    Raises UserError for a phrase without a word.
-    """
-    if not phrase.strip():
-        raise UserError(f"phrase {phrase!r}: give it a word")
-    return frozen.heat_maps(pair, pixels, phrase)
-
-
 def resized(maps: np.ndarray, side: int) -> np.ndarray:
-    """Maps [n, s, s] as [n, side, side], float32, antialiased where that is smaller."""
+    """Maps [n, s, s] as float32 [n, side, side], antialiased where they shrink."""
     return np.asarray(jax.image.resize(maps.astype(np.float32), (len(maps), side, side), "linear"))
 
 
-def _figures(label: str, valid: _Found, test: _Found) -> dict[str, dict[str, Any]]:
-    regions, (size, side) = (valid.region, test.region), (test.region.shape[1], test.heat.shape[1])
-    compared = {
-        "value": [resized(x.heat, size) for x in (valid, test)],
+def _figures(
+    label: str, valid: _Images, valid_heat: np.ndarray, test: _Images, heat: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Entries of results.json for the heat maps of one label, with their controls."""
+    regions, size, side = (valid.region, test.region), test.region.shape[1], heat.shape[1]
+    maps = {
+        "value": [resized(x, size) for x in (valid_heat, heat)],
         "prior": [np.broadcast_to(valid.region.mean(0), x.shape) for x in regions],
         "ceiling": [resized(resized(x, side), size) for x in regions],
     }
-    figures = {kind: _values(maps[0], maps[1], *regions) for kind, maps in compared.items()}
+    figures = {kind: _values(pair[0], pair[1], *regions) for kind, pair in maps.items()}
     results = {}
     for name, values in figures["value"].items():
         entry = estimates.mean(values, test.subjects)
@@ -161,7 +154,7 @@ def _figures(label: str, valid: _Found, test: _Found) -> dict[str, dict[str, Any
 def _values(
     valid_heat: np.ndarray, heat: np.ndarray, valid_region: np.ndarray, region: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The three figures of each test image, [n]."""
+    """The three figures [n] of the test images, by name."""
     grid = np.quantile(valid_heat, np.linspace(0, 1, _THRESHOLDS)[1:-1])
     best = grid[metrics.dice(valid_heat, valid_region, grid).mean(0).argmax()]
     return {
@@ -172,17 +165,17 @@ def _values(
 
 
 def _chance(region: np.ndarray, side: int) -> float:
-    """The pointing game's figure of maps whose hottest of side x side places is drawn at random."""
-    places = np.eye(side * side).reshape(-1, side, side)
+    """The pointing game of random maps, each hottest at one of side x side places."""
+    maps = np.eye(side * side).reshape(-1, side, side)
     hits = [
         metrics.pointing(np.broadcast_to(heat, region.shape), region).mean()
-        for heat in resized(places, region.shape[1])
+        for heat in resized(maps, region.shape[1])
     ]
     return float(np.mean(hits))
 
 
 def sheet(rows: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
-    """Pictures of one size, a row of them over each phrase."""
+    """A page with a row of pictures, all of one size, above each phrase."""
     side, across = next(iter(rows.values()))[0].width, max(map(len, rows.values()))
     width, font = across * (side + _GAP) + _GAP, ImageFont.load_default(11)
     texts = [card.wrapped(phrase, font, width - 2 * _GAP, _LINES) for phrase in rows]
@@ -198,8 +191,10 @@ def sheet(rows: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray, region: np.ndarray | None = None) -> Image.Image:
-    """A radiograph [size, size] under its heat map [crop, crop], red where the heat is, with the
-    outline of a region [crop, crop]."""
+    """A radiograph [size, size] with its heat map [crop, crop] in red and a region's outline.
+
+    region: bool [crop, crop].
+    """
     low = (len(pixels) - len(heat)) // 2
     grey = pixels[low : low + len(heat), low : low + len(heat)].astype(float)
     scaled = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-6)

@@ -21,12 +21,12 @@ from medsyn_jax.models.towers import Embeddings
 from medsyn_jax.models.weights import convert
 from medsyn_jax.objectives import gloria, mgca
 from medsyn_jax.objectives.contrastive import contrastive_loss, normalize
-from medsyn_jax.train import corpus
+from medsyn_jax.train import corpus, frozen
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
 from medsyn_jax.train.retrieval import Evaluation
 from medsyn_jax.train.run import FREE as FREE
-from medsyn_jax.train.run import RULES, Data, Training, open_data, prepare
+from medsyn_jax.train.run import RULES, Data, Training, prepare
 from medsyn_jax.train.state import State
 
 
@@ -110,12 +110,7 @@ def run(config: Any, workdir: Path) -> None:
     meshes.per_process(config.data.batch_size, mesh, config.optim.accumulate)
     data = _data(config, workdir)
     training = Training(config, config, config.data.batch_size, data, workdir, mesh)
-
-    def make_model(rngs: nnx.Rngs) -> nnx.Module:
-        vocab, dtype = data.tokenizer.vocab_size, jnp.dtype(config.dtype)
-        image, text, heads = (config[part].to_dict() for part in ("image", "text", "heads"))
-        return towers.PairEncoder(image, text, heads, vocab, dtype=dtype, rngs=rngs)
-
+    make_model = frozen.pair_maker(config.to_dict(), data.tokenizer)
     structure, params, _ = states.shapes(make_model)
     tx = training.optimizer(params)
     state = states.create(make_model, tx, mesh, meshes.FSDP_RULES, jax.random.key(config.seed))
@@ -257,12 +252,12 @@ def _data(config: Any, workdir: Path) -> Data:
     """Open all sources, and refuse those that train on held-out subjects of the first one."""
     folders, tokenizer = prepare(config, workdir, config.data.tokenizer)
     options = {"random_sentence": config.data.random_sentence, "words": config.heads.local}
-    data = open_data(config.data, folders, tokenizer, ("valid", "test"), **options)
-    named = list(zip(config.data.sources, data.train, strict=True))
-    corpus.check_leaks(named, list(data.held_out.values()))
-    for name, source in named:
+    data = Data(config.data, folders, tokenizer, ("valid", "test"), **options)
+    sources = list(zip(config.data.sources, data.train, strict=True))
+    corpus.check_leaks(sources, list(data.held_out.values()))
+    for name, source in sources:
         corpus.say_losses(f"config.data.sources: {name}", source)
-    if len(named) > 1:
+    if len(sources) > 1:
         log.say(
             "early stopping and figures rest on the valid and test splits of the first source "
             f"alone: {config.data.sources[0]}"

@@ -233,6 +233,6 @@ def restore(
             for flat, x in zip(saved, shapes, strict=True)
         )
     except KeyError as e:
-        what = f"{part} encoder does" if part else "encoders do"
-        raise UserError(f"{workdir}: its {what} not fit its config: {e}") from None
+        encoders = f"{part} encoder does" if part else "encoders do"
+        raise UserError(f"{workdir}: its {encoders} not fit its config: {e}") from None
     return structure, params, stats, step

@@ -1,4 +1,4 @@
-"""Tables of features of whole splits by a frozen encoder: computed once and kept on disk."""
+"""Tables of a frozen encoder's features of whole splits, computed once and kept on disk."""
 
 import hashlib
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from medsyn_jax.train.frozen import Encoder
 
 @dataclass(frozen=True)
 class Table:
-    """What a probe needs of one split, in its order of records."""
+    """Features and labels of the records of one split, in order."""
 
     features: np.ndarray  # float32 [n, f]
     labels: np.ndarray  # int8 [n, l]: 1, 0, -1 uncertain, -2 not mentioned
@@ -27,10 +27,9 @@ class Table:
 
 
 class Images:
-    """The images of one split without their reports, which would need a tokenizer."""
+    """A source of the images of one split, resized to `size`, without their reports."""
 
     def __init__(self, records: shards.Records, size: int):
-        """size: side of the images in pixels; stored images of another size are resized."""
         self.records, self.size = records, size
 
     def __len__(self) -> int:
@@ -38,12 +37,8 @@ class Images:
 
     def take(self, indices: np.ndarray) -> loader.Batch:
         """image uint8 [b, size, size] of the records at `indices`."""
-        pixels = np.empty((len(indices), self.size, self.size), np.uint8)
-        for row, index in enumerate(indices.tolist()):
-            image = shards.value(self.records.features(index), "image")
-            fits = image.shape == (self.size, self.size)
-            pixels[row] = image if fits else decode.square(image, self.size)
-        return {"image": pixels}
+        stored = (shards.value(self.records.features(i), "image") for i in indices.tolist())
+        return {"image": np.stack([decode.square(image, self.size) for image in stored])}
 
 
 def table(
@@ -55,11 +50,11 @@ def table(
     batch_size: int,
     threads: int,
 ) -> Table:
-    """The table of one split: read from `folder`, or computed and written there.
+    """The table of one split, read from `folder`, or computed and written there.
 
-    The file name holds a hash of the encoder's fingerprint (weights, architecture, preparation) and
-    the data set's; a file that cannot be read is computed again. batch_size: images a step over all
-    devices; UserError if the devices do not divide it.
+    The file name holds a hash of the fingerprints of encoder and data set; an unreadable file is
+    computed again. batch_size: images a step over all devices. Raises UserError if the devices do
+    not divide it.
     """
     origin = f"{encoder.fingerprint}/{records.info['fingerprint']}/{records.split}"
     key = hashlib.sha256(origin.encode()).hexdigest()[:12]
@@ -78,13 +73,13 @@ def compute(
     encoder: Encoder, records: shards.Records, mesh: Mesh, batch_size: int, threads: int
 ) -> np.ndarray:
     """Pooled features, float32 [n, f], of all `records` on every process; see `frozen.over`."""
-    source, title = Images(records, encoder.size), f"features: {encoder.name}, {records.split}"
-    settings = (mesh, batch_size, threads, title)
-    return frozen.outputs(encoder, Encoder.pooled, ("image",), source, *settings)
+    title = f"features: {encoder.name}, {records.split}"
+    settings = (Images(records, encoder.size), mesh, batch_size, threads, title)
+    return frozen.outputs(encoder, Encoder.pooled, ("image",), *settings)
 
 
 def labels(records: shards.Records) -> np.ndarray:
-    """int8 [n, l] of all records, in order, as `Table.labels`; no image is decoded."""
+    """`Table.labels`, int8 [n, l], of all records; decodes no image."""
     rows = range(len(records))
     return np.stack([shards.value(records.features(row), "labels") for row in rows])
 
@@ -94,7 +89,7 @@ def _read(path: Path) -> Table | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Table(arrays["features"], arrays["labels"], arrays["subjects"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        return None  # missing or cut short
+        return None  # missing or truncated
 
 
 def _write(path: Path, computed: Table) -> None:
@@ -103,7 +98,7 @@ def _write(path: Path, computed: Table) -> None:
 
 
 def _on_every_process(condition: bool) -> bool:
-    """Whether the condition holds everywhere: processes compute together or not at all."""
+    """Whether the condition holds on every process; all of them compute, or none."""
     if jax.process_count() == 1:
         return condition
     from jax.experimental import multihost_utils

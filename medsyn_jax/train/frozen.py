@@ -1,7 +1,7 @@
-"""Frozen models: the encoders of a pre-training run, read but not trained, and their outputs.
+"""Frozen models: the encoders of a pre-training run, and their outputs for records.
 
-`outputs` maps a method of a frozen model over the records of a source; `over` does the same for any
-function of a batch.
+`outputs` maps a method of a frozen model over the records of a source; `over` maps any function of
+a batch.
 """
 
 import hashlib
@@ -27,14 +27,13 @@ from medsyn_jax.data.images import decode, transforms
 from medsyn_jax.data.loading import loader
 from medsyn_jax.data.text import tokenizers
 from medsyn_jax.models import encoder_configs, resnet, towers
-from medsyn_jax.models.layers import split
 from medsyn_jax.models.weights import convert
 from medsyn_jax.objectives.contrastive import normalize
 from medsyn_jax.train import checkpoint
 from medsyn_jax.train import state as states
 
-Pixels = tuple[tuple[str, Any], ...]  # mean, std, channels of `transforms.normalize`
-_PAIRS = 32  # a step of `scores`
+Pixels = tuple[tuple[str, Any], ...]  # arguments of `transforms.normalize`
+_BATCH = 32  # records a step on one device
 
 
 @partial(
@@ -44,9 +43,9 @@ _PAIRS = 32  # a step of `scores`
 )
 @dataclass(frozen=True)
 class Encoder:
-    """An image encoder with the preparation of images that it expects.
+    """An image encoder with its preparation of images.
 
-    A pytree of its weights, so that `jax.jit(Encoder.pooled)(encoder, images)` takes them as
+    It is a pytree, so that `jax.jit(Encoder.pooled)(encoder, images)` takes the weights as
     arguments; `jax.jit(encoder.pooled)` would compile them in as constants.
     """
 
@@ -56,12 +55,12 @@ class Encoder:
     settings: str  # JSON of the architecture
     structure: Any
     size: int  # side of the stored images in pixels
-    crop: int  # side of their middle that the encoder sees
+    crop: int  # side of the central part that the encoder sees
     pixels: Pixels
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides the features of an image: weights, architecture, preparation."""
+        """Hash of weights, architecture and preparation, which decide the features of an image."""
         preparation = (self.settings, self.size, self.crop, sorted(self.pixels))
         digest = hashlib.sha256(repr(preparation).encode())
         for name, leaf in sorted((tree.named(self.params) | tree.named(self.stats)).items()):
@@ -86,32 +85,29 @@ class Encoder:
 )
 @dataclass(frozen=True)
 class Pair:
-    """Image and text encoder with their heads, and the preparation that they expect.
-
-    A pytree of its weights, as `Encoder`.
-    """
+    """Image and text encoder with their heads and preparation; a pytree, as `Encoder`."""
 
     params: Any
     stats: Any
     structure: Any
     tokenizer: tokenizers.Tokenizer
-    tokens: int  # of a text
-    sections: tuple[str, ...]  # of a report that make up its text
+    tokens: int  # length of a text
+    sections: tuple[str, ...]  # of a report, whose text is read
     size: int  # side of the stored images in pixels
-    crop: int  # side of their middle that the encoder sees
+    crop: int  # side of the central part that the encoder sees
     pixels: Pixels
 
     def fit(self, image: np.ndarray) -> np.ndarray:
-        """A radiograph, uint8 [h, w], as the run's data would hold it: [size, size]."""
-        return image if image.shape == (self.size,) * 2 else decode.square(image, self.size)
+        """A radiograph, uint8 [h, w], as the run's data hold it: [size, size]."""
+        return decode.square(image, self.size)
 
     def embed(
         self, images: UInt8[Array, "b h w"], ids: Int[Array, "b t"], mask: Bool[Array, "b t"]
     ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
         """(image, text) embeddings of unit norm, fp32, in evaluation mode.
 
-        images: of `size`; ids, mask: from `tokenizer.encode(texts, tokens)`. The alignment score of
-        a pair is the product of its two embeddings.
+        images: of `size`. ids, mask: of `tokenizer.encode(texts, tokens)`. The alignment score of
+        a pair is the inner product of its embeddings.
         """
         model = nnx.merge(self.structure, self.params, self.stats, copy=True)
         e = model(_prepared(self, images), ids, mask, train=False)
@@ -124,18 +120,18 @@ class Pair:
         mask: Bool[Array, "b t"],
         words: Int[Array, "b t"],
     ) -> Float[Array, "b s s"]:
-        """How well each of s x s places of the `crop` that the encoder sees fits a phrase, fp32.
+        """Heat maps: how well each of s x s places of the `crop` fits a phrase, fp32.
 
         With local heads: the mean over the words of their cosine with the regions. Without, for a
         ResNet: Grad-CAM (arXiv 1610.02391, equations 1 and 2) of the alignment score at layer 3.
 
-        ids, mask, words: from `tokenizer.encode_words(phrases, tokens)`. Raises UserError for a
-        pair with a ViT and without local heads.
+        ids, mask, words: of `tokenizer.encode_words(phrases, tokens)`. Raises UserError for a ViT
+        without local heads.
         """
         model = nnx.merge(self.structure, self.params, self.stats, copy=True)
-        seen = _prepared(self, images)
-        e = model(seen, ids, mask, words, train=False)
-        return _grad_cam(model, seen, e.text) if e.local is None else _by_words(e.local)
+        prepared = _prepared(self, images)
+        e = model(prepared, ids, mask, words, train=False)
+        return _grad_cam(model, prepared, e.text) if e.local is None else _by_words(e.local)
 
 
 def _prepared(model: Encoder | Pair, images: UInt8[Array, "b h w"]) -> Float[Array, "b s s c"]:
@@ -145,22 +141,21 @@ def _prepared(model: Encoder | Pair, images: UInt8[Array, "b h w"]) -> Float[Arr
 def _by_words(local: towers.Local) -> Float[Array, "b s s"]:
     places = jnp.arange(local.words.shape[1])[None]
     real = (places > 0) & (places <= local.word_count[:, None])
-    cosines = jnp.einsum(
-        "brd,bwd->brw", jax.vmap(normalize)(local.regions), jax.vmap(normalize)(local.words)
-    )
+    regions, words = jax.vmap(normalize)(local.regions), jax.vmap(normalize)(local.words)
+    cosines = jnp.einsum("brd,bwd->brw", regions, words)
     count = jnp.maximum(real.sum(-1), 1).astype(jnp.float32)
-    fits = jnp.where(real[:, None], cosines, 0.0).sum(-1) / count[:, None]
-    side = round(fits.shape[1] ** 0.5)
-    return fits.reshape(-1, side, side)
+    heat = jnp.where(real[:, None], cosines, 0.0).sum(-1) / count[:, None]
+    side = round(heat.shape[1] ** 0.5)
+    return heat.reshape(-1, side, side)
 
 
-def _grad_cam(model: Any, seen: Array, text: Array) -> Float[Array, "b s s"]:
+def _grad_cam(model: Any, images: Array, text: Array) -> Float[Array, "b s s"]:
     if not isinstance(model.image, resnet.ResNet):
         raise UserError(
-            "heat maps: the encoder was pre-trained without regions, and its ViT has no layer 3: "
-            "use GLoRIA's or MGCA's"
+            "heat maps: the encoder is a ViT, without a layer 3, and was pre-trained without "
+            "regions: use an encoder of GLoRIA or MGCA"
         )
-    layer3 = model.image(seen, False).layer3
+    layer3 = model.image(images, False).layer3
 
     def score(layer3: Array) -> Array:
         image = model.image_head(model.image.after_layer3(layer3), False)
@@ -181,20 +176,20 @@ def pretrained(workdir: Path) -> Encoder:
 
 
 def untrained(workdir: Path, seed: int) -> Encoder:
-    """The same architecture at its random initialization: what pre-training has to beat."""
+    """The image encoder of a run at a random initialization, the baseline of pre-training."""
     config = checkpoint.read_config(workdir)
     make = _image_maker(config)
     with checkpoint.rebuilding(workdir):
         structure, *_ = states.shapes(make)
-    params, stats = jax.jit(lambda key: split(make(nnx.Rngs(key)))[1:])(jax.random.key(seed))
+    params, stats = states.random(make, jax.random.key(seed))
     return _encoder("random", workdir, config, structure, params, stats)
 
 
 def imported(workdir: Path, path: str, layout: str, mean: float, std: float) -> Encoder:
-    """The same architecture with the weights of a file, say of ImageNet.
+    """The image encoder of a run with the weights of a file, such as ImageNet's.
 
-    mean, std: of the grey value in [0, 1], as that file's network expects. Raises UserError if the
-    file does not fit the architecture, or its folder contradicts it (`encoder_configs.agreed`).
+    mean, std: of grey values in [0, 1], as the file's network expects. Raises UserError if the file
+    does not fit the architecture, or its folder contradicts it (`encoder_configs.agreed`).
     """
     config, pixels = dict(checkpoint.read_config(workdir)), {"mean": mean, "std": std}
     flags = {"part": "config.image", "pixels": "config.encoder"}
@@ -213,13 +208,12 @@ def _image_maker(config: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Module]:
 def _encoder(
     name: str, workdir: Path, config: Mapping[str, Any], structure: Any, params: Any, stats: Any
 ) -> Encoder:
-    image = config["image"]
-    settings = json.dumps([image, config["dtype"]], sort_keys=True)
+    settings = json.dumps([config["image"], config["dtype"]], sort_keys=True)
     return Encoder(params, stats, name, settings, structure, *_preparation(workdir, config))
 
 
 def _preparation(workdir: Path, config: Mapping[str, Any]) -> tuple[int, int, Pixels]:
-    """Size, crop and pixels of `Encoder` and `Pair`."""
+    """Fields size, crop and pixels of an `Encoder` or `Pair`."""
     with checkpoint.rebuilding(workdir):
         pixels = tuple((k, config["image"][k]) for k in transforms.PIXELS)
         return config["data"]["size"], config["augment"]["size"], pixels
@@ -237,18 +231,25 @@ def pretrained_pair(workdir: Path) -> Pair:
         tokens, sections = data["tokens"], tuple(data["sections"])
         folder = Path(data["tokenizer"] or workdir / "tokenizer")
     tokenizer = tokenizers.load(folder)
+    structure, params, stats, _ = checkpoint.restore(workdir, pair_maker(config, tokenizer))
+    return Pair(params, stats, structure, tokenizer, tokens, sections, *preparation)
 
-    def make(rngs: nnx.Rngs) -> nnx.Module:
+
+def pair_maker(
+    config: Mapping[str, Any], tokenizer: tokenizers.Tokenizer
+) -> Callable[[nnx.Rngs], towers.PairEncoder]:
+    """Builds the pair of encoders that the config of a pre-training run describes."""
+
+    def make(rngs: nnx.Rngs) -> towers.PairEncoder:
         image, text, heads = (config[part] for part in ("image", "text", "heads"))
         vocab, dtype = tokenizer.vocab_size, jnp.dtype(config["dtype"])
         return towers.PairEncoder(image, text, heads, vocab, dtype=dtype, rngs=rngs)
 
-    structure, params, stats, _ = checkpoint.restore(workdir, make)
-    return Pair(params, stats, structure, tokenizer, tokens, sections, *preparation)
+    return make
 
 
 class Arrays:
-    """Arrays in memory as a source of batches: axis 0 counts the records."""
+    """A source of batches from arrays in memory, whose axis 0 counts the records."""
 
     def __init__(self, **arrays: np.ndarray):
         self.arrays = arrays
@@ -272,16 +273,15 @@ def over(
     """The outputs of `fn` for every record of a source, in order.
 
     Args:
-        fn: from a batch, sharded over `mesh`, to a tree of arrays [b, ...] that are whole on every
-            device.
-        source: what to read.
+        fn: maps a batch, sharded over `mesh`, to a tree of arrays [b, ...], replicated.
+        source: of the records.
         mesh: of all processes, or of devices of this process alone.
         batch_size: records a step over all devices of the mesh.
-        threads: that read the source.
-        title: of a progress bar on a terminal; none without a title.
+        threads: number of threads that read the source.
+        title: of a progress bar on a terminal; "" for none.
 
     Returns:
-        The tree in NumPy on every process of the mesh, axis 0 as long as the source.
+        The tree in NumPy on every process of the mesh, with axis 0 as long as the source.
 
     Raises:
         UserError: if the devices do not divide the batch.
@@ -290,13 +290,13 @@ def over(
     this, count = processes.index(jax.process_index()), len(processes)
     batches = loader.eval_loader(source, local, this, count, threads)
     quiet = not title or jax.process_index() > 0 or not log.console.is_terminal
-    rows, waiting = [], None
+    parts, pending = [], None
     for batch in track(batches, title, len(batches), console=log.console, disable=quiet):
-        done, waiting = waiting, fn(meshes.to_devices(mesh, batch))
-        if done is not None:  # fetched while the devices work on the next batch
-            rows.append(jax.device_get(done))
-    rows.append(jax.device_get(waiting))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(source)], *rows)
+        previous, pending = pending, fn(meshes.to_devices(mesh, batch))
+        if previous is not None:  # fetched while the devices compute the next batch
+            parts.append(jax.device_get(previous))
+    parts.append(jax.device_get(pending))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(source)], *parts)
 
 
 def outputs(
@@ -313,24 +313,21 @@ def outputs(
 
     method: such as `Encoder.pooled`. inputs: the fields of a batch that are its arguments.
     """
-    fn = _compiled(method, mesh, len(inputs))
+    compiled = _compiled(method, mesh, len(inputs))
     weights = jax.device_get((model.params, model.stats))
     params, stats = jax.device_put(weights, meshes.replicated(mesh))
     placed = replace(model, params=params, stats=stats)
-    return over(
-        lambda batch: fn(placed, *(batch[name] for name in inputs)),
-        source,
-        mesh,
-        batch_size,
-        threads,
-        title,
-    )
+
+    def fn(batch: dict[str, jax.Array]) -> Any:
+        return compiled(placed, *(batch[name] for name in inputs))
+
+    return over(fn, source, mesh, batch_size, threads, title)
 
 
 @lru_cache
 def _compiled(method: Callable, mesh: Mesh, inputs: int) -> Callable:
-    everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
-    return jax.jit(method, in_shardings=(everywhere, *[rows] * inputs), out_shardings=everywhere)
+    whole, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+    return jax.jit(method, in_shardings=(whole, *[rows] * inputs), out_shardings=whole)
 
 
 def embeddings(
@@ -347,17 +344,22 @@ def _one_device() -> Mesh:
 def scores(pair: Pair, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
     """Alignment scores [n] of images, uint8 [h, w] each, with their texts.
 
-    In batches of one shape on one device, so that a score does not depend on the other pairs.
+    On one device, in batches of one shape, so that no score depends on the other pairs.
     """
     ids, mask = pair.tokenizer.encode(texts, pair.tokens)
     source = Arrays(image=np.stack([pair.fit(x) for x in pixels]), ids=ids, mask=mask)
-    image, text = embeddings(pair, source, _one_device(), _PAIRS, 0)
+    image, text = embeddings(pair, source, _one_device(), _BATCH, 0)
     return np.einsum("nd,nd->n", image, text)
 
 
 def heat_maps(pair: Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
-    """Heat maps [n, s, s] of one phrase on images, uint8 [n, size, size]; see `Pair.heat`."""
-    tokens = pair.tokenizer.encode_words([phrase] * len(pixels), pair.tokens)
-    source = Arrays(image=pixels, **dict(zip(("ids", "mask", "words"), tokens, strict=True)))
+    """Heat maps [n, s, s] of one phrase on images, uint8 [n, size, size]; see `Pair.heat`.
+
+    Raises UserError for a phrase without a word.
+    """
+    if not phrase.strip():
+        raise UserError(f"phrase {phrase!r}: give it a word")
     inputs = ("image", "ids", "mask", "words")
-    return outputs(pair, Pair.heat, inputs, source, _one_device(), _PAIRS)
+    tokens = pair.tokenizer.encode_words([phrase] * len(pixels), pair.tokens)
+    source = Arrays(**dict(zip(inputs, (pixels, *tokens), strict=True)))
+    return outputs(pair, Pair.heat, inputs, source, _one_device(), _BATCH)

@@ -20,9 +20,13 @@ from medsyn_jax.core.estimates import Figure
 from medsyn_jax.objectives import classify
 
 Kind = Literal["multilabel", "multiclass"]
-RULES = (
+RULES = (  # of tasks that compute features and fit probes to them
     checks.numbers("above 0", "probe", "learning_rate batch_size epochs patience"),
     checks.numbers("from 0", "probe", "weight_decay"),
+    checks.numbers("above 0", "data", "batch_size"),
+    checks.numbers("above 0", "", "seeds"),
+    checks.numbers("from 0", "", "seed"),
+    checks.numbers("from 0", "data", "threads"),
 )
 
 
@@ -161,12 +165,11 @@ def fit(
             step = partial(_step, tx, settings.kind, features, labels, shift, scale)
             (layer, opt), _ = jax.lax.scan(step, (loop.layer, loop.opt), rows)
             valid_logits = _apply(_fold(layer, shift, scale), valid_features)
-            now = score(valid_logits, valid_labels, settings.kind)
-            better = now > loop.score  # false for NaN
-            best = jax.tree.map(lambda a, b: jnp.where(better, a, b), layer, loop.best)
-            count = loop.epoch + 1
-            best_epoch = jnp.where(better, count, loop.best_epoch)
-            return _Loop(layer, opt, best, jnp.where(better, now, loop.score), best_epoch, count)
+            new = score(valid_logits, valid_labels, settings.kind)
+            better, count = new > loop.score, loop.epoch + 1  # NaN is never better
+            kept = (loop.best, loop.score, loop.best_epoch)
+            kept = jax.tree.map(partial(jnp.where, better), (layer, new, count), kept)
+            return _Loop(layer, opt, kept[0], kept[1], kept[2], count)
 
         end = jax.lax.while_loop(going, epoch, loop)
         kernel, bias = _fold(end.best, shift, scale)

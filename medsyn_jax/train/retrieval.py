@@ -21,10 +21,10 @@ class Evaluation:
     """Figures of a state on a split.
 
     Attributes:
-        config: of the run; its `loss`, `heads.local`, `data.batch_size` and `data.threads` count.
-        embed: (params, stats, batch) -> Embeddings of unit norm, whole on every device.
+        config: of the run; `loss`, `heads.local`, `data.batch_size` and `data.threads` count.
+        embed: (params, stats, batch) -> Embeddings of unit norm, replicated.
         loss: (embeddings, None, **config.loss) -> (loss, metrics).
-        similarity: (embeddings, config.loss) -> [n, n], by regions and words; None without them.
+        similarity: (embeddings, config.loss) -> [n, n] by regions and words, or None.
         mesh: the devices.
     """
 
@@ -35,7 +35,7 @@ class Evaluation:
     mesh: Mesh
 
     def embeddings(self, state: State, source: loader.Source) -> Embeddings:
-        """NumPy embeddings of all records in order, on every process; `prototypes` of the state."""
+        """NumPy embeddings of all records on every process, with the prototypes of the state."""
         settings = self.config.data
         embeddings = frozen.over(
             lambda batch: self.embed(state["params"], state["stats"], batch),
@@ -49,12 +49,11 @@ class Evaluation:
     def validate(self, state: State, source: loader.Source) -> Mapping[str, float]:
         """Validation loss and recall@1 in both directions.
 
-        The loss is that of the whole split at once, or, for a loss of regions and words, the mean
-        over its batches.
+        The loss is of the whole split at once; with regions and words, the mean over batches.
         """
         c, e = self.config, self.embeddings(state, source)
         count, size = len(e.image), c.data.batch_size if c.heads.local else len(e.image)
-        starts = range(0, max(count - size, 0) + 1, size)  # only whole batches, if there is one
+        starts = range(0, max(count - size, 0) + 1, size)  # whole batches, or all
         losses = [self.loss(_rows(e, slice(i, i + size)), None, **c.loss)[0] for i in starts]
         scores = np.asarray(e.image) @ np.asarray(e.text).T
         figures = metrics.retrieval(scores, np.array(source.texts()), ks=(1,), resamples=1)
@@ -64,14 +63,16 @@ class Evaluation:
         }
 
     def retrieval(self, state: State, source: loader.Source) -> dict[str, dict[str, Any]]:
-        """Retrieval by whole images and reports; where the method has a similarity of regions and
-        words, also by that ("local/") and by the mean of both, each standardized over the images
-        ("mixed/")."""
+        """Figures of retrieval by whole images and reports.
+
+        With a similarity of regions and words also by this ("local/"), and by the mean of both,
+        each standardized over the images ("mixed/").
+        """
         e, c = self.embeddings(state, source), self.config
         texts, subjects = np.array(source.texts()), np.array(source.subjects())
         scores = {"": np.asarray(e.image) @ np.asarray(e.text).T}
         if self.similarity is not None:
-            size = c.data.batch_size  # not all regions at once: MIMIC-CXR's test split has 6 GB
+            size = c.data.batch_size  # all regions of MIMIC-CXR's test split take 6 GB
             parts = (_with_regions(e, slice(i, i + size)) for i in range(0, len(texts), size))
             scores["local/"] = np.concatenate([self.similarity(part, c.loss) for part in parts])
             both = [(x - x.mean(0)) / np.maximum(x.std(0), 1e-12) for x in scores.values()]
@@ -84,12 +85,12 @@ class Evaluation:
 
 
 def _rows(e: Embeddings, rows: slice) -> Embeddings:
-    """Some of the records, on the device."""
-    some = jax.tree.map(lambda x: jnp.asarray(x[rows]), e._replace(prototypes=None))
-    return some._replace(prototypes=e.prototypes)
+    """Embeddings of some of the records, on the device."""
+    chosen = jax.tree.map(lambda x: jnp.asarray(x[rows]), e._replace(prototypes=None))
+    return chosen._replace(prototypes=e.prototypes)
 
 
 def _with_regions(e: Embeddings, rows: slice) -> Embeddings:
-    """The regions of some of the images, and all words."""
+    """Embeddings with the regions of some images and all words."""
     assert e.local is not None
     return e._replace(local=e.local._replace(regions=e.local.regions[rows]))

@@ -1,7 +1,8 @@
 """A training run: from the sections of a config to the best state.
 
-Every training task is assembled here. `prepare` and `open_data` open the sources; `Training.fit`
-trains a placed state, and `fit_averaged` parameters, with an exponential moving average of them.
+Every training task is assembled here: `prepare` makes the shards, `Data` opens them,
+`Training.fit` trains a placed state, and `fit_averaged` trains parameters, with an exponential
+moving average of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +51,7 @@ def _check_weights(config: Any) -> None:
     loader.check_weights(config.data.weights, len(config.data.sources))
 
 
-# Checks of the sections that `prepare`, `open_data` and `Training` read.
+# Checks of the sections that `prepare`, `Data` and `Training` read.
 RULES = (
     checks.choice("dtype", checks.DTYPES),
     checks.numbers("above 0", "data", "batch_size size tokens vocab_size"),
@@ -63,7 +64,6 @@ RULES = (
 )
 
 
-@dataclass(frozen=True)
 class Data:
     """The sources of a run as model inputs.
 
@@ -73,9 +73,24 @@ class Data:
         held_out: splits of the first source that are never trained on, by name.
     """
 
-    tokenizer: tokenizers.Tokenizer
-    train: list[loader.Source]
-    held_out: dict[str, loader.Source]
+    def __init__(
+        self,
+        settings: Any,
+        folders: Sequence[Path],
+        tokenizer: tokenizers.Tokenizer,
+        held_out: Sequence[str],
+        **options: bool,
+    ):
+        """settings: section `data` of a config. folders: of shards. options: of `loader.Source`.
+        Raises UserError for a split without records."""
+        self.tokenizer = tokenizer
+        texts = (settings.sections, tokenizer, settings.tokens)
+
+        def source(folder: Path, split: str) -> loader.Source:
+            return loader.Source(folder, split, *texts, settings.size, **options)
+
+        self.train = [source(folder, "train") for folder in folders]
+        self.held_out = {split: source(folders[0], split) for split in held_out}
 
 
 def prepare(
@@ -93,27 +108,6 @@ def prepare(
     words = (settings.sections, settings.vocab_size, settings.tokens)
     folder = tokenizer or corpus.tokenizer(workdir / "tokenizer", folders, *words)
     return folders, tokenizers.load(folder)
-
-
-def open_data(
-    settings: Any,
-    folders: Sequence[Path],
-    tokenizer: tokenizers.Tokenizer,
-    held_out: Sequence[str],
-    **options: bool,
-) -> Data:
-    """Open folders of shards, of the first also the splits `held_out`.
-
-    settings: section `data` of a config. options: of `loader.Source`. Raises UserError for a split
-    without records.
-    """
-    texts = (settings.sections, tokenizer, settings.tokens)
-
-    def source(folder: Path, split: str) -> loader.Source:
-        return loader.Source(folder, split, *texts, settings.size, **options)
-
-    train = [source(folder, "train") for folder in folders]
-    return Data(tokenizer, train, {split: source(folders[0], split) for split in held_out})
 
 
 @dataclass(frozen=True)

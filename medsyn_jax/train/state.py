@@ -1,6 +1,7 @@
 """The training state: {"step", "params", "stats", "opt"} as plain trees, sharded over the mesh."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,11 @@ def shapes(make_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, Any, Any]
     return split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
 
 
+def random(make_model: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> tuple[Any, Any]:
+    """(params, stats) of a random initialization, on one device."""
+    return jax.jit(lambda key: split(make_model(nnx.Rngs(key)))[1:])(key)
+
+
 def create(
     make_model: Callable[[nnx.Rngs], nnx.Module],
     tx: optax.GradientTransformation,
@@ -33,7 +39,7 @@ def create(
 
     def make(key: jax.Array) -> State:
         _, params, stats = split(make_model(nnx.Rngs(key)))
-        return _initial(params, stats, tx)
+        return _initial(tx, params, stats)
 
     placed = meshes.shardings(mesh, jax.eval_shape(make, key), rules)
     return jax.jit(make, out_shardings=placed)(key)
@@ -46,18 +52,15 @@ def place(
 
     params, stats: NumPy, the same on every process.
     """
-
-    def make(params: Any, stats: Any) -> State:
-        return _initial(params, stats, tx)
-
-    given = tuple(
+    make = partial(_initial, tx)
+    arrays = tuple(
         jax.tree.map(_put, part, meshes.shardings(mesh, part, rules)) for part in (params, stats)
     )
-    placed = meshes.shardings(mesh, jax.eval_shape(make, *given), rules)
-    return jax.jit(make, out_shardings=placed)(*given)
+    placed = meshes.shardings(mesh, jax.eval_shape(make, *arrays), rules)
+    return jax.jit(make, out_shardings=placed)(*arrays)
 
 
-def _initial(params: Any, stats: Any, tx: optax.GradientTransformation) -> State:
+def _initial(tx: optax.GradientTransformation, params: Any, stats: Any) -> State:
     step = jnp.zeros((), jnp.int32)
     return {"step": step, "params": params, "stats": stats, "opt": tx.init(params)}
 

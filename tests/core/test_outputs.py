@@ -108,7 +108,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     outputs.write_json(path, {"value": 1})
 
-    def full(self, text):
+    def full(self, text, encoding):
         self.open("w").close()
         raise OSError(errno.ENOSPC, "No space left on device")
 

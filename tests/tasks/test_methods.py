@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from medsyn_jax.tasks import pretrain
 from medsyn_jax.train import frozen
 from medsyn_jax.train import state as states
 from medsyn_jax.train.checkpoint import Checkpoints
-from medsyn_jax.train.run import Data, Training
+from medsyn_jax.train.run import Training
 from scripts import heat_maps
 from tests.train import toy
 
@@ -180,10 +181,10 @@ def test_a_run_finds_reports_by_what_its_method_compares(runs, method, kinds):
 
 def test_prototypes_are_held_in_the_first_epoch():
     params = {"prototypes": jnp.eye(3), "image": {"kernel": jnp.ones((2, 2))}}
-    records = [None] * 24
     config = copy.deepcopy(CONFIGS["mgca"])
     config.train.epochs = 3
-    training = Training(config, config, 8, Data(None, [records], {}), Path(), meshes.make_mesh())
+    data = SimpleNamespace(train=[[None] * 24])
+    training = Training(config, config, 8, data, Path(), meshes.make_mesh())
     tx = training.optimizer(params)
     state, moved = tx.init(params), []
     for _ in range(5):
@@ -240,12 +241,11 @@ def test_grounding_is_compared_with_the_usual_place_and_with_a_perfect_map():
     region = np.zeros((8, 16, 16), bool)
     region[::2, 4:8, 4:8] = True
     region[1::2, 4:8, 8:12] = True
-    valid, test = (task._Found(list(region), list(region), list("abcdefgh")) for _ in range(2))
+    images = task._Images(region, region, np.array(list("abcdefgh")))
     figures = {}
     for side in (16, 4):
-        for found in (valid, test):
-            found.heat = task.resized(region, side)
-        figures[side] = task._figures("Nodule", valid, test)
+        heat = task.resized(region, side)
+        figures[side] = task._figures("Nodule", images, heat, images, heat)
     full, coarse = (figures[side]["test/Nodule/dice"] for side in (16, 4))
     assert full["ceiling"] == full["value"] == 1
     assert 0.5 < coarse["ceiling"] == coarse["value"] < 1
@@ -312,7 +312,7 @@ def test_grad_cam_weighs_the_channels_of_layer_3_by_what_they_do_to_the_score():
             r"config\.heads: local False.* gloria needs local heads",
         ),
         ("gloria", {"heads.width": 8}, r"config\.heads\.text: without a head for the text"),
-        ("gloria", {"text.summed": 2}, r"config\.text\.summed: 2 of config\.text\.layers 1"),
+        ("gloria", {"text.summed": 2}, r"text\.summed: 2 is more than config\.text\.layers 1"),
         ("gloria", {"loss.tau1": 400.0}, r"config\.loss\.tau1: 400\.0: give a number up to 150"),
         ("gloria", {"image.upsample": -5}, r"config\.image\.upsample: -5: give a number of 0 or"),
         ("mgca", {"heads.hidden": 0}, r"config\.heads\.hidden: 0: give a number above 0"),

@@ -187,7 +187,7 @@ def test_a_checkpoint_with_the_pooler_of_earlier_versions(tmp_path):
     def make(rngs):
         return towers.text_encoder(toy.TEXT | {"pooler": True}, 20, jax.numpy.float32, rngs)
 
-    assert_same(checkpoint.restore_part(tmp_path, make, "text")[1], state["params"]["text"])
+    assert_same(checkpoint.restore(tmp_path, make, "text")[1], state["params"]["text"])
     batch = meshes.to_devices(toy.one_device_mesh(), toy.batch_of(0))
     moved, _ = step(checkpoints.restore(0, state), batch, KEY)
     assert int(moved["step"]) == 1
