@@ -57,7 +57,7 @@ def interval95(draws: np.ndarray) -> list[float] | None:
     return np.percentile(defined, [2.5, 97.5]).tolist()
 
 
-def estimate(value: float | np.floating, n: int, draws: np.ndarray) -> Estimate:
+def estimate(value: float | np.floating, n: int | np.integer, draws: np.ndarray) -> Estimate:
     """An entry from a value, the records it rests on and its bootstrap draws [r]."""
     entry = {"value": _number(value), "n": int(n)}
     interval = interval95(draws)

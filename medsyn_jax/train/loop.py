@@ -2,11 +2,11 @@
 
 import math
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from medsyn_jax.train.state import State
 SCORE = "valid/loss"  # the metric that selects the best checkpoint (lowest wins)
 
 
+@runtime_checkable
 class Batches(Protocol):
     """An endless iterator of host batches whose position can be saved and restored."""
 
@@ -84,7 +85,7 @@ class Pending:
     """Metrics of a step, perhaps still being computed, and the indices of its records."""
 
     step: int
-    metrics: Mapping[str, jax.Array]
+    metrics: Mapping[str, Any]  # scalars
     records: np.ndarray
 
 
@@ -160,7 +161,7 @@ class _Loading:
     def __init__(self) -> None:
         self._steps, self._waited, self._since, self._said = 0, 0.0, monotonic(), False
 
-    def next(self, batches: Batches, pending: Pending | None) -> dict[str, np.ndarray]:
+    def next(self, batches: Batches | Iterator, pending: Pending | None) -> dict[str, np.ndarray]:
         """The next batch, loaded while the device computes the pending step."""
         before, batch, now = monotonic(), next(batches), monotonic()
         loss: Any = pending and pending.metrics["loss"]

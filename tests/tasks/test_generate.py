@@ -2,7 +2,7 @@ import json
 import resource
 import shutil
 import warnings
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,8 +14,9 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.loading import loader
 from medsyn_jax.data.store import card, schema, shards
 from medsyn_jax.data.text import tokenizers
-from medsyn_jax.diffusion.generator import NotFinite, Sampling
+from medsyn_jax.diffusion.generator import Generator, NotFinite, Sampling
 from medsyn_jax.tasks import generate
+from medsyn_jax.train import frozen
 from scripts import random_pipeline
 
 SIDE = 16
@@ -29,10 +30,13 @@ def folder(tmp_path_factory):
     return made
 
 
-class Drawn:
+class Drawn(Generator):
     """Stands for a generator: what it draws depends on the record's index and prompt alone."""
 
     batch, sampling, side, lost, drawn = 4, Sampling("ddim", 4), SIDE, None, 0
+
+    def __init__(self):
+        pass
 
     def encode(self, prompts):
         assert len(set(prompts)) == len(prompts)
@@ -214,7 +218,7 @@ def test_images_that_do_not_fit_are_made_anew_and_a_lost_attempt_is_named(
 ):
     """An image fits if its first pixel is bright; at later attempts all are."""
     config = configured(folder, table)
-    judge = generate.Filter(SimpleNamespace(sections=("impression",)), 0.5, 2)
+    judge = generate.Filter(Mock(frozen.Pair, sections=("impression",)), 0.5, 2)
     monkeypatch.setattr(generate, "_filter", lambda config, workdir: judge)
     monkeypatch.setattr(
         generate.frozen, "scores", lambda pair, made, texts: np.array([x[0, 0] / 255 for x in made])

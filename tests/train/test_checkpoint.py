@@ -1,3 +1,4 @@
+import functools
 import gc
 import json
 import resource
@@ -27,8 +28,19 @@ def _shard_small_leaves(monkeypatch):
     monkeypatch.setattr(meshes, "_MIN_SHARDED", 1)
 
 
+@functools.cache
+def compiled_step(mesh):
+    """One program for all tests of this module: a step takes longer to compile than to run."""
+    return toy.setup(mesh)[1]
+
+
+def setup(mesh):
+    """(new state, jitted step) on `mesh`."""
+    return toy.start(mesh), compiled_step(mesh)
+
+
 def trained(mesh, steps=2):
-    state, step = toy.setup(mesh)
+    state, step = setup(mesh)
     for i in range(steps):
         state, _ = step(state, meshes.to_devices(mesh, toy.batch_of(i)), KEY)
     return state, step
@@ -53,7 +65,7 @@ def test_a_checkpoint_restores_on_other_devices(tmp_path, way):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state, {"batches": {"position": 2}})
     checkpoints.wait()
-    fresh, step = toy.setup(target)
+    fresh, step = setup(target)
     restored = checkpoints.restore(2, fresh)
     assert_same(state, restored)
     assert {d for x in jax.tree.leaves(restored) for d in x.devices()} == set(target.devices.flat)
@@ -70,12 +82,12 @@ def test_saving_in_the_background_is_not_disturbed_by_the_next_steps(tmp_path):
     for i in range(3):  # these reuse the donated buffers of the state being written
         state, _ = step(state, meshes.to_devices(mesh, toy.batch_of(i)), KEY)
     checkpoints.wait()
-    assert_same(checkpoints.restore(2, toy.setup(mesh)[0]), copy)
+    assert_same(checkpoints.restore(2, setup(mesh)[0]), copy)
 
 
 def test_the_best_and_the_latest_are_kept(tmp_path):
     mesh = toy.one_device_mesh()
-    state, step = toy.setup(mesh)
+    state, step = setup(mesh)
     checkpoints = Checkpoints(tmp_path)
     for i, score in enumerate([3.0, 1.0, None, 2.0, None]):
         state, _ = step(state, meshes.to_devices(mesh, toy.batch_of(i)), KEY)
@@ -143,7 +155,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(tmp_path):
         signal.signal(signal.SIGXFSZ, old)
     again = Checkpoints(tmp_path)
     assert again.latest() == 2
-    assert_same(again.restore(2, toy.setup(toy.one_device_mesh())[0]), first)
+    assert_same(again.restore(2, setup(toy.one_device_mesh())[0]), first)
     del checkpoints  # what it left undone is to be complained of here, not in a later test
     gc.collect()
 
@@ -172,7 +184,7 @@ def test_one_encoder_out_of_a_run(tmp_path, monkeypatch):
 
 def test_a_checkpoint_with_the_pooler_of_earlier_versions(tmp_path):
     """Training goes on and encoders are read without these weights, which nothing ever read."""
-    state, step = toy.setup(toy.one_device_mesh())
+    state, step = setup(toy.one_device_mesh())
     pooler = {"kernel": np.ones((16, 16), np.float32), "bias": np.ones(16, np.float32)}
     params = state["params"] | {"text": state["params"]["text"] | {"pooler": pooler}}
     old = state | {"params": params, "opt": toy.make_tx(params, 1e-3).init(params)}

@@ -67,6 +67,9 @@ class Batches:
     def set_state(self, state):
         self.position = state["position"]
 
+    def close(self):
+        pass
+
 
 @functools.cache
 def initial() -> states.State:
@@ -84,14 +87,18 @@ def make_tx(params, lr):
 def setup(mesh, accumulate: int = 1, lr: float = 1e-3, change=lambda params: params):
     """(state, jitted step) on `mesh`, with the initial parameters changed so."""
     structure, params, _ = states.shapes(make_model)
-    tx = make_tx(params, lr)
-    start = initial() | {"params": change(initial()["params"])}
-    placed = meshes.shardings(mesh, start, RULES)
-    state = jax.tree.map(
-        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]), start, placed
-    )
-    step = steps.make_step(loss_fn_of(structure), tx, accumulate)
+    state = start(mesh, change)
+    step = steps.make_step(loss_fn_of(structure), make_tx(params, lr), accumulate)
     return state, steps.compile_step(step, state, mesh)
+
+
+def start(mesh, change=lambda params: params) -> states.State:
+    """The state on `mesh` before the first step, with the initial parameters changed so."""
+    state = initial() | {"params": change(initial()["params"])}
+    placed = meshes.shardings(mesh, state, RULES)
+    return jax.tree.map(
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]), state, placed
+    )
 
 
 def nudged(params):

@@ -181,7 +181,7 @@ def _resize(image: Grey, height: int, width: int) -> Grey:
     return np.asarray(Image.fromarray(image).resize((width, height), lanczos, reducing_gap=3.0))
 
 
-def encode_png(image: Grey) -> bytes:
+def encode_png(image: np.ndarray) -> bytes:
     """PNG bytes of a uint8 [height, width] image."""
     if image.dtype != np.uint8 or image.ndim != 2:
         raise TypeError(f"uint8 [height, width] needed, got {image.dtype} {image.shape}")

@@ -65,7 +65,7 @@ def check_size(width: int, height: int) -> None:
         raise RejectedRecord(f"{width} x {height} pixels")
 
 
-def to_bytes(values: np.ndarray, low: float, high: float) -> Grey:
+def to_bytes(values: np.ndarray, low: float | np.number, high: float | np.number) -> Grey:
     """Map low..high to 0..255, rounded and clipped."""
     scaled = (np.asarray(values, np.float64) - low) * (255 / (high - low))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)

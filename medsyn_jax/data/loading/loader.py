@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -143,6 +143,7 @@ class TrainBatches(Iterator[Batch]):
         self._iterator = None
 
 
+@runtime_checkable
 class Readable(Protocol):
     """What evaluation needs of a source."""
 

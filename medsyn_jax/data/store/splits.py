@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def split_name(text: str) -> str | None:
 
 
 def assign(
-    records: Sequence[tuple[str, str, str | None]], shares: Sequence[float], seed: int
+    records: Sequence[tuple[str, str, str | None]], shares: Any, seed: int
 ) -> dict[str, str]:
     """Gives every record its split.
 
@@ -252,7 +253,7 @@ def _canonical(split: str, key: str) -> str:
     return name
 
 
-def _weights(shares: Sequence[float]) -> dict[str, float]:
+def _weights(shares: Any) -> dict[str, float]:
     try:
         weights: dict[str, float] = dict(zip(SPLITS, map(float, shares), strict=True))
         fine = min(weights.values()) >= 0 and abs(sum(weights.values()) - 1) <= 1e-6  # no nan

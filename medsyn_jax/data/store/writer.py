@@ -27,8 +27,8 @@ class Shard:
     name: str
     split: str
     keys: list[str]
-    rejects: list[tuple[str, str]]  # (key, reason) of records that cannot be used
-    left_out: list[tuple[str, str]]  # (key, reason) of records that a rule of selection drops
+    rejects: list[Any]  # (key, reason) of records that cannot be used
+    left_out: list[Any]  # (key, reason) of records that a rule of selection drops
     optional: list[str] | None  # the optional fields of its records; None without a record
     payload: int  # bytes of the records
     size: int  # bytes of the file
