@@ -114,7 +114,10 @@ def _check_fractions(folder: Path) -> None:
         ({"fractions": ("1%",)}, r"config.fractions: \('1%',\): give shares above 0"),
         ({"labels.names": (1,)}, r"config.labels.names: \(1,\): give texts"),
         ({"encoder.std": 0.0}, r"config.encoder.std: 0.0: give a share above 0"),
-        ({"probe.weight_decay": float("inf")}, r"config.probe.weight_decay: inf: give a number of"),
+        (
+            {"probe.weight_decay": float("inf")},
+            r"config.probe.weight_decay: inf: give a finite",
+        ),
         ({"seed": -1}, r"config.seed: -1: give a number of 0 or more"),
         ({"fractions_from": "gone"}, r"config.fractions_from 'gone' \(looked at /"),
         ({"data.batch_size": 0}, "config.data.batch_size: 0: give a number above 0"),

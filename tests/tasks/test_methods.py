@@ -209,7 +209,7 @@ def test_phrases_are_found_on_masks(runs, tmp_path):
     config.encoder.workdir = str(runs / "gloria")
     workdir = runs / "ground"
     workdir.mkdir()
-    task.run(config, workdir)
+    main.run(config, workdir)
     found = json.loads((workdir / "results.json").read_text())["metrics"]
     figures = {"pointing": (0, 1), "contrast_to_noise": (-100, 100), "dice": (0, 1)}
     for figure, (low, high) in figures.items():
@@ -223,18 +223,18 @@ def test_phrases_are_found_on_masks(runs, tmp_path):
 
     config.ingest.size = 48  # not what the encoder was trained on
     (runs / "ground-48").mkdir()
-    task.run(config, runs / "ground-48")
+    main.run(config, runs / "ground-48")
     assert (runs / "ground-48" / "heat_maps.png").exists()
 
     config.phrases = {"Hernia": "hernia"}
     with pytest.raises(UserError, match=r"config\.phrases: Hernia: the data set has the labels"):
-        task.run(config, tmp_path)
+        main.run(config, tmp_path)
     config.phrases = {}
     with pytest.raises(UserError, match=r"config\.phrases: none"):
-        task.run(config, tmp_path)
+        main.run(config, tmp_path)
     config.phrases = {"Edema": "edema"}
     with pytest.raises(UserError, match=r"Edema: no image of .* has it with a mask or box"):
-        task.run(config, tmp_path)
+        main.run(config, tmp_path)
 
 
 def test_grounding_is_compared_with_the_usual_place_and_with_a_perfect_map():
