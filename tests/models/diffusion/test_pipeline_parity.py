@@ -328,7 +328,7 @@ def test_written_pipelines_draw_without_a_dtype(dtype, tmp_path):
 
 
 def test_the_committed_generator_draws_without_a_dtype():
-    folder = Path(__file__).parents[2] / "assets" / "phantom-diffusion"
+    folder = Path(__file__).parents[3] / "assets" / "phantom-diffusion"
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
     assert {getattr(pipe, name).dtype for name in pipeline.PARTS} == {torch.float32}
     pipe.set_progress_bar_config(disable=True)
