@@ -20,6 +20,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent import futures
+from dataclasses import astuple
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +29,7 @@ from medsyn_jax.data.images import decode
 from medsyn_jax.data.sources import folder, mimic_cxr, pairs, phantom
 from medsyn_jax.data.store import shards, splits
 from medsyn_jax.data.store.build import Part, Plan, divide
-from medsyn_jax.data.store.items import Item, label_counts
+from medsyn_jax.data.store.items import Item, Runs, label_counts
 
 # A source is a module, called as in the config, with `list_items(config) -> Listing` and
 # `make(item, config) -> record`.
@@ -133,6 +134,7 @@ def _fingerprint(settings: dict[str, Any], parts: Sequence[Part]) -> str:
                 texts = (item.report or "", item.sections, [name for name, _ in item.masks])
                 line = (item.key, item.subject, texts, item.labels, item.view, files)
                 line += (item.boxes,) if item.boxes is not None else ()
+                line += tuple(astuple(runs) for _, runs in item.masks if isinstance(runs, Runs))
                 digest.update(json.dumps(line).encode())
     return digest.hexdigest()
 
@@ -141,7 +143,7 @@ def _files(item: Item) -> list:
     """The phantom's numbers, or size and hash of both ends of each file that the item names."""
     if not isinstance(item.image, str):
         return [*item.image]
-    masks = [path for _, path in item.masks]
+    masks = [mask for _, mask in item.masks if isinstance(mask, str)]
     return [_ends(path) for path in (item.image, item.report_path, *masks) if path]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from medsyn_jax.core.errors import LeftOutRecord, RejectedRecord
 from medsyn_jax.data.images import decode
-from medsyn_jax.data.store.items import Item
+from medsyn_jax.data.store.items import Item, Runs
 from medsyn_jax.data.text import reports
 
 
@@ -32,8 +32,9 @@ def make(item: Item, config: Any) -> dict[str, Any]:
     report = read_report(item.report_path) if item.report_path else item.report
     fields = texts(report, item, config)
     # Half of the decoder's work on a large JPEG is saved without a visible loss. Boxes are in
-    # pixels of the whole image.
-    at_least = 2 * config.size if item.boxes is None else 0
+    # pixels of the whole image, as are run-lengths.
+    sized = item.boxes is not None or any(isinstance(mask, Runs) for _, mask in item.masks)
+    at_least = 0 if sized else 2 * config.size
     pixels = decode.decode_grey(str(item.image), at_least, config.bits, config.display)
     if config.inverted:
         pixels = 255 - pixels
@@ -45,28 +46,48 @@ def make(item: Item, config: Any) -> dict[str, Any]:
         **fields,
         "labels": np.array(item.labels, np.int8),
         "view": item.view,
-        **{name: _mask(path, pixels.shape, config) for name, path in item.masks},
+        **{name: _mask(mask, item, pixels.shape, config) for name, mask in item.masks},
         **boxes,
     }
 
 
-def _mask(path: str, shape: tuple[int, ...], config: Any) -> bytes:
+def _mask(mask: str | Runs, item: Item, shape: tuple[int, ...], config: Any) -> bytes:
     """A mask as PNG bytes of 0 or 255, squared as its image of `shape` is.
 
-    It may be smaller or larger than the image, as those of the COVID-19 Radiography Database are.
+    A file may be smaller or larger than the image, as those of the COVID-19 Radiography Database
+    are. Run-lengths are those of an image of one size.
     """
-    mask = decode.decode_grey(path, constant=True)
-    height, width = mask.shape
-    if abs(height / width / (shape[0] / shape[1]) - 1) > 0.02:  # both were rounded to pixels
-        raise RejectedRecord(
-            f"{path}: a mask of {width} x {height} pixels, of other proportions than its image of "
-            f"{shape[1]} x {shape[0]}"
-        )
-    top = int(mask.max())  # small numbers are those of structures, large ones a grey scale
-    inside = np.where(mask > (top // 2 if top > 15 else 0), np.uint8(255), np.uint8(0))
+    if isinstance(mask, Runs):
+        inside = _inside(mask, item, shape)
+    else:
+        pixels = decode.decode_grey(mask, constant=True)
+        height, width = pixels.shape
+        if abs(height / width / (shape[0] / shape[1]) - 1) > 0.02:  # both were rounded to pixels
+            raise RejectedRecord(
+                f"{mask}: a mask of {width} x {height} pixels, of other proportions than its image "
+                f"of {shape[1]} x {shape[0]}"
+            )
+        top = int(pixels.max())  # small numbers are those of structures, large ones a grey scale
+        inside = pixels > (top // 2 if top > 15 else 0)
     beside = "pad" if config.square == "edge" else config.square  # no structure beside the image
-    squared = decode.square(inside, config.size, beside)
+    squared = decode.square(np.where(inside, np.uint8(255), np.uint8(0)), config.size, beside)
     return decode.encode_png(np.where(squared > 127, np.uint8(255), np.uint8(0)))
+
+
+def _inside(runs: Runs, item: Item, shape: tuple[int, ...]) -> np.ndarray:
+    """Run-lengths as bool [height, width]; raises RejectedRecord."""
+    if (runs.height, runs.width) != shape:
+        raise RejectedRecord(
+            f"{item.image}: the image has {shape[1]} x {shape[0]} pixels, but the run-lengths of "
+            f"its mask are those of {runs.width} x {runs.height}"
+        )
+    ones = np.arange(len(runs.counts)) % 2 == 1
+    if min(runs.counts, default=0) < 0 or sum(runs.counts) != runs.height * runs.width:
+        raise RejectedRecord(
+            f"{item.image}: the run-lengths of the mask leave or do not fill the image of "
+            f"{runs.width} x {runs.height} pixels"
+        )
+    return np.repeat(ones, runs.counts).reshape(runs.width, runs.height).T
 
 
 def _boxes(item: Item, shape: tuple[int, ...], config: Any) -> list[dict[str, Any]]:

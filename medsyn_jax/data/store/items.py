@@ -12,6 +12,16 @@ NOT_FRONTAL = "not a frontal view"  # a reason to leave an item out
 
 
 @dataclass(frozen=True, slots=True)
+class Runs:
+    """A mask as run-lengths of an image of `height` x `width`: zeros and ones in turn, zeros first,
+    down its columns; COCO's uncompressed counts."""
+
+    height: int
+    width: int
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One record before it is made: small, and picklable for worker processes."""
 
@@ -25,7 +35,8 @@ class Item:
     report_path: str = ""  # of a report that is read with the image (MIMIC-CXR)
     # Findings and impression where they have columns of their own; None: read from the report.
     sections: tuple[str | None, str | None] = (None, None)
-    masks: tuple[tuple[str, str], ...] = ()  # (mask_<name>, path), the same names in all items
+    # (mask_<name>, a file or run-lengths), the same names in all items.
+    masks: tuple[tuple[str, str | Runs], ...] = ()
     # (label, left, top, right, bottom) in pixels of the image file; None where the source has none.
     boxes: tuple[tuple[str, float, float, float, float], ...] | None = None
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from medsyn_jax.core.errors import LeftOutRecord, RejectedRecord, UserError
 from medsyn_jax.data.sources import mimic_cxr, plan, records
-from medsyn_jax.data.store.items import Item, Listing
+from medsyn_jax.data.store.items import Item, Listing, Runs
 from medsyn_jax.phantom import study as phantom
 
 IMAGE = np.arange(64 * 48, dtype=np.uint32).reshape(64, 48) // 12
@@ -116,6 +116,40 @@ def test_items_travel_to_other_processes():
     again, config_again = pickle.loads(pickle.dumps((item, config)))
     assert again == item
     assert make(again, config_again)["image"] == make(item, config)["image"]
+
+
+# ---- masks as run-lengths
+
+
+def test_run_lengths_go_down_the_columns(tmp_path):
+    config = settings("folder", size=8)
+    path = tmp_path / "image.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path)
+    runs = Runs(8, 8, (8, 3, 53))  # the upper three pixels of the second column
+    item = Item(
+        "1", "1", None, str(path), masks=(("mask_lesion", runs), ("mask_no", Runs(8, 8, (64,))))
+    )
+    record = make(item, config)
+    expected = np.zeros((8, 8), np.uint8)
+    expected[:3, 1] = 255
+    assert np.array_equal(decoded(record["mask_lesion"]), expected)
+    assert not decoded(record["mask_no"]).any()
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        (Runs(8, 8, (8, 60)), "leave or do not fill the image of 8 x 8"),
+        (Runs(8, 8, (70, -6)), "leave or do not fill"),
+        (Runs(4, 16, (64,)), "has 8 x 8 pixels, .* those of 16 x 4"),
+    ],
+)
+def test_run_lengths_that_do_not_fit_their_image_are_rejected(tmp_path, runs, message):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path)
+    item = Item("1", "1", None, str(path), masks=(("mask_lesion", runs),))
+    with pytest.raises(RejectedRecord, match=message):
+        make(item, settings("folder", size=8))
 
 
 # ---- pairs
