@@ -15,20 +15,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-_hook = install_import_hook(
-    [
-        "medsyn_jax.models",
-        "medsyn_jax.objectives",
-        "medsyn_jax.diffusion",
-        "medsyn_jax.data.images.transforms",
-        "medsyn_jax.train.encoders",
-        "medsyn_jax.train.probe",
-    ],
-    "beartype.beartype",
-)
-_hook.__enter__()
+# Every module of the package, with an int wherever a float is asked for, as PEP 484 has it.
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+install_import_hook("medsyn_jax", f"{__name__}.checked").__enter__()
 
 import jax  # noqa: E402 (after the flags and the hook)
 

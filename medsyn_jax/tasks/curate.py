@@ -272,7 +272,7 @@ def _privacy(
 
 
 def _leftovers(synthetic: Collection) -> Results:
-    texts = {"prompt": synthetic.prompts.tolist(), "report": synthetic.reports}
+    texts = {"prompt": synthetic.prompts.tolist(), "report": synthetic.reports.tolist()}
     return {
         f"leftovers/{kind}/{mark}": {"value": count, "n": len(strings)}
         for kind, strings in texts.items()

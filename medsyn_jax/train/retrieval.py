@@ -31,7 +31,7 @@ class Evaluation:
     config: Any
     embed: Callable[..., Embeddings]
     loss: Callable[..., tuple]
-    similarity: Callable[[Embeddings, Mapping[str, Any]], jax.Array] | None
+    similarity: Callable[[Embeddings, Any], jax.Array] | None
     mesh: Mesh
 
     def embeddings(self, state: State, source: loader.Source) -> Embeddings:

@@ -5,7 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from medsyn_jax import main
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.curation.collection import Collection
 from medsyn_jax.data.images import transforms
+from medsyn_jax.data.loading.dataset import Source
 from medsyn_jax.data.sources import resolve
 from medsyn_jax.data.store import shards
 from medsyn_jax.tasks import curate
@@ -159,7 +160,7 @@ def test_a_bad_set_of_several_images_a_prompt(world, tmp_path):
 
 
 def test_sets_without_labels_have_no_label_agreement():
-    sources = [SimpleNamespace(label_names=[])]
+    sources = [Mock(spec=Source, label_names=[])]
     empty = Collection(sources, np.ones((4, 2)), np.zeros((4, 0), np.int8), np.arange(4))
     config = get_config("smoke")
     assert curate._label_agreement(config, empty, empty, {"real": empty, "synthetic": empty}) == {}

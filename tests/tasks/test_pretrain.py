@@ -7,6 +7,7 @@ and one with all that is unusual at once.
 import json
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -283,15 +284,14 @@ def test_jax_sees_the_devices_of_this_file():
 def test_a_source_that_trains_on_held_out_subjects_is_refused():
     """A synthetic set, say, whose own splits put subjects of the real test split into train."""
 
-    class Split:
-        def __init__(self, *subjects):
-            self.subjects = lambda: list(subjects)
+    def split(*subjects: str) -> Mock:
+        return Mock(spec=loader.Source, subjects=lambda: list(subjects))
 
-    real, held = ("real", Split("a", "b")), (Split("c"), Split("d"))
-    corpus.check_leaks([real, ("synthetic", Split("a", "x"))], held)
+    real, held = ("real", split("a", "b")), (split("c"), split("d"))
+    corpus.check_leaks([real, ("synthetic", split("a", "x"))], held)
     for leak in ("c", "d"):
         with pytest.raises(UserError, match=f"synthetic trains on 1 .*such as {leak}, that"):
-            corpus.check_leaks([real, ("synthetic", Split("a", leak))], held)
+            corpus.check_leaks([real, ("synthetic", split("a", leak))], held)
 
 
 def test_the_tokenizer_is_learned_from_all_sources(world, tmp_path, capsys):

@@ -77,7 +77,7 @@ def train_loader(
     return TrainBatches(batches[process_index::process_count], whole, order, threads)
 
 
-def check_weights(weights: Sequence[float], sources: int) -> None:
+def check_weights(weights: Sequence[Any], sources: int) -> None:
     """UserError unless there is one positive number for each of so many sources, 1 or more."""
     fits = len(weights) == sources
     if not fits or not sources or not all(is_number(w) and w > 0 for w in weights):
