@@ -2,7 +2,8 @@
 
 demo: the embedded phantom corpus, in minutes on two CPU cores, nothing to download.
 smoke: the same in seconds, for tests.
-paper: MIMIC-CXR, ResNet-50 and Bio_ClinicalBERT, with the settings of MGCA's code.
+paper: MIMIC-CXR, by MGCA's code: ResNet-50 (start: torchvision's IMAGENET1K_V2) at 299 pixels and
+  the first six layers of Bio_ClinicalBERT. docs/pretraining.md lists where the recipe departs.
 original: the same by ConVIRT's paper: one random sentence, batch 32, strong augmentation, the last
   six layers of BERT, Adam at a constant rate (the paper halves the rate when validation stalls).
 pairs: your own pairs at 224 pixels with a ResNet-50 and a text encoder of MiniLM's shape:
@@ -78,9 +79,9 @@ def _paper(config: ConfigDict) -> ConfigDict:
     config.data.update({"tokenizer": "weights/Bio_ClinicalBERT", "batch_size": 144, "threads": 16})
     config.augment.update({"size": 224, "area": (0.765625, 0.765625), "jitter": (1.0, 1.0)})
     config.image = common.resnet50()
-    config.image.update({"weights": "weights/resnet50", "std": 0.5})
-    config.text = common.bert(width=768, layers=12, heads=12, max_length=512, dropout=0.1)
-    config.text.weights = config.data.tokenizer
+    config.image.update({"weights": "weights/resnet50", "std": 0.5, "upsample": 299})
+    config.text = common.bert(width=768, layers=6, heads=12, max_length=512, dropout=0.1)
+    config.text.update({"weights": config.data.tokenizer, "truncate": True})
     config.heads.update({"hidden": 2048, "width": 128})
     config.optim.update({"lr": 2e-5, "warmup": 0.4, "clip": 0.0})
     config.train.epochs = 50.0
@@ -92,7 +93,8 @@ def _original(config: ConfigDict) -> ConfigDict:
     config.data.update({"random_sentence": True, "batch_size": 32})
     config.augment.update({"area": (0.6, 1.0), "flip": 0.5, "rotate": 20.0, "shift": 0.1})
     config.augment.update({"zoom": (0.95, 1.05), "jitter": (0.6, 1.4), "blur": (0.1, 3.0)})
-    config.text.pooling = "max"
+    config.image.upsample = 0
+    config.text.update({"layers": 12, "truncate": False, "pooling": "max"})
     config.heads.update({"kind": "mlp", "hidden": 512, "width": 512})
     config.loss.update({"temperature": 0.1, "image_to_text": 0.75, "text_to_image": 0.25})
     config.optim.update({"lr": 1e-4, "end_lr": 1e-4, "warmup": 0.0, "weight_decay": 0.0})

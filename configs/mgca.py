@@ -2,8 +2,9 @@
 
 demo: the embedded phantom corpus, in minutes on two CPU cores, nothing to download.
 smoke: the same in seconds, for tests.
-paper: the official recipe on MIMIC-CXR: ResNet-50, and the first six layers of Bio_ClinicalBERT.
-vit: the same with ViT-B/16.
+paper: the official recipe on MIMIC-CXR: ResNet-50 (start: torchvision's IMAGENET1K_V2), and the
+  first six layers of Bio_ClinicalBERT.
+vit: the same with ViT-B/16 at 224 pixels (start: DeiT-B).
 """
 
 from ml_collections import ConfigDict
@@ -34,9 +35,6 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.optim.update({"held": ("prototypes",), "held_epochs": 1.0, "unit_rows": ("prototypes",)})
     if variant == "smoke":
         config.heads.prototypes = 16
-    if variant in ("paper", "vit"):
-        config.image.upsample = 299
-        config.text.update({"layers": 6, "truncate": True, "pooling": "cls"})
     if variant == "vit":
         config.image = common.vit()
     return config

@@ -35,9 +35,10 @@ POOLINGS = ("cls", "mean", "max")
 class Local(NamedTuple):
     """Regions and words in the shared space, not normalized.
 
-    `words` holds [CLS] at position 0, then the `word_count` words of the report, its [SEP] and
-    zeros. `word_attention` (fp32) is the last layer's attention of [CLS] to these positions,
-    `region_attention` that to the regions of a ViT.
+    `words` holds [CLS] at position 0 (zeros where a head maps the words, as MGCA's head does not
+    see it), then the `word_count` words of the report, its [SEP] and padding. `word_attention`
+    (fp32) is the last layer's attention of [CLS] to these positions, `region_attention` that to the
+    regions of a ViT.
     """
 
     regions: Float[Array, "b r d"]
@@ -175,9 +176,11 @@ class PairEncoder(nnx.Module):
         regions, region_attention = _regions(features)
         by_word = sum_words(last, words)
         attention = jnp.swapaxes(self.text.cls_attention(states, mask), 1, 2)
+        if self.word_head is not None:  # [CLS] must not enter its batch normalisation
+            by_word = jnp.pad(self.word_head(by_word[:, 1:], train), ((0, 0), (1, 0), (0, 0)))
         local = Local(
             self.region_head(regions, train),
-            by_word if self.word_head is None else self.word_head(by_word, train),
+            by_word,
             words.max(1) - 1,
             jnp.swapaxes(sum_words(attention, words), 1, 2),
             region_attention,

@@ -1,6 +1,6 @@
 """Pre-training of an image and a text encoder on image-report pairs, evaluated by retrieval."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -50,7 +50,7 @@ def _gloria(
     return global_weight * whole + local_weight * local, parts
 
 
-def _gloria_similarity(e: Embeddings, settings: Mapping[str, Any]) -> jax.Array:
+def _gloria_similarity(e: Embeddings, settings: Any) -> jax.Array:
     taus = {k: settings[k] for k in ("tau1", "tau2")}
     return gloria.local_similarity(*_regions_and_words(e), **taus)
 
@@ -94,7 +94,7 @@ class Method:
     loss: Callable[..., tuple]
     local: bool = False
     prototypes: bool = False
-    similarity: Callable[[Embeddings, Mapping[str, Any]], jax.Array] | None = None
+    similarity: Callable[[Embeddings, Any], jax.Array] | None = None
 
 
 METHODS = {

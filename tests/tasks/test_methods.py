@@ -4,7 +4,7 @@ import copy
 import functools
 import json
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from medsyn_jax.tasks import pretrain
 from medsyn_jax.train import frozen
 from medsyn_jax.train import state as states
 from medsyn_jax.train.checkpoint import Checkpoints
-from medsyn_jax.train.run import Training
+from medsyn_jax.train.run import Data, Training
 from scripts import heat_maps
 from tests.train import toy
 
@@ -109,6 +109,15 @@ def test_what_an_encoder_gives_regions_and_words_is_in_its_place():
             near(e.local.word_attention[i, :, n], attention[i][:, pieces].sum(1))
 
 
+def test_the_state_of_cls_does_not_enter_the_normalization_of_words():
+    """As in MGCA's code; the head's last normalization centres what it sees."""
+    e = model_of("mgca")(nnx.Rngs(0))(
+        *(jnp.asarray(batch_of()[k]) for k in ("image", "ids", "mask", "words")), train=True
+    )
+    np.testing.assert_allclose(e.local.words[:, 1:].mean((0, 1)), 0, atol=1e-5)
+    assert not e.local.words[:, 0].any()
+
+
 def test_which_words_the_losses_compare(monkeypatch):
     """GLoRIA [CLS] and the words, MGCA the words and [SEP], a heat map the words alone."""
     batch = batch_of()
@@ -120,7 +129,7 @@ def test_which_words_the_losses_compare(monkeypatch):
     np.testing.assert_array_equal(mask, np.arange(8) < last[:, None])
     np.testing.assert_array_equal(words, e.local.words)
     taken = []
-    monkeypatch.setattr(pretrain.mgca, "mgca_loss", lambda *args, **settings: taken.extend(args))
+    monkeypatch.setattr(pretrain.mgca, "mgca_loss", lambda *args: taken.extend(args) or ())
     pretrain._mgca(e, None)
     np.testing.assert_array_equal(taken[2], e.local.words[:, 1:])
     np.testing.assert_array_equal(taken[4], np.arange(1, 8) <= last[:, None])
@@ -183,7 +192,7 @@ def test_prototypes_are_held_in_the_first_epoch():
     params = {"prototypes": jnp.eye(3), "image": {"kernel": jnp.ones((2, 2))}}
     config = copy.deepcopy(CONFIGS["mgca"])
     config.train.epochs = 3
-    data = SimpleNamespace(train=[[None] * 24])
+    data = Mock(spec=Data, train=[[None] * 24])
     training = Training(config, config, 8, data, Path(), meshes.make_mesh())
     tx = training.optimizer(params)
     state, moved = tx.init(params), []
