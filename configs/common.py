@@ -220,6 +220,7 @@ def schedule(epochs: float) -> ConfigDict:
     return ConfigDict(
         {
             "epochs": epochs,
+            "steps": 0,  # instead of the epochs, where it is not 0
             "evals_per_epoch": 1.0,
             "checkpoints_per_epoch": 2.0,
             "patience": 5,  # evaluations without a lower validation loss; 0: no limit

@@ -40,7 +40,7 @@ def rules(prefix: str = "") -> tuple[checks.Rule, ...]:
         checks.numbers("above 0", train, "epochs evals_per_epoch checkpoints_per_epoch log_every"),
         checks.numbers("above 0", update, "lr accumulate"),
         checks.numbers("from 0", update, "end_lr weight_decay clip held_epochs"),
-        checks.numbers("from 0", train, "patience"),
+        checks.numbers("from 0", train, "patience steps"),
         checks.numbers("below 1", update, "b1 b2"),
         checks.numbers("share", update, "warmup"),
         checks.texts(update, "frozen held unit_rows"),
@@ -249,10 +249,10 @@ def make_plan(train: Any, records: int, batch_size: int) -> loop.Plan:
         )
     if train.epochs * per_epoch > _MOST_STEPS:
         raise UserError(f"config.train.epochs: {train.epochs}: is more than {_MOST_STEPS} steps")
-    steps = _steps(train.epochs * per_epoch)
+    steps = train.steps or _steps(train.epochs * per_epoch)
     if steps < _FEW_STEPS:
         log.say(
-            f"only {steps} training steps ({train.epochs:g} epochs of {records} records by "
+            f"only {steps} training steps ({steps / per_epoch:.3g} epochs of {records} records by "
             f"{batch_size}): networks stay nearly as they start: raise --config.train.epochs or "
             f"use smaller batches, for {_FEW_STEPS} steps or more"
         )

@@ -1,0 +1,178 @@
+"""The study's plan of commands, what it does with those that fail, and that it runs none twice."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from configs.study import get_config
+from medsyn_jax import main
+from medsyn_jax.core.errors import UserError
+from medsyn_jax.tables.study import Cell
+from medsyn_jax.tasks import study
+
+
+def plan(variant="demo", workdir=Path("w"), **changes):
+    config = get_config(variant)
+    config.update(changes)
+    commands = study.Commands(config, workdir)
+    return config, study.plan(config, commands), commands.by_name
+
+
+def flags_of(command) -> dict[str, str]:
+    return dict(flag.removeprefix("--config.").split("=", 1) for flag in command.flags)
+
+
+def test_the_plan_has_every_cell_once_and_commands_after_what_they_need():
+    config, cells, commands = plan()
+    arms = 1 + sum(map(len, config.arms.values()))  # one starts at random
+    assert len({cell.name for cell in cells}) == len(cells) == arms * 3 * 3 * 3
+    order = [*commands]
+    for command in commands.values():
+        assert all(order.index(need) < order.index(command.name) for need in command.needs)
+    assert {*cells.values()} <= {*commands}
+
+
+def test_every_arm_trains_for_the_same_number_of_steps_on_its_data():
+    config, _, commands = plan()
+    real, synthetic = "w/runs/real/shards", "w/runs/synthetic/shards"
+    for arm, sources in (
+        ("real", (real,)),
+        ("synthetic", (synthetic,)),
+        ("mixed", (real, synthetic)),
+        ("duplicated", (real, real)),
+    ):
+        flags = flags_of(commands[f"convirt_{arm}_seed1"])
+        assert flags["data.sources"] == repr(sources)
+        assert (flags["train.steps"], flags["seed"]) == (str(config.steps), "1")
+        assert flags["train.patience"] == "0"
+    halves = [
+        flags_of(commands[f"convirt_{name}_seed1"])
+        for name in ("synthetic_half", "synthetic_then_real")
+    ]
+    assert sum(int(flags["train.steps"]) for flags in halves) == config.steps
+    assert [flags["data.sources"] for flags in halves] == [repr((synthetic,)), repr((real,))]
+    assert halves[1]["image.weights"] == (
+        "w/runs/convirt_synthetic_half_seed1/encoders/image.safetensors"
+    )
+
+
+def test_all_arms_of_a_seed_learn_from_the_same_labels():
+    _, cells, commands = plan()
+    for cell, name in cells.items():
+        flags = flags_of(commands[name])
+        assert (flags["seed"], flags["seeds"]) == (str(cell.seed), "1")
+        assert flags["data.source"] == "w/runs/real/shards"
+
+
+def test_imagenet_is_an_arm_where_its_weights_are_given():
+    _, cells, commands = plan(imagenet="resnet50.safetensors")
+    cell = Cell("none", "imagenet", "classify", 0.01, 2)
+    assert flags_of(commands[cells[cell]])["encoder.weights"] == "resnet50.safetensors"
+    assert all(cell.arm != "imagenet" for cell in plan()[1])
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Commands that only write what the real ones would; the names of those that ran."""
+    ran: list[str] = []
+
+    def run(runner, command):
+        ran.append(command.name)
+        if command.name in fails:
+            return "status 2, error: no"
+        folder = runner.workdir / "runs" / command.name
+        folder.mkdir(parents=True)
+        metrics = {
+            f"{encoder}/test/{share}/{metric}": {"value": 0.5 + len(folder.name) / 1000, "n": 9}
+            for encoder in ("pretrained", "random")
+            for share in ("50%", "100%")
+            for metric in ("auroc/mean", "dice/mean", "map")
+        }
+        (folder / "results.json").write_text(json.dumps({"metrics": metrics}))
+        (folder / "config.json").write_text(json.dumps({"versions": {}, "commit": "abc"}))
+        runner._done(command.name).parent.mkdir(exist_ok=True)
+        runner._done(command.name).touch()
+        return ""
+
+    fails: set[str] = set()
+    monkeypatch.setattr(study._Runner, "_run", run)
+    return ran, fails
+
+
+def settings(**changes):
+    config = get_config("smoke")
+    config.update({"workers": 1} | changes)
+    return config
+
+
+def table(workdir) -> bytes:
+    return (workdir / "table.md").read_bytes() + (workdir / "table.csv").read_bytes()
+
+
+def test_a_study_runs_each_command_once_and_resumes(tmp_path, fake, capsys):
+    ran, _ = fake
+    main.run(settings(), tmp_path / "whole")
+    assert len(ran) == len({*ran}) == 2 + 4 + 2 * 3 * 3  # data, pre-trainings, downstream
+    ran.clear()
+    main.run(settings(), tmp_path / "whole")
+    assert ran == []
+    main.run(settings(cells="*_classify_*"), tmp_path / "parts")
+    assert "12 of 36 cells are finished." in (tmp_path / "parts" / "table.md").read_text()
+    main.run(settings(workers=2), tmp_path / "parts")
+    assert len(ran) == len({*ran}) == 24
+    assert table(tmp_path / "parts") == table(tmp_path / "whole")
+    lines = (tmp_path / "parts" / "cells.txt").read_text().split()
+    assert {path.stem for path in (tmp_path / "parts" / "cells").iterdir()} == {*lines}
+
+
+def test_a_failed_command_stops_only_what_needs_it(tmp_path, fake):
+    ran, fails = fake
+    fails.add("convirt_synthetic_seed1")
+    with pytest.raises(UserError, match=r"4 of 24 .*convirt_synthetic_seed1: status"):
+        main.run(settings(), tmp_path)
+    assert "30 of 36 cells are finished." in (tmp_path / "table.md").read_text()
+    fails.clear()
+    ran.clear()
+    main.run(settings(), tmp_path)
+    assert len(ran) == 4
+    assert "cells are finished" not in (tmp_path / "table.md").read_text()
+
+
+def test_a_command_that_the_study_runs_leaves_its_log(tmp_path):
+    """A real one, in a process of its own: done once, or failed with the reason."""
+    config = settings()
+    config.flags.ingest = ("ingest.phantom.subjects=4",)
+    command = study.Command("real", "ingest", ("--config.ingest.phantom.subjects=4",))
+    wrong = study.Command("wrong", "ingest", ("--config.ingest.size=0",))
+    runner = study._Runner(config, tmp_path, {"real": command, "wrong": wrong})
+    assert [*runner.run({"real", "wrong"})] == ["wrong"]
+    assert re.match(r"status 2, error: ingest: size", runner.failures["wrong"])
+    assert (tmp_path / "runs" / "real" / "shards").is_dir()
+    assert "configs/ingest.py:smoke" in (tmp_path / "logs" / "real.txt").read_text()
+    log = (tmp_path / "logs" / "real.txt").read_bytes()
+    assert study._Runner(config, tmp_path, {"real": command}).run({"real"}) == {}
+    assert (tmp_path / "logs" / "real.txt").read_bytes() == log
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"steps": 0}, "config.steps: 0: give a whole number above 0"),
+        ({"fractions": (0.0,)}, "config.fractions"),
+        ({"cells": "nothing*"}, "config.cells: 'nothing.*names no cell; there are none_random_"),
+        ({"configs": "elsewhere"}, "elsewhere/ingest.py: no such file: start from the repository"),
+        ({"imagenet": "no.safetensors"}, "missing: config.imagenet"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        main.run(settings(**changes), tmp_path)
+
+
+def test_an_unknown_arm_is_one_line(tmp_path):
+    config = settings()
+    config.arms.convirt = ("real", "imaginary")
+    with pytest.raises(UserError, match=r"config.arms.convirt: .imaginary. is unknown: choose"):
+        main.run(config, tmp_path)
