@@ -7,6 +7,7 @@ pairs: a CSV with an image and a report column, or with columns of findings and 
 folder: class folders, <path>/[train|valid|test/]<class>/*.jpg: --config.ingest.path=DIR
 paper: MIMIC-CXR-JPG 2.0.0 at 256 pixels: --config.ingest.path=DIR holds the `files` folder and the
   csv.gz tables; --config.ingest.mimic_cxr.reports=DIR if the reports are elsewhere.
+chexpert, siim, ...: a public set at 256 pixels, --config.ingest.path=DIR as downloaded.
 Train on the result: --config configs/convirt.py --config.data.sources="('<workdir>/shards',)"
 """
 
@@ -14,7 +15,13 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-VARIANTS = (*common.VARIANTS, "pairs", "folder")
+PUBLIC = {  # variant: what config.ingest.path holds
+    "chexpert": "CheXpert 1.0, small or full: train.csv, valid.csv, and test.csv if there",
+    "chexpert_plus": "CheXpert Plus: df_chexpert_plus_240401.csv, chexbert_labels, and the images",
+    "rsna": "RSNA Pneumonia (Kaggle, stage 2): two stage_2 tables and stage_2_train_images",
+    "siim": "SIIM-ACR Pneumothorax (Kaggle): train-rle.csv and dicom-images-train",
+}
+VARIANTS = (*common.VARIANTS, "pairs", "folder", *PUBLIC)
 
 
 def get_config(variant: str = "demo") -> ConfigDict:
@@ -26,7 +33,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.ingest.update({"records_per_shard": 16, "workers": 1})
     if variant == "paper":
         config.ingest.update({"source": "mimic_cxr", "path": "data/mimic-cxr-jpg", "size": 256})
-    if variant in ("pairs", "folder"):
+    if variant in ("pairs", "folder", *PUBLIC):
         config.ingest.update({"source": variant, "size": 256})
     config.ingest.mimic_cxr = {"reports": ""}
     config.ingest.folder = {"subject": ""}
