@@ -20,7 +20,6 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent import futures
-from dataclasses import astuple
 from types import ModuleType
 from typing import Any
 
@@ -151,7 +150,8 @@ def _fingerprint(settings: dict[str, Any], parts: Sequence[Part]) -> str:
                 texts = (item.report or "", item.sections, [name for name, _ in item.masks])
                 line = (item.key, item.subject, texts, item.labels, item.view, files)
                 line += (item.boxes,) if item.boxes is not None else ()
-                line += tuple(astuple(runs) for _, runs in item.masks if isinstance(runs, Runs))
+                runs = [mask for _, mask in item.masks if isinstance(mask, Runs)]
+                line += tuple((r.height, r.width, r.counts) for r in runs)
                 digest.update(json.dumps(line).encode())
     return digest.hexdigest()
 
