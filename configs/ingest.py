@@ -7,6 +7,9 @@ pairs: a CSV with an image and a report column, or with columns of findings and 
 folder: class folders, <path>/[train|valid|test/]<class>/*.jpg: --config.ingest.path=DIR
 paper: MIMIC-CXR-JPG 2.0.0 at 256 pixels: --config.ingest.path=DIR holds the `files` folder and the
   csv.gz tables; --config.ingest.mimic_cxr.reports=DIR if the reports are elsewhere.
+openi: Open-i's chest X-rays as on Kaggle; medmnist: an .npz file; coco: a folder with JSON files of
+  COCO and images; masks: images/ and masks/ of equal names: --config.ingest.path=DIR
+With --config.ingest.splits=FILE_OR_DIR, a published split list is followed.
 Train on the result: --config configs/convirt.py --config.data.sources="('<workdir>/shards',)"
 """
 
@@ -14,7 +17,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-VARIANTS = (*common.VARIANTS, "pairs", "folder")
+FILES = ("pairs", "folder", "openi", "medmnist", "coco", "masks")
+VARIANTS = (*common.VARIANTS, *FILES)
 
 
 def get_config(variant: str = "demo") -> ConfigDict:
@@ -26,8 +30,10 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.ingest.update({"records_per_shard": 16, "workers": 1})
     if variant == "paper":
         config.ingest.update({"source": "mimic_cxr", "path": "data/mimic-cxr-jpg", "size": 256})
-    if variant in ("pairs", "folder"):
+    if variant in FILES:
         config.ingest.update({"source": variant, "size": 256})
     config.ingest.mimic_cxr = {"reports": ""}
     config.ingest.folder = {"subject": ""}
+    config.ingest.coco = {"subject": ""}
+    config.ingest.masks = {"subject": ""}
     return config

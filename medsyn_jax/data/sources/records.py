@@ -11,12 +11,13 @@ from medsyn_jax.data.store.items import Item, Runs
 from medsyn_jax.data.text import reports
 
 
-def make(item: Item, config: Any) -> dict[str, Any]:
+def make(item: Item, config: Any, pixels: decode.Grey | None = None) -> dict[str, Any]:
     """Makes one record, in any process and in any order.
 
     Args:
       item: of a listing.
       config: the ingest config that the listing was made with.
+      pixels: of the image, where it has no file of its own.
 
     Returns:
       key, subject, report, findings, impression, view: str; image: PNG bytes of a grey uint8
@@ -35,7 +36,13 @@ def make(item: Item, config: Any) -> dict[str, Any]:
     # pixels of the whole image, as are run-lengths.
     sized = item.boxes is not None or any(isinstance(mask, Runs) for _, mask in item.masks)
     at_least = 0 if sized else 2 * config.size
-    pixels = decode.decode_grey(str(item.image), at_least, config.bits, config.display)
+    if pixels is None:
+        pixels = decode.decode_grey(str(item.image), at_least, config.bits, config.display)
+    if item.size and item.size != pixels.shape:
+        raise RejectedRecord(
+            f"{item.image}: the image has {pixels.shape[1]} x {pixels.shape[0]} pixels, but its "
+            f"annotations are those of {item.size[1]} x {item.size[0]}"
+        )
     if config.inverted:
         pixels = 255 - pixels
     boxes = {} if item.boxes is None else {"boxes": _boxes(item, pixels.shape, config)}
@@ -91,8 +98,12 @@ def _inside(runs: Runs, item: Item, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _boxes(item: Item, shape: tuple[int, ...], config: Any) -> list[dict[str, Any]]:
-    """The boxes of an item whose image has `shape`, moved as `decode.square` moves the pixels and
-    cut off at the edges of the square; a box wholly outside of the square is dropped."""
+    """The boxes of an item whose image has `shape`, moved as `decode.square` moves the pixels.
+
+    A box is cut off at the edges of image and square, and dropped where the square is a crop
+    without it. A box without area inside of the image rejects the record: without that box, the
+    record would say that nothing is there.
+    """
     sides = np.array(shape[::-1])  # width, height
     if config.square == "stretch":
         scale = config.size / sides
@@ -101,7 +112,14 @@ def _boxes(item: Item, shape: tuple[int, ...], config: Any) -> list[dict[str, An
     offset = (config.size - scale * sides) / 2
     boxes = []
     for label, *corners in item.boxes or ():
-        moved = np.reshape(corners, (2, 2)) * scale + offset
+        inside = np.reshape(corners, (2, 2)).clip(0, sides)
+        if not (inside[1] > inside[0]).all():  # also of NaN
+            edges = ", ".join(f"{corner:g}" for corner in corners)
+            raise RejectedRecord(
+                f"{item.image}: the box {edges} (left, top, right, bottom) has no area inside of "
+                f"the image of {shape[1]} x {shape[0]} pixels"
+            )
+        moved = inside * scale + offset
         bbox = moved.clip(0, config.size).astype(np.float32)
         if (bbox[1] > bbox[0]).all():
             boxes.append({"bbox": bbox.ravel(), "label": label})
