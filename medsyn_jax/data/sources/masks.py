@@ -65,6 +65,8 @@ def list_items(config: Any) -> Listing:
         split = next((name for name in image.place if split_name(name)), None)
         paths = tuple((field, str(root / own[field])) for field in fields)
         items.append(Item(key, subject, split, path, masks=paths))
+    if fields:
+        notes.append(f"{', '.join(fields)}: of {len(items)} images")
     if lacking:
         dropped["image without a mask"] = len(lacking)
         notes.append(

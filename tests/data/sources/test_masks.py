@@ -196,6 +196,7 @@ def test_a_whole_set_is_stored(tmp_path, capsys):
     out = ingestion.ingest(settings(tmp_path / "in"), tmp_path / "out")
     said = capsys.readouterr().err
     assert "train 1, valid 1, test 1, 0 rejected" in said
+    assert "mask_masks: of 3 images" in said
     assert "lung 1 (train 1, valid 0, test 0)" in said
     record = shards.open_split(out, "train")[0]
     assert record["mask_masks"].sum() // 255 == 48
