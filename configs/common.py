@@ -16,6 +16,7 @@ def phantom(size: int, subjects: int) -> ConfigDict:
         {
             "source": "phantom",
             "path": "",
+            "splits": "",  # a published split: a CSV of image, split; or a folder of train.txt, ...
             "size": size,
             "sections": ("findings", "impression"),
             "min_tokens": 3,

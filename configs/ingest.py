@@ -7,7 +7,9 @@ pairs: a CSV with an image and a report column, or with columns of findings and 
 folder: class folders, <path>/[train|valid|test/]<class>/*.jpg: --config.ingest.path=DIR
 paper: MIMIC-CXR-JPG 2.0.0 at 256 pixels: --config.ingest.path=DIR holds the `files` folder and the
   csv.gz tables; --config.ingest.mimic_cxr.reports=DIR if the reports are elsewhere.
-chexpert, siim, ...: a public set at 256 pixels, --config.ingest.path=DIR as downloaded.
+chexpert, siim, medmnist, ...: a public set of PUBLIC at 256 pixels; coco, masks: annotations of your
+  own: --config.ingest.path=DIR. With --config.ingest.splits=FILE_OR_DIR, a published split list is
+  followed.
 Train on the result: --config configs/convirt.py --config.data.sources="('<workdir>/shards',)"
 """
 
@@ -20,6 +22,10 @@ PUBLIC = {  # variant: what config.ingest.path holds
     "chexpert_plus": "CheXpert Plus: df_chexpert_plus_240401.csv, chexbert_labels, and the images",
     "rsna": "RSNA Pneumonia (Kaggle, stage 2): two stage_2 tables and stage_2_train_images",
     "siim": "SIIM-ACR Pneumothorax (Kaggle): train-rle.csv and dicom-images-train",
+    "openi": "Open-i's chest X-rays (Kaggle): two indiana tables and images_normalized",
+    "medmnist": "one .npz file of MedMNIST",
+    "coco": "JSON files of COCO's object detection, and images",
+    "masks": "images/ and masks/ with files of equal names, perhaps boxes.csv",
 }
 VARIANTS = (*common.VARIANTS, "pairs", "folder", *PUBLIC)
 
@@ -37,4 +43,6 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.ingest.update({"source": variant, "size": 256})
     config.ingest.mimic_cxr = {"reports": ""}
     config.ingest.folder = {"subject": ""}
+    config.ingest.coco = {"subject": ""}
+    config.ingest.masks = {"subject": ""}
     return config

@@ -11,7 +11,7 @@ from medsyn_jax.data.sources import ingestion
 from medsyn_jax.data.store import build, shards
 
 CHECKS = ()  # the source checks its settings when it is listed
-FREE = ("ingest.workers", "ingest.max_reject_share", "ingest.path")
+FREE = ("ingest.workers", "ingest.max_reject_share", "ingest.path", "ingest.splits")
 
 
 def run(config: Any, workdir: Path) -> None:

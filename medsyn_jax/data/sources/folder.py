@@ -4,18 +4,19 @@ import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from medsyn_jax.core.errors import UserError, shortened
+from medsyn_jax.core.errors import RejectedRecord, UserError, shortened
 from medsyn_jax.data.sources import records
 from medsyn_jax.data.store.items import NEGATIVE, POSITIVE, Item, Listing, key_of
 from medsyn_jax.data.store.splits import split_name
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 _IMAGES = re.compile(r"(?:images?|imgs?)[ _-]?\d*|cxr[ _-]?png", re.I)  # hold the images of a class
+_BESIDE = re.compile(r"^(?:images?|imgs?)[ _-]+|[ _-]+(?:images?|imgs?)$", re.I)
 _MASKS = re.compile(r"[Mm](?:asks?|ASKS?)(?![a-z])")  # "lung masks", leftMask, Masks_png
 _TRUTHS = re.compile(r"seg(?:mentation)?s?|labels?|annotations?|gt|ground[ _-]?truths?", re.I)
 _MASK_STEM = re.compile(  # mask_1.png, 1_mask.png, 1_mask_2.png, 1_seg.png
@@ -29,7 +30,7 @@ make = records.make
 
 
 @dataclass(frozen=True)
-class _Image:
+class Image:
     path: str  # below the root
     place: tuple[str, ...]  # its folders, but those that only tell images from masks
     stem: str
@@ -40,8 +41,8 @@ class _Image:
         return self.place, self.stem
 
 
-Masks = Mapping[tuple[tuple[str, ...], str], Mapping[str, str]]  # `_Image.at` -> field -> path
-Classed = list[tuple[_Image, str, str | None]]  # image, class, split
+Masks = Mapping[tuple[tuple[str, ...], str], Mapping[str, str]]  # `Image.at` -> field -> path
+Classed = list[tuple[Image, str, str | None]]  # image, class, split
 
 
 def list_items(config: Any) -> Listing:
@@ -57,17 +58,11 @@ def list_items(config: Any) -> Listing:
     Raises:
       UserError: no such folder, no image in a class folder, a broken expression, several sets.
     """
-    root, expression = Path(config.path), config.get("folder", {}).get("subject", "")
-    try:
-        pattern = re.compile(expression) if expression else None
-    except (re.error, OverflowError, RecursionError) as error:
-        text = shortened(expression)
-        raise UserError(f"folder.subject: {text!r}: {error}: give a regular expression") from None
-    if not config.path or not root.is_dir():
-        raise UserError(f"no folder: {config.path or 'ingest.path'} does not exist: set path")
+    root = root_of(config)
     dropped: Counter[str] = Counter()
     notes: list[str] = []
-    images, masks = _images_and_masks(_image_files(root, dropped))
+    subject_of = subjects(config, notes)
+    images, masks = images_and_masks(image_files(root, dropped))
     classed = _without_rest(_classed(root, images, dropped, notes), dropped)
     spellings: dict[str, str] = {}  # train/Normal and test/NORMAL are one class
     classed = [
@@ -85,24 +80,19 @@ def list_items(config: Any) -> Listing:
             f"{root} has one class only, {names[0]}: if the classes are folders inside of it, set "
             "ingest.path to it"
         )
-    if not pattern:
-        notes.append(
-            "ingest.folder.subject is empty, so every file name is a subject of its own: give an "
-            "expression that finds the patient where one has several images"
-        )
     fields = _fields([image for image, _, _ in classed], masks, dropped, notes)
     items: list[Item] = []
     rejects: list[tuple[str, str]] = []
     for image, name, split in classed:
         key, path = key_of(image.path), str(root / image.path)
-        subject = _subject(image.path, pattern)
-        if not subject:
-            reason = f"folder.subject {shortened(expression)!r} finds nothing"
-            rejects.append((key, f"{path}: {reason}"))
+        try:
+            subject = subject_of(image.path)
+        except RejectedRecord as error:
+            rejects.append((key, f"{path}: {error}"))
             continue
         labels = tuple(POSITIVE if name == other else NEGATIVE for other in names)
         paths = tuple((field, str(root / masks[image.at][field])) for field in fields)
-        items.append(Item(key, _utf8(subject), split, path, labels=labels, masks=paths))
+        items.append(Item(key, subject, split, path, labels=labels, masks=paths))
     return Listing(items, names, rejects, dict(dropped), notes)
 
 
@@ -111,20 +101,50 @@ def _utf8(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _subject(file: str, pattern: re.Pattern[str] | None) -> str:
-    if pattern is None:
-        return PurePath(file).stem
+def root_of(config: Any) -> Path:
+    """The folder `config.path`; UserError if there is none."""
+    root = Path(config.path)
+    if not config.path or not root.is_dir():
+        raise UserError(f"no folder: {config.path or 'ingest.path'} does not exist: set path")
+    return root
+
+
+def subjects(config: Any, notes: list[str]) -> Callable[[str], str]:
+    """A function from the path of an image below the root to its subject: the stem, or what
+    `config.<source>.subject` finds. That function raises RejectedRecord where nothing is found.
+
+    Raises:
+      UserError: for a broken expression.
+    """
+    setting = f"{config.source}.subject"
+    expression = config.get(config.source, {}).get("subject", "")
+    if not expression:
+        notes.append(
+            f"ingest.{setting} is empty, so every file name is a subject of its own: give an "
+            "expression that finds the patient where one has several images"
+        )
+        return lambda file: _utf8(PurePath(file).stem)
+    text = shortened(expression)
     try:
-        match = pattern.search(file)
-    except MemoryError:  # of a huge count in the expression
-        text = shortened(pattern.pattern)
-        raise UserError(f"folder.subject: {text!r}: needs too much memory: simplify it") from None
-    if not match:
-        return ""
-    return "-".join(filter(None, match.groups())) if pattern.groups else match[0]
+        pattern = re.compile(expression)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"{setting}: {text!r}: {error}: give a regular expression") from None
+
+    def subject_of(file: str) -> str:
+        try:
+            match = pattern.search(file)
+        except MemoryError:  # of a huge count in the expression
+            raise UserError(f"{setting}: {text!r}: needs too much memory: simplify it") from None
+        groups = match.groups() if match else ()
+        subject = "-".join(filter(None, groups)) if groups or not match else match[0]
+        if not subject:
+            raise RejectedRecord(f"{setting} {text!r} finds nothing")
+        return _utf8(subject)
+
+    return subject_of
 
 
-def _image_files(root: Path, dropped: Counter[str]) -> Iterator[str]:
+def image_files(root: Path, dropped: Counter[str]) -> Iterator[str]:
     """Paths below root, in sorted order; hidden files and folders are passed over."""
     for place, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX", "@")))
@@ -135,8 +155,10 @@ def _image_files(root: Path, dropped: Counter[str]) -> Iterator[str]:
                 dropped["not a .jpg, .png or .dcm file"] += 1
 
 
-def _images_and_masks(paths: Iterable[str]) -> tuple[list[_Image], Masks]:
-    images: list[_Image] = []
+def images_and_masks(paths: Iterable[str]) -> tuple[list[Image], Masks]:
+    """Tells images from masks by the names of folders and files; a second mask of one field has a
+    name that ends in '_'."""
+    images: list[Image] = []
     masks: dict[tuple[tuple[str, ...], str], dict[str, str]] = {}
     for path in paths:
         stem = PurePath(path).stem
@@ -148,7 +170,7 @@ def _images_and_masks(paths: Iterable[str]) -> tuple[list[_Image], Masks]:
                 field += "_"
             same[field] = path
         else:
-            images.append(_Image(path, place, stem))
+            images.append(Image(path, place, stem))
     return images, masks
 
 
@@ -157,7 +179,12 @@ def _place(folder: str) -> tuple[tuple[str, ...], str]:
     """The folders that tell split and class, and the field of the masks in it, "" of images."""
     names = [name for name in folder.split("/") if name]
     inner = [name for name in names if _is_mask(name)]
-    place = tuple(n for n in names if n not in inner and not _IMAGES.fullmatch(n))
+    bare = [_MASKS.sub("", n).strip(" _-") if n in inner else _BESIDE.sub("", n) for n in names]
+    # train_masks and train_images are both in train
+    kept = [
+        b if split_name(b) else "" if n in inner else n for n, b in zip(names, bare, strict=True)
+    ]
+    place = tuple(name for name in kept if name and not _IMAGES.fullmatch(name))
     return place, _field(inner) if inner else ""
 
 
@@ -173,7 +200,8 @@ def _field(folders: Sequence[str]) -> str:
     ManualMask/leftMask, mask_masks where there are no other words."""
     for name in reversed(folders):
         words = [w.lower() for w in re.findall("[A-Z]?[a-z]+|[A-Z]+|[0-9]+", _MASKS.sub(" ", name))]
-        rest = "_".join(word for word in words if word not in ("png", "jpg", "image", "images"))
+        beside = ("png", "jpg", "image", "images")
+        rest = "_".join(word for word in words if word not in beside and not split_name(word))
         if rest:
             return f"mask_{'lungs' if rest == 'lung' else rest}"
     word = _MASKS.search(folders[-1])
@@ -181,7 +209,7 @@ def _field(folders: Sequence[str]) -> str:
 
 
 def _fields(
-    images: Sequence[_Image], masks: Masks, dropped: Counter[str], notes: list[str]
+    images: Sequence[Image], masks: Masks, dropped: Counter[str], notes: list[str]
 ) -> list[str]:
     """The masks that every image has: a set has the same fields in all its records."""
     counts = Counter(field for image in images for field in masks.get(image.at, ()))
@@ -205,7 +233,7 @@ def _fields(
 
 
 def _classed(
-    root: Path, images: Sequence[_Image], dropped: Counter[str], notes: list[str]
+    root: Path, images: Sequence[Image], dropped: Counter[str], notes: list[str]
 ) -> Classed:
     """The images in class folders, with class and split."""
     places = {image.place for image in images}
@@ -269,7 +297,7 @@ def _without_rest(classed: Classed, dropped: Counter[str]) -> Classed:
         parts = PurePath(image.path).parts[:-1]
         holders |= {parts[:n] for n, name in enumerate(parts) if _IMAGES.fullmatch(name)}
 
-    def is_beside(image: _Image) -> bool:
+    def is_beside(image: Image) -> bool:
         parts = PurePath(image.path).parts[:-1]
         return any(
             parts[:n] in holders and not _IMAGES.fullmatch(name)

@@ -5,6 +5,7 @@ shards again and writes only the others.
 
 Fields of the ingest config, besides those of the sources (`ingest.<source>`):
   source: a name in SOURCES; path: its files,
+  splits: a published split list (`names.read_split_list`), or "",
   size (pixels), sections, min_tokens, frontal_only, seed, split_shares, records_per_shard,
   bits: used in the images of 16, 0 = each image's own (`decode.decode_grey`),
   display: of DICOM files (`dicom.decode`),
@@ -20,6 +21,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent import futures
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -28,8 +30,13 @@ from medsyn_jax.data.images import decode
 from medsyn_jax.data.sources import (
     chexpert,
     chexpert_plus,
+    coco,
     folder,
+    masks,
+    medmnist,
     mimic_cxr,
+    names,
+    openi,
     pairs,
     phantom,
     rsna,
@@ -50,15 +57,19 @@ _MODULES: tuple[ModuleType, ...] = (
     chexpert_plus,
     rsna,
     siim,
+    openi,
+    medmnist,
+    coco,
+    masks,
 )
 SOURCES = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 RECORDS_VERSION = 2  # raised by hand when the same source and settings give other records
 
 # Settings that do not change what is written.
-_NOT_CONTENT = ("path", "workers", "max_reject_share")
+_NOT_CONTENT = ("path", "splits", "workers", "max_reject_share")
 _END = 4096  # bytes
 # Settings that are newer than RECORDS_VERSION -> the value with which records are as before.
-_LATER: dict[str, Any] = {}
+_LATER: dict[str, Any] = {"splits": ""}
 
 
 def make_plan(config: Any) -> Plan:
@@ -69,6 +80,8 @@ def make_plan(config: Any) -> Plan:
             and splits that make no sense.
     """
     _check(config)
+    path = config.get("splits", "")
+    split_list = names.read_split_list(Path(path)) if path else None  # before a long listing
     listing = SOURCES[config.source].list_items(config)
     by_key: dict[str, Item] = {}
     rejects = [*listing.rejects]
@@ -84,15 +97,21 @@ def make_plan(config: Any) -> Plan:
             f"ingest: {config.path or config.source}: no usable record "
             f"({len(rejects)} rejected{', first: ' + rejects[0][1] if rejects else ''}{left})"
         )
+    notes, left_out = [*listing.notes], {**listing.dropped}
+    if split_list:
+        count = len(items)
+        items, lines = split_list.assign(items)
+        notes += lines
+        left_out |= {names.NOT_IN_LIST: count - len(items)} if count > len(items) else {}
     listed = [(item.key, item.subject or item.key, item.split) for item in items]
     homes = splits.assign(listed, config.split_shares, config.seed)
-    notes = [*listing.notes, *splits.remarks(listed, homes)]
+    notes += splits.remarks(listed, homes)
     notes += annotation_counts(items, homes, listing.label_names)
     # In the order of a hash, so that any run of records is a fair sample of its split.
     items.sort(key=lambda item: splits.unit(config.seed, f"order/{item.key}"))
     members = {s: [item for item in items if homes[item.key] == s] for s in splits.SPLITS}
     parts = divide(config.source, members, config.records_per_shard)
-    settings = _settings(config)
+    settings = _settings(config) | ({"splits": split_list.sha256} if split_list else {})
     return Plan(
         parts=parts,
         label_names=listing.label_names,
@@ -101,7 +120,7 @@ def make_plan(config: Any) -> Plan:
         fingerprint=_fingerprint(settings, parts),
         others="the records or files of the source",
         rejects=rejects,
-        left_out=listing.dropped,
+        left_out=left_out,
         notes=notes,
     )
 
@@ -150,6 +169,7 @@ def _fingerprint(settings: dict[str, Any], parts: Sequence[Part]) -> str:
                 texts = (item.report or "", item.sections, [name for name, _ in item.masks])
                 line = (item.key, item.subject, texts, item.labels, item.view, files)
                 line += (item.boxes,) if item.boxes is not None else ()
+                line += (item.size,) if item.size else ()
                 runs = [mask for _, mask in item.masks if isinstance(mask, Runs)]
                 line += tuple((r.height, r.width, r.counts) for r in runs)
                 digest.update(json.dumps(line).encode())

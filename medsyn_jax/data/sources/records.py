@@ -11,12 +11,13 @@ from medsyn_jax.data.store.items import Item, Runs
 from medsyn_jax.data.text import reports
 
 
-def make(item: Item, config: Any) -> dict[str, Any]:
+def make(item: Item, config: Any, pixels: decode.Grey | None = None) -> dict[str, Any]:
     """Makes one record, in any process and in any order.
 
     Args:
       item: of a listing.
       config: the ingest config that the listing was made with.
+      pixels: of the image, where it has no file of its own.
 
     Returns:
       key, subject, report, findings, impression, view: str; image: PNG bytes of a grey uint8
@@ -35,7 +36,13 @@ def make(item: Item, config: Any) -> dict[str, Any]:
     # pixels of the whole image, as are run-lengths.
     sized = item.boxes is not None or any(isinstance(mask, Runs) for _, mask in item.masks)
     at_least = 0 if sized else 2 * config.size
-    pixels = decode.decode_grey(str(item.image), at_least, config.bits, config.display)
+    if pixels is None:
+        pixels = decode.decode_grey(str(item.image), at_least, config.bits, config.display)
+    if item.size and item.size != pixels.shape:
+        raise RejectedRecord(
+            f"{item.image}: the image has {pixels.shape[1]} x {pixels.shape[0]} pixels, but its "
+            f"annotations are those of {item.size[1]} x {item.size[0]}"
+        )
     if config.inverted:
         pixels = 255 - pixels
     boxes = {} if item.boxes is None else {"boxes": _boxes(item, pixels.shape, config)}

@@ -39,6 +39,7 @@ class Item:
     masks: tuple[tuple[str, str | Runs], ...] = ()
     # (label, left, top, right, bottom) in pixels of the image file; None where the source has none.
     boxes: tuple[tuple[str, float, float, float, float], ...] | None = None
+    size: tuple[int, int] | None = None  # height, width of the image file, where the source says so
 
 
 @dataclass(frozen=True)
