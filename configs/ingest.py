@@ -7,9 +7,9 @@ pairs: a CSV with an image and a report column, or with columns of findings and 
 folder: class folders, <path>/[train|valid|test/]<class>/*.jpg: --config.ingest.path=DIR
 paper: MIMIC-CXR-JPG 2.0.0 at 256 pixels: --config.ingest.path=DIR holds the `files` folder and the
   csv.gz tables; --config.ingest.mimic_cxr.reports=DIR if the reports are elsewhere.
-chexpert, siim, medmnist, ...: a public set of PUBLIC at 256 pixels; coco, masks: annotations of your
-  own: --config.ingest.path=DIR. With --config.ingest.splits=FILE_OR_DIR, a published split list is
-  followed.
+chexpert, siim, medmnist, ...: a public set of PUBLIC at 256 pixels; coco, masks: your own
+  annotations: --config.ingest.path=DIR. With --config.ingest.splits=FILE_OR_DIR, a published split
+  list is followed.
 Train on the result: --config configs/convirt.py --config.data.sources="('<workdir>/shards',)"
 """
 
