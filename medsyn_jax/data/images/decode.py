@@ -148,6 +148,15 @@ def _deep(pixels: np.ndarray, bits: int) -> Grey:
     return dicom.to_bytes(np.arange(1 << depth), 0, (1 << depth) - 1).take(pixels)
 
 
+def size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height in pixels of a PNG, JPEG, TIFF or BMP file, as its header says and
+    `decode_grey` returns them; raises RejectedRecord."""
+    with dicom.broken(f"{path}: image header"), Image.open(path, formats=_FORMATS) as image:
+        dicom.check_size(*image.size)
+        orientation = image.getexif().get(0x0112, 1)
+        return image.size[::-1] if orientation >= 5 else image.size
+
+
 def square(image: Grey, size: int, how: str = "pad") -> Grey:
     """Fit an image into a square, antialiased and centred.
 

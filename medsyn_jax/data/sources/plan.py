@@ -26,14 +26,32 @@ from typing import Any
 
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.images import decode
-from medsyn_jax.data.sources import folder, mimic_cxr, pairs, phantom
+from medsyn_jax.data.sources import (
+    covidx,
+    folder,
+    mimic_cxr,
+    nih,
+    object_cxr,
+    pairs,
+    phantom,
+    vindr,
+)
 from medsyn_jax.data.store import shards, splits
 from medsyn_jax.data.store.build import Part, Plan, divide
 from medsyn_jax.data.store.items import Item, Runs, label_counts
 
 # A source is a module, called as in the config, with `list_items(config) -> Listing` and
 # `make(item, config) -> record`.
-_MODULES: tuple[ModuleType, ...] = (phantom, pairs, mimic_cxr, folder)
+_MODULES: tuple[ModuleType, ...] = (
+    phantom,
+    pairs,
+    mimic_cxr,
+    folder,
+    covidx,
+    object_cxr,
+    nih,
+    vindr,
+)
 SOURCES = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 RECORDS_VERSION = 2  # raised by hand when the same source and settings give other records
 

@@ -1,11 +1,12 @@
 """What a source lists: records before their pixels are read."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from medsyn_jax.core.errors import shortened
+from medsyn_jax.core.errors import RejectedRecord, shortened
 
 POSITIVE, NEGATIVE, UNCERTAIN, UNKNOWN = 1, 0, -1, -2  # labels
 NOT_FRONTAL = "not a frontal view"  # a reason to leave an item out
@@ -50,6 +51,20 @@ class Listing:
     rejects: list[tuple[str, str]] = field(default_factory=list)  # unusable rows: (key, reason)
     dropped: dict[str, int] = field(default_factory=dict)  # left out by choice: reason -> count
     notes: list[str] = field(default_factory=list)  # lines for the user before the ingestion
+
+
+def check_box(box: Sequence[float], width: float = math.inf, height: float = math.inf) -> None:
+    """Raises RejectedRecord for a box (left, top, right, bottom) without area, an inverted one, one
+    with a number that is none, or one wholly outside of an image of `width` x `height` pixels."""
+    left, top, right, bottom = box
+    if not (left < right and top < bottom and math.isfinite(right - left + bottom - top)):
+        fault = "has no area"
+    elif right <= 0 or bottom <= 0 or left >= width or top >= height:
+        fault = "is outside of the image"
+    else:
+        return
+    corners = f"({left:g}, {top:g}) to ({right:g}, {bottom:g})"
+    raise RejectedRecord(f"the box from {corners} {fault}")
 
 
 def key_of(path: str) -> str:
