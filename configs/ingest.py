@@ -7,11 +7,7 @@ pairs: a CSV with an image and a report column, or with columns of findings and 
 folder: class folders, <path>/[train|valid|test/]<class>/*.jpg: --config.ingest.path=DIR
 paper: MIMIC-CXR-JPG 2.0.0 at 256 pixels: --config.ingest.path=DIR holds the `files` folder and the
   csv.gz tables; --config.ingest.mimic_cxr.reports=DIR if the reports are elsewhere.
-Sets as downloaded, in --config.ingest.path=DIR; the source's docstring names the files:
-covidx: COVIDx; with lists of several versions, --config.ingest.covidx.version=9A.
-object_cxr: Object-CXR, with boxes and masks.
-nih: ChestX-ray14; --config.ingest.nih.boxes=True: the 880 images that have boxes, alone.
-vindr: VinDr-CXR of PhysioNet or Kaggle; `iou` and `readers` say how readers' boxes are fused.
+chexpert, siim, ...: a public set at 256 pixels, --config.ingest.path=DIR as downloaded.
 Train on the result: --config configs/convirt.py --config.data.sources="('<workdir>/shards',)"
 """
 
@@ -19,15 +15,24 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-SETTINGS = {  # of the sources that have any
+PUBLIC = {  # variant: what config.ingest.path holds
+    "chexpert": "CheXpert 1.0, small or full: train.csv, valid.csv, and test.csv if there",
+    "chexpert_plus": "CheXpert Plus: df_chexpert_plus_240401.csv, chexbert_labels, and the images",
+    "rsna": "RSNA Pneumonia (Kaggle, stage 2): two stage_2 tables and stage_2_train_images",
+    "siim": "SIIM-ACR Pneumothorax (Kaggle): train-rle.csv and dicom-images-train",
+    "covidx": "COVIDx: the lists train*.txt and test*.txt, and folders of these names",
+    "object_cxr": "Object-CXR: train.csv, dev.csv, test.csv if there, and folders of these names",
+    "nih": "ChestX-ray14: Data_Entry_2017*.csv, train_val_list.txt, test_list.txt, and the images",
+    "vindr": "VinDr-CXR of PhysioNet (annotations, train, test) or of Kaggle (train.csv, train)",
+}
+SETTINGS = {  # of the sources that have any; what they mean stands in `list_items` of each
     "mimic_cxr": {"reports": ""},
     "folder": {"subject": ""},
     "covidx": {"version": ""},
     "nih": {"boxes": False},
     "vindr": {"iou": 0.5, "readers": 2},
 }
-DOWNLOADED = ("covidx", "object_cxr", "nih", "vindr")
-VARIANTS = (*common.VARIANTS, "pairs", "folder", *DOWNLOADED)
+VARIANTS = (*common.VARIANTS, "pairs", "folder", *PUBLIC)
 
 
 def get_config(variant: str = "demo") -> ConfigDict:
@@ -39,7 +44,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.ingest.update({"records_per_shard": 16, "workers": 1})
     if variant == "paper":
         config.ingest.update({"source": "mimic_cxr", "path": "data/mimic-cxr-jpg", "size": 256})
-    if variant in ("pairs", "folder", *DOWNLOADED):
+    if variant in ("pairs", "folder", *PUBLIC):
         config.ingest.update({"source": variant, "size": 256})
     config.ingest.update(SETTINGS)
     return config

@@ -149,12 +149,16 @@ def _deep(pixels: np.ndarray, bits: int) -> Grey:
 
 
 def size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height in pixels of a PNG, JPEG, TIFF or BMP file, as its header says and
-    `decode_grey` returns them; raises RejectedRecord."""
-    with dicom.broken(f"{path}: image header"), Image.open(path, formats=_FORMATS) as image:
-        dicom.check_size(*image.size)
-        orientation = image.getexif().get(0x0112, 1)
-        return image.size[::-1] if orientation >= 5 else image.size
+    """Width and height in pixels of a PNG, JPEG, TIFF or BMP file as `decode_grey` returns it, from
+    its header; raises RejectedRecord."""
+    with dicom.broken("image header"):
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                dicom.check_size(*image.size)
+                across = image.getexif().get(0x0112, 1) >= 5  # turned by 90 degrees
+                return image.size[::-1] if across else image.size
+        except Image.UnidentifiedImageError:
+            raise RejectedRecord("not a PNG, JPEG, TIFF or BMP file") from None
 
 
 def square(image: Grey, size: int, how: str = "pad") -> Grey:

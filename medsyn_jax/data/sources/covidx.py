@@ -5,6 +5,7 @@ COVID(1).png COVID-19 sirm`), and the source is missing in version 2 and in some
 test lists: a line is read from its class outwards.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ def list_items(config: Any) -> Listing:
     root, version = Path(config.path), config.get("covidx", {}).get("version", "")
     rows: list[tuple[str, str, str, str]] = []  # split, patient, image, class
     rejects: list[tuple[str, str]] = []
-    paths: list[str] = []
+    images: set[str] = set()  # keys
     for split in _SPLITS:
         if split == "val" and not [*root.glob(f"val*{version}.txt")]:
             continue
         advice = "name one version by ingest.covidx.version, such as 9A"
         table = files.only(root, f"{split}*{version}.txt", advice)
-        paths += files.images(root / split)
+        images |= {f"{split}/{name}" for name in _names(root / split)}
         for number, line in tables.lines(table):
             try:
                 rows.append((split, *_parsed(line)))
@@ -56,15 +57,28 @@ def list_items(config: Any) -> Listing:
     homes: dict[str, str] = {}  # of patients
     items, leaks = [], 0
     for split, patient, name, word in rows:
-        if homes.setdefault(patient, split) != split:
-            leaks += 1
-            continue
         positive = "COVID-19" if word == "positive" else word
         labels = tuple(POSITIVE if positive == label else NEGATIVE for label in label_names)
-        path = str(root / split / name)
-        items.append(Item(key_of(f"{split}/{name}"), patient, split, path, labels=labels))
-    dropped = {"patients of another list": leaks} if leaks else {}
-    return files.compare(Listing(items, label_names, rejects, dropped), paths)
+        place = f"{split}/{name}"
+        if place not in images:
+            rejects.append((key_of(place), f"{root}: there is no image {shortened(place)}"))
+        elif homes.setdefault(patient, split) != split:
+            leaks += 1
+        else:
+            items.append(Item(key_of(place), patient, split, f"{root}/{place}", labels=labels))
+    others = len(images - {f"{split}/{name}" for split, _, name, _ in rows})
+    dropped = {"patient of another list": leaks, files.NOT_IN_TABLE: others}
+    dropped = {reason: count for reason, count in dropped.items() if count}
+    return Listing(items, label_names, rejects, dropped)
+
+
+def _names(folder: Path) -> list[str]:
+    """The names of the images in a folder; some differ by their suffix alone."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"no images: {folder}: {error.strerror}: check the path") from None
+    return [name for name in names if name.lower().endswith((".png", ".jpg", ".jpeg"))]
 
 
 def _parsed(line: str) -> tuple[str, str, str]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medsyn_jax.core.errors import RejectedRecord, UserError, shortened
@@ -37,7 +37,7 @@ def list_items(config: Any) -> Listing:
     """All images with labels and the official split, or the images with boxes alone.
 
     `config.path` holds `Data_Entry_2017*.csv`, `train_val_list*.txt`, `test_list*.txt`, and the
-    images in `images_001/images/` and so on, or in `images/`. Validation is drawn from train.
+    images below, such as in `images_001/images/`. Validation is drawn from train.
 
     Boxes were drawn on 880 images, and not for all their labels. That a radiograph has no box says
     nothing of the others, so records have none, unless `config.nih.boxes` lists those 880 images
@@ -49,10 +49,7 @@ def list_items(config: Any) -> Listing:
     """
     root = Path(config.path)
     entries, homes = files.only(root, "Data_Entry_2017*.csv", _ADVICE), _splits(root)
-    folders = [place for place in sorted(root.glob("images*")) if place.is_dir()]
-    folders = [place / "images" if (place / "images").is_dir() else place for place in folders]
-    folders = folders or [root / "images"]
-    images = {Path(path).name: path for path in files.images(*folders)}
+    images = files.images_below(root, (".png",), lambda stem: PurePosixPath(stem).name)
     items: list[Item] = []
     rejects: list[tuple[str, str]] = []
     columns = ("Image Index", "Finding Labels", "Patient ID", "View Position")
@@ -61,21 +58,24 @@ def list_items(config: Any) -> Listing:
             try:
                 fields = tables.fields(header, _evened(header, row))
                 name, findings, patient, view = (fields[column].strip() for column in columns)
-                path = images.get(name, f"{folders[0]}/{name}")
-                items.append(_item(name, findings, patient, view, homes, path))
+                image = images.pop(PurePosixPath(name).stem, "")
+                items.append(_item(name, findings, patient, view, homes, image))
             except RejectedRecord as error:
                 rejects.append((f"row-{number}", f"{entries}: row {number}: {error}"))
     unknown = len({key_of(name) for name in homes} - {item.key for item in items})
     notes = [f"{unknown} images of the lists have no usable row in {entries}"] if unknown else []
-    listing = files.compare(Listing(items, LABELS, rejects, notes=notes), images.values())
+    dropped = {files.NOT_IN_TABLE: len(images)} if images else {}
+    listing = Listing(items, LABELS, rejects, dropped, notes)
     return _with_boxes(listing, root) if config.get("nih", {}).get("boxes") else listing
 
 
 def _item(
-    name: str, findings: str, patient: str, view: str, homes: Mapping[str, str], path: str
+    name: str, findings: str, patient: str, view: str, homes: Mapping[str, str], image: str
 ) -> Item:
     if not (name and findings and patient):
         raise RejectedRecord("Image Index, Finding Labels or Patient ID is empty")
+    if not image:
+        raise RejectedRecord(f"there is no image {shortened(name)} in the folder")
     if name not in homes:
         raise RejectedRecord(f"{shortened(name)} is neither in the list of train nor of test")
     positive = {finding.strip() for finding in findings.split("|")} - {"No Finding"}
@@ -85,7 +85,7 @@ def _item(
         _known(finding)
     labels = tuple(POSITIVE if label in positive else NEGATIVE for label in LABELS)
     view = view if view in ("PA", "AP") else ""
-    return Item(key_of(name), patient, homes[name], path, labels=labels, view=view)
+    return Item(key_of(name), patient, homes[name], image, labels=labels, view=view)
 
 
 def _known(finding: str) -> str:
@@ -150,5 +150,5 @@ def _box(row: Sequence[str]) -> tuple[str, float, float, float, float]:
         raise RejectedRecord("is not image, label, x, y, width and height")
     left, top, width, height = (tables.number(cell, "x, y, w, h") for cell in row[2:6])
     box = (left, top, left + width, top + height)
-    check_box(box)
+    check_box(*box)
     return _known(row[1]), *box

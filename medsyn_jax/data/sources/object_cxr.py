@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from concurrent import futures
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ def list_items(config: Any) -> Listing:
     items: list[Item] = []
     rejects: list[tuple[str, str]] = []
     shapes: dict[str, list[Shape]] = {}  # by key
+    images = files.images_below(root, (".jpg", ".jpeg", ".png"), _name_of)
     for name, split in homes.items():
         table = root / f"{name}.csv"
         with tables.read(table, ("image_name", "annotation")) as (header, rows):
@@ -62,6 +63,9 @@ def list_items(config: Any) -> Listing:
                     image = fields["image_name"].strip()
                     if not image:
                         raise RejectedRecord("column 'image_name' is empty")
+                    path = images.pop(_name_of(f"{name}/{PurePosixPath(image).stem}"), "")
+                    if not path:
+                        raise RejectedRecord(f"there is no image {shortened(image)} in {name}")
                     key = key_of(f"{name}/{image}")
                     outlines = _shapes(fields["annotation"])
                 except RejectedRecord as error:
@@ -69,16 +73,19 @@ def list_items(config: Any) -> Listing:
                     continue
                 labels = (POSITIVE if outlines else NEGATIVE,)
                 boxes = tuple((LABEL, *_box(outline)) for outline in outlines)
-                path = str(root / name / image)
                 items.append(Item(key, key, split, path, labels=labels, boxes=boxes))
-                shapes.setdefault(key, outlines)
-    paths = files.images(*(root / name for name in homes))
-    listing = files.compare(Listing(items, (LABEL,), rejects, notes=notes), paths)
+                shapes[key] = outlines
     with futures.ThreadPoolExecutor(32) as pool:  # a network disk may take its time for each
-        masked = [*pool.map(lambda item: _masked(item, shapes[item.key]), listing.items)]
-    rejects = [*listing.rejects, *(result for result in masked if isinstance(result, tuple))]
+        masked = [*pool.map(lambda item: _masked(item, shapes[item.key]), items)]
+    rejects += [result for result in masked if isinstance(result, tuple)]
     items = [result for result in masked if isinstance(result, Item)]
-    return dataclasses.replace(listing, items=items, rejects=rejects)
+    dropped = {files.NOT_IN_TABLE: len(images)} if images else {}
+    return Listing(items, (LABEL,), rejects, dropped, notes)
+
+
+def _name_of(stem: str) -> str:
+    """Folder and name of an image, without suffix."""
+    return "/".join(PurePosixPath(stem).parts[-2:])
 
 
 def _shapes(annotation: str) -> list[Shape]:
@@ -94,7 +101,7 @@ def _shapes(annotation: str) -> list[Shape]:
                 "no polygon (2) of three or more"
             )
         points = points.reshape(-1, 2)
-        check_box([*points[0], *points[1]] if corners else _box(points))
+        check_box(*(points.ravel().tolist() if corners else _box(points)))
         if kind == _RECTANGLE:
             (left, top), (right, bottom) = points
             points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
@@ -115,8 +122,6 @@ def _masked(item: Item, shapes: Sequence[Shape]) -> Item | tuple[str, str]:
     """The item with its mask, or its reject."""
     try:
         width, height = decode.size(str(item.image))
-        for shape in shapes:
-            check_box(_box(shape), width, height)
     except RejectedRecord as error:
         return item.key, f"{item.image}: {error}"
     return dataclasses.replace(item, masks=(("mask_objects", filled(shapes, width, height)),))
@@ -129,8 +134,21 @@ def filled(shapes: Sequence[Shape], width: int, height: int) -> Runs:
     polygons = [np.clip(shape, 0, edge).ravel().tolist() for shape in shapes]
     if not polygons:
         return Runs(height, width, (width * height,))
-    whole = coco.merge(coco.frPyObjects(polygons, height, width))
-    inside = coco.decode(whole).ravel(order="F")  # down the columns
-    ends = np.flatnonzero(np.diff(inside, append=1 - inside[-1])) + 1
-    counts = np.diff(ends, prepend=0).tolist()
-    return Runs(height, width, (0, *counts) if inside[0] else tuple(counts))
+    runs = coco.merge(coco.frPyObjects(polygons, height, width))
+    return Runs(height, width, _counts(runs["counts"]))
+
+
+def _counts(text: bytes) -> tuple[int, ...]:
+    """Run-lengths from COCO's compressed form, which pycocotools only unpacks to pixels: six bits a
+    letter, the lowest five first; from the fourth on, less the one before the last."""
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = letter - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4)  # a sign
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return tuple(counts)

@@ -27,6 +27,8 @@ from typing import Any
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.images import decode
 from medsyn_jax.data.sources import (
+    chexpert,
+    chexpert_plus,
     covidx,
     folder,
     mimic_cxr,
@@ -34,11 +36,13 @@ from medsyn_jax.data.sources import (
     object_cxr,
     pairs,
     phantom,
+    rsna,
+    siim,
     vindr,
 )
 from medsyn_jax.data.store import shards, splits
 from medsyn_jax.data.store.build import Part, Plan, divide
-from medsyn_jax.data.store.items import Item, Runs, label_counts
+from medsyn_jax.data.store.items import Item, Runs, annotation_counts
 
 # A source is a module, called as in the config, with `list_items(config) -> Listing` and
 # `make(item, config) -> record`.
@@ -51,6 +55,10 @@ _MODULES: tuple[ModuleType, ...] = (
     object_cxr,
     nih,
     vindr,
+    chexpert,
+    chexpert_plus,
+    rsna,
+    siim,
 )
 SOURCES = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 RECORDS_VERSION = 2  # raised by hand when the same source and settings give other records
@@ -88,8 +96,7 @@ def make_plan(config: Any) -> Plan:
     listed = [(item.key, item.subject or item.key, item.split) for item in items]
     homes = splits.assign(listed, config.split_shares, config.seed)
     notes = [*listing.notes, *splits.remarks(listed, homes)]
-    counts = label_counts(items, homes, listing.label_names)
-    notes += [f"positive for {counts}"] if counts else []
+    notes += annotation_counts(items, homes, listing.label_names)
     # In the order of a hash, so that any run of records is a fair sample of its split.
     items.sort(key=lambda item: splits.unit(config.seed, f"order/{item.key}"))
     members = {s: [item for item in items if homes[item.key] == s] for s in splits.SPLITS}

@@ -91,8 +91,12 @@ def _inside(runs: Runs, item: Item, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _boxes(item: Item, shape: tuple[int, ...], config: Any) -> list[dict[str, Any]]:
-    """The boxes of an item whose image has `shape`, moved as `decode.square` moves the pixels and
-    cut off at the edges of the square; a box wholly outside of the square is dropped."""
+    """The boxes of an item whose image has `shape`, moved as `decode.square` moves the pixels.
+
+    A box is cut off at the edges of image and square, and dropped where the square is a crop
+    without it. A box without area inside of the image rejects the record: without that box, the
+    record would say that nothing is there.
+    """
     sides = np.array(shape[::-1])  # width, height
     if config.square == "stretch":
         scale = config.size / sides
@@ -101,7 +105,14 @@ def _boxes(item: Item, shape: tuple[int, ...], config: Any) -> list[dict[str, An
     offset = (config.size - scale * sides) / 2
     boxes = []
     for label, *corners in item.boxes or ():
-        moved = np.reshape(corners, (2, 2)) * scale + offset
+        inside = np.reshape(corners, (2, 2)).clip(0, sides)
+        if not (inside[1] > inside[0]).all():  # also of NaN
+            edges = ", ".join(f"{corner:g}" for corner in corners)
+            raise RejectedRecord(
+                f"{item.image}: the box {edges} (left, top, right, bottom) has no area inside of "
+                f"the image of {shape[1]} x {shape[0]} pixels"
+            )
+        moved = inside * scale + offset
         bbox = moved.clip(0, config.size).astype(np.float32)
         if (bbox[1] > bbox[0]).all():
             boxes.append({"bbox": bbox.ravel(), "label": label})

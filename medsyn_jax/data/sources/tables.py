@@ -7,9 +7,9 @@ import itertools
 import math
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from medsyn_jax.core.errors import RejectedRecord, UserError, shortened
 from medsyn_jax.data.store.items import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
@@ -22,6 +22,8 @@ LABEL_VALUES = {
 }
 # What pandas and spreadsheets write into an empty cell.
 _MISSING = {"nan", "NaN", "NAN", "None", "none", "null", "NULL", "N/A", "n/a", "NA", "<NA>", "#N/A"}
+
+Value = TypeVar("Value")
 
 
 def _lines(path: Path, stream: Iterable[bytes]) -> Iterator[str]:
@@ -118,6 +120,42 @@ def rows(
                 where = f"{path}: row {number}"
                 raise UserError(f"broken table: {where}: {error}: mend the table") from None
             yield number, row_fields
+
+
+def grouped(
+    path: Path,
+    name: str,
+    columns: Sequence[str],
+    parse: Callable[[dict[str, str]], Value],
+    rejects: dict[str, str],
+) -> dict[str, list[Value]]:
+    """The rows of a table with one or several rows an image.
+
+    Args:
+      path: of the table.
+      name: the column with the image of a row.
+      columns: that `parse` needs.
+      parse: makes a value of the `fields` of a row, or raises RejectedRecord.
+      rejects: image -> reason; each image with an unusable row is added to it.
+
+    Returns:
+      image -> values of its usable rows, in the order of the table.
+
+    Raises:
+      UserError: as `read`.
+    """
+    groups: dict[str, list[Value]] = {}
+    with read(path, (name, *columns)) as (header, table):
+        for number, row in table:
+            image = dict(zip(header, row, strict=False)).get(name, "").strip()
+            try:
+                if not image:
+                    raise RejectedRecord(f"column {name!r} is empty")
+                values = groups.setdefault(image, [])
+                values.append(parse(fields(header, row)))
+            except RejectedRecord as error:
+                rejects.setdefault(image or f"row-{number}", f"{path}: row {number}: {error}")
+    return groups
 
 
 @contextlib.contextmanager

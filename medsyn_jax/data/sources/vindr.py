@@ -1,7 +1,7 @@
 """The source `vindr`: VinDr-CXR (Nguyen et al. 2022), as PhysioNet or as Kaggle hands it out."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -62,30 +62,31 @@ def list_items(config: Any) -> Listing:
         looked = f"{root}/annotations/image_labels_train.csv (PhysioNet) and {root}/train.csv"
         raise UserError(f"no table: vindr: looked for {looked} (Kaggle): check the path")
     names = _PHYSIONET if physionet else _KAGGLE
+    images = files.images_below(root, (".dicom", ".dcm"), lambda stem: PurePosixPath(stem).name)
     items: list[Item] = []
     rejects: list[tuple[str, str]] = []
-    paths: list[str] = []
     for split in ("train", "test") if physionet else ("train",):
+        several, broken = split == "train", {}
         table = folder / f"annotations_{split}.csv" if physionet else root / "train.csv"
-        marks, broken = _marks(table, names, split == "train")
+        marks = _marks(table, names, several, broken)
+        votes = {image: _named(image_marks, names) for image, image_marks in marks.items()}
         if physionet:
-            votes = _votes(folder / f"image_labels_{split}.csv", split == "train", broken)
-        else:
-            votes = {image: _named(image_marks, names) for image, image_marks in marks.items()}
-        images = files.images(root / split)
-        paths += images
-        stems = {Path(path).stem: path for path in images}
-        for image in sorted(marks.keys() - votes.keys() - broken.keys()):
-            broken[image] = f"{table}: {shortened(image)} is not in the table of labels"
-        rejects += [(key_of(f"{split}/{image}"), reason) for image, reason in broken.items()]
+            labels_table = folder / f"image_labels_{split}.csv"
+            votes = _votes(labels_table, several, broken)
+            for image in marks.keys() - votes.keys():
+                broken.setdefault(image, f"{table}: {shortened(image)} is not in {labels_table}")
         for image, values in votes.items():
+            path = images.pop(image, "")
+            if not path:
+                broken.setdefault(image, f"{table}: there is no {shortened(image)}.dicom in {root}")
             if image not in broken:
                 key = key_of(f"{split}/{image}")
                 boxes = fuse(marks.get(image, ()), iou, readers)
-                path = stems.get(image, str(root / split / f"{image}.dicom"))
                 labels = tuple(map(_majority, zip(*values, strict=True)))
                 items.append(Item(key, key, split, path, labels=labels, view="PA", boxes=boxes))
-    return files.compare(Listing(items, names, rejects), paths)
+        rejects += sorted((key_of(f"{split}/{image}"), why) for image, why in broken.items())
+    dropped = {files.NOT_IN_TABLE: len(images)} if images else {}
+    return Listing(items, names, rejects, dropped)
 
 
 def fuse(marks: Iterable[Mark], iou: float, readers: int) -> tuple[tuple, ...]:
@@ -129,66 +130,48 @@ def _iou(a: Box, b: Box) -> float:
 
 
 def _marks(
-    path: Path, names: Sequence[str], read_by_several: bool
-) -> tuple[dict[str, list[Mark]], dict[str, str]]:
-    """The rows of a table of boxes by image, and why images with a broken row are rejected."""
-    marks: dict[str, list[Mark]] = {}
-    broken: dict[str, str] = {}
-    reader = ("rad_id",) if read_by_several else ()
-    with tables.read(path, ("image_id", *reader, "class_name", *_CORNERS)) as (header, table):
-        for number, row in table:
-            image = ""
-            try:
-                fields = tables.fields(header, row)
-                image = fields["image_id"].strip()
-                mark = _mark(fields, names, read_by_several)
-            except RejectedRecord as error:
-                image = image or f"row-{number}"
-                broken.setdefault(image, f"{path}: row {number}: {error}")
-            else:
-                marks.setdefault(image, []).append(mark)
-    return marks, broken
+    path: Path, names: Sequence[str], several: bool, broken: dict[str, str]
+) -> dict[str, list[Mark]]:
+    """The rows of a table of boxes by image; images with an unusable row are added to `broken`."""
+
+    def mark(fields: dict[str, str]) -> Mark:
+        label = fields["class_name"].strip()
+        label = _SPELLINGS.get(label, label)
+        if label not in names:
+            raise RejectedRecord(f"class_name {shortened(label)!r} is no label of the set")
+        if label == _NONE:
+            return _reader(fields, several), label, None
+        left, top, right, bottom = (tables.number(fields[c], f"column {c!r}") for c in _CORNERS)
+        check_box(left, top, right, bottom)
+        return _reader(fields, several), label, (left, top, right, bottom)
+
+    columns = (*(("rad_id",) if several else ()), "class_name", *_CORNERS)
+    return tables.grouped(path, "image_id", columns, mark, broken)
 
 
-def _mark(fields: Mapping[str, str], names: Sequence[str], read_by_several: bool) -> Mark:
-    reader = fields["rad_id"].strip() if read_by_several else ""
-    if not fields["image_id"].strip() or (read_by_several and not reader):
-        raise RejectedRecord("image_id or rad_id is empty")
-    label = fields["class_name"].strip()
-    label = _SPELLINGS.get(label, label)
-    if label not in names:
-        raise RejectedRecord(f"column 'class_name': {shortened(label)!r} is no label of the set")
-    if label == _NONE:
-        return reader, label, None
-    left, top, right, bottom = (tables.number(fields[c], f"column {c!r}") for c in _CORNERS)
-    check_box((left, top, right, bottom))
-    return reader, label, (left, top, right, bottom)
+def _votes(path: Path, several: bool, broken: dict[str, str]) -> dict[str, list[tuple[int, ...]]]:
+    """The labels of an image by each reader; images with an unusable row are added to `broken`."""
+    with tables.read(path, ("image_id",)) as (header, _):
+        other = next((old for old in _SPELLINGS if old in header), "")
+    names = [other if other and name == _SPELLINGS[other] else name for name in _PHYSIONET]
+
+    def vote(fields: dict[str, str]) -> tuple[str, tuple[int, ...]]:
+        return _reader(fields, several), tables.labels(fields, names)
+
+    columns = (*(("rad_id",) if several else ()), *names)
+    votes = tables.grouped(path, "image_id", columns, vote, broken)
+    for image, rows in votes.items():
+        if len({reader for reader, _ in rows}) < len(rows):
+            broken.setdefault(image, f"{path}: {shortened(image)} has two rows of one reader")
+    return {image: [labels for _, labels in rows] for image, rows in votes.items()}
 
 
-def _votes(
-    path: Path, read_by_several: bool, broken: dict[str, str]
-) -> dict[str, list[tuple[int, ...]]]:
-    """The labels of each image by each reader; rows that cannot be read are added to `broken`."""
-    votes: dict[str, dict[str, tuple[int, ...]]] = {}
-    columns = ("image_id", "rad_id") if read_by_several else ("image_id",)
-    with tables.read(path, columns) as (header, table):
-        header = [_SPELLINGS.get(name, name) for name in header]
-        for name in _PHYSIONET:
-            if name not in header:
-                raise UserError(f"missing column: {path}: no column {name!r}: check the file")
-        for number, row in table:
-            image = f"row-{number}"
-            try:
-                fields = tables.fields(header, row)
-                image, reader = fields["image_id"].strip() or image, fields.get("rad_id", "")
-                labels = tables.labels(fields, _PHYSIONET)
-                by_reader = votes.setdefault(image, {})
-                if reader in by_reader:
-                    raise RejectedRecord(f"a second row of this reader for {shortened(image)}")
-                by_reader[reader] = labels
-            except RejectedRecord as error:
-                broken.setdefault(image, f"{path}: row {number}: {error}")
-    return {image: [*by_reader.values()] for image, by_reader in votes.items()}
+def _reader(fields: Mapping[str, str], several: bool) -> str:
+    """The reader of a row, '' of the consensus."""
+    reader = fields["rad_id"].strip() if several else ""
+    if several and not reader:
+        raise RejectedRecord("column 'rad_id' is empty")
+    return reader
 
 
 def _named(marks: Sequence[Mark], names: Sequence[str]) -> list[tuple[int, ...]]:

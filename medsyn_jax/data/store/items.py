@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -53,18 +53,11 @@ class Listing:
     notes: list[str] = field(default_factory=list)  # lines for the user before the ingestion
 
 
-def check_box(box: Sequence[float], width: float = math.inf, height: float = math.inf) -> None:
-    """Raises RejectedRecord for a box (left, top, right, bottom) without area, an inverted one, one
-    with a number that is none, or one wholly outside of an image of `width` x `height` pixels."""
-    left, top, right, bottom = box
+def check_box(left: float, top: float, right: float, bottom: float) -> None:
+    """Raises RejectedRecord for a box without area, an inverted one, or one that is not finite."""
     if not (left < right and top < bottom and math.isfinite(right - left + bottom - top)):
-        fault = "has no area"
-    elif right <= 0 or bottom <= 0 or left >= width or top >= height:
-        fault = "is outside of the image"
-    else:
-        return
-    corners = f"({left:g}, {top:g}) to ({right:g}, {bottom:g})"
-    raise RejectedRecord(f"the box from {corners} {fault}")
+        corners = f"({left:g}, {top:g}) to ({right:g}, {bottom:g})"
+        raise RejectedRecord(f"the box from {corners} has no area")
 
 
 def key_of(path: str) -> str:
@@ -75,16 +68,55 @@ def key_of(path: str) -> str:
     return quote(path, safe="/-_.~+,=@:()", errors="surrogateescape")
 
 
-def label_counts(items: Sequence[Item], homes: Mapping[str, str], names: Sequence[str]) -> str:
-    """One line with the positive records of each label by split; "" for items without labels.
+def runs_of(height: int, width: int, spans: Iterable[tuple[int, int]]) -> Runs:
+    """A mask as run-lengths from spans of pixels, counted down the columns: (first, behind the
+    last). Spans may overlap and come in any order; they end inside of the mask."""
+    counts: list[int] = []
+    filled = 0  # pixels that the counts cover
+    for start, end in sorted(spans):
+        if end <= max(start, filled):
+            continue
+        if start > filled or not counts:
+            counts += [start - filled, end - start]
+        else:
+            counts[-1] += end - filled
+        filled = end
+    return Runs(height, width, (*counts, height * width - filled))
+
+
+def annotation_counts(
+    items: Sequence[Item], homes: Mapping[str, str], names: Sequence[str]
+) -> list[str]:
+    """Lines for the user with the records of each label, box and mask by split; masks in files
+    are not read, and so not counted.
 
     homes: key -> split.
     """
-    counts = Counter((n, homes[i.key]) for i in items for n, x in enumerate(i.labels) if x == 1)
+    positive: Counter[tuple[str, str]] = Counter()  # (name, split) -> records
+    boxed, masked = positive.copy(), positive.copy()
+    boxes: Counter[str] = Counter()
+    for item in items:
+        home = homes[item.key]
+        positive.update((names[n], home) for n, x in enumerate(item.labels) if x == POSITIVE)
+        boxes.update(label for label, *_ in item.boxes or ())
+        boxed.update({(label, home) for label, *_ in item.boxes or ()})
+        marked = [name for name, mask in item.masks if isinstance(mask, Runs) and mask.counts[1:2]]
+        masked.update((name, home) for name in marked)
+    lines = []
+    if any(item.labels for item in items):
+        lines.append(f"positive for {_by_split(names, positive)}")
+    if any(item.boxes is not None for item in items):
+        each = ", ".join(f"{n} of {shortened(label, 40)}" for label, n in boxes.most_common(20))
+        lines.append(f"boxes: {each or 'none'}, on {_by_split([*boxes], boxed)}")
+    if names_of_masks := sorted({name for name, _ in masked}):
+        lines.append(f"not empty: {_by_split(names_of_masks, masked)}")
+    return lines
+
+
+def _by_split(names: Sequence[str], records: Counter[tuple[str, str]]) -> str:
     parts = []
-    for n, name in enumerate(names[:20]):
-        by_split = {split: counts[n, split] for split in ("train", "valid", "test")}
+    for name in names[:20]:
+        by_split = {split: records[name, split] for split in ("train", "valid", "test")}
         inside = ", ".join(f"{split} {count}" for split, count in by_split.items())
         parts.append(f"{shortened(name, 40)} {sum(by_split.values())} ({inside})")
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return "; ".join(parts) + more if any(item.labels for item in items) else ""
+    return "; ".join(parts) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -85,14 +85,16 @@ def test_a_patient_of_test_leaves_train(tmp_path):
     }
     listing = listed(download(tmp_path / "data", lists))
     assert [item.key for item in listing.items] == ["test/ANON191-2.png", "train/b.png"]
-    assert listing.dropped["patients of another list"] == 1
+    assert listing.dropped["patient of another list"] == 1
 
 
 def test_images_that_are_missing_and_images_that_no_list_names(tmp_path):
     root = download(tmp_path / "data", THREE, without=("COVID(1).png",), extra=[("test", "x.png")])
     listing = listed(root)
-    assert listing.rejects == [("train/COVID(1).png", f"{root}/train/COVID(1).png: no such file")]
-    assert listing.dropped == {"images that no table lists": 1}
+    assert listing.rejects == [
+        ("train/COVID(1).png", f"{root}: there is no image train/COVID(1).png")
+    ]
+    assert listing.dropped == {"image in no table": 1}
     assert len(listing.items) == 4
 
 
@@ -126,8 +128,8 @@ def test_a_list_that_names_other_files_is_named_in_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
         plan.make_plan(settings(root))
     assert str(caught.value) == (
-        f"ingest: {root}: no usable record (5 rejected, first: {root}/test/MIDRC-0.png: no such "
-        "file; 5 left out (images that no table lists))"
+        f"ingest: {root}: no usable record (5 rejected, first: {root}: there is no image "
+        "test/MIDRC-0.png; 5 left out (image in no table))"
     )
 
 
@@ -150,7 +152,7 @@ def test_lists_of_several_versions_need_a_choice(tmp_path):
     ("gone", "message"),
     [
         ("train_COVIDx9A.txt", r"no table: .*/train\*.txt does not exist: check the path"),
-        ("test", "no images: .*/test: does not exist: check the path"),
+        ("test", r"no images: .*/test: No such file or directory: check the path"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path, gone, message):

@@ -19,6 +19,7 @@ ROWS = [
     "00000002_000.png,Mass,0,2,411,F,PA,2500,2048,0.171,0.171",
     "00000003_000.png,Pleural_Thickening,0,3,7,F,PA,2500,2048,0.171,0.171",
 ]
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
 LISTS = {
     "train_val_list.txt": ["00000001_000.png", "00000001_001.png"],
     "test_list.txt": ["00000002_000.png", "00000003_000.png"],
@@ -33,7 +34,6 @@ BOXES = [
 
 def download(root, rows=ROWS, head=HEAD, boxes=BOXES, box_head=BOX_HEAD, lists=LISTS, images=None):
     """The tables and lists, and images of 64 x 64 pixels in two of the twelve folders."""
-    rng = np.random.default_rng(0)
     root.mkdir()
     (root / "Data_Entry_2017_v2020.csv").write_text("\n".join([head, *rows]) + "\n")
     (root / "BBox_List_2017.csv").write_text("\n".join([box_head, *boxes]) + "\n")
@@ -43,7 +43,7 @@ def download(root, rows=ROWS, head=HEAD, boxes=BOXES, box_head=BOX_HEAD, lists=L
     for number, name in enumerate(names):
         folder = root / f"images_00{1 + number % 2}" / "images"
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(folder / name)
+        Image.fromarray(NOISE).save(folder / name)
     return root
 
 
@@ -89,10 +89,8 @@ def test_images_in_one_folder(tmp_path):
     Image.fromarray(np.eye(64, dtype=np.uint8)).save(root / "images" / "00000002_000.png")
     listing = listed(root)
     assert [item.key for item in listing.items] == ["00000002_000.png"]
-    assert listing.rejects[0] == (
-        "00000001_000.png",
-        f"{root}/images/00000001_000.png: no such file",
-    )
+    reason = f"{root}/Data_Entry_2017_v2020.csv: row 2: there is no image 00000001_000.png in the"
+    assert listing.rejects[0] == ("row-2", f"{reason} folder")
 
 
 def test_boxes_are_read_by_position_and_list_their_images_alone(tmp_path):
@@ -145,8 +143,8 @@ def test_a_box_outside_of_the_image_or_of_an_image_that_is_not_there(tmp_path):
     lines = (tmp_path / "shards" / "rejects.csv").read_text().splitlines()[1:]
     assert lines == [
         f"box-4,{root}/BBox_List_2017.csv: row 4: 00000009_000.png: no usable image",
-        f'00000002_000.png,"{root}/images_001/images/00000002_000.png: 64 x 64 pixels: the box '
-        'from (64, 0) to (69, 5) is outside of the image"',
+        f'00000002_000.png,"{root}/images_001/images/00000002_000.png: the box 64, 0, 69, 5 (left, '
+        'top, right, bottom) has no area inside of the image of 64 x 64 pixels"',
     ]
     assert shards.describe(tmp_path / "shards")["splits"]["train"]["records"] == 1
 
@@ -167,12 +165,12 @@ def test_a_box_outside_of_the_image_or_of_an_image_that_is_not_there(tmp_path):
 )
 def test_a_row_that_is_no_record_is_rejected_by_number(tmp_path, row, reason):
     root = download(tmp_path / "data", [*ROWS[:3], row])
+    Image.fromarray(NOISE).save(root / "images_001" / "images" / "00000004_000.png")
     listing = listed(root)
     assert len(listing.items) == 3
     ((key, told),) = listing.rejects
     assert key == "row-5"
     assert told.startswith(f"{root}/Data_Entry_2017_v2020.csv: row 5: {reason}")
-    assert listing.dropped == {"images that no table lists": 1}
     assert "1 images of the lists have no usable row" in listing.notes[0]
 
 
@@ -217,8 +215,15 @@ def test_tables_of_two_years_altered_heads_and_no_images(tmp_path):
     (root / "Data_Entry_2017.csv").write_bytes(path.read_bytes())
     with pytest.raises(UserError, match=r"several tables: .*: move the others away"):
         listed(root)
-    with pytest.raises(UserError, match="no images: .*/images: does not exist: check the path"):
-        listed(download(tmp_path / "tables alone", images=[]))
+    with pytest.raises(
+        UserError, match=r"no usable record .4 rejected, first: .* there is no image"
+    ):
+        plan.make_plan(settings(download(tmp_path / "tables alone", images=[])))
+
+
+def test_images_that_no_table_lists_are_counted(tmp_path):
+    root = download(tmp_path / "data", ROWS[:3])
+    assert listed(root).dropped == {"image in no table": 1}
 
 
 def test_ingested_boxes_are_in_pixels_of_the_stored_image(tmp_path, capsys):

@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from configs.ingest import get_config
-from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.errors import RejectedRecord, UserError
 from medsyn_jax.data.sources import ingestion, object_cxr, plan
 from medsyn_jax.data.store import shards
+from medsyn_jax.data.store.items import Item
 
 TRAIN = [
     "image_name,annotation",
@@ -72,6 +73,19 @@ def test_shapes_are_boxes_and_one_mask(tmp_path):
     assert (whole.split, mask(whole).all()) == ("test", True)
 
 
+def test_masks_are_the_union_of_any_shapes():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        corners = np.sort(rng.integers(-5, 45, (4, 2, 2)), axis=1)
+        corners[:, 1] += 1
+        shapes = object_cxr._shapes(";".join(f"0 {' '.join(map(str, c.ravel()))}" for c in corners))
+        expected = np.zeros((HEIGHT, WIDTH), bool)
+        for (left, top), (right, bottom) in corners.clip(0):
+            expected[top:bottom, left:right] = True
+        item = Item("", "", None, "", masks=(("mask_objects", object_cxr.filled(shapes, 40, 32)),))
+        assert np.array_equal(mask(item), expected)
+
+
 def test_with_a_table_of_test_dev_is_validation(tmp_path):
     test = ["image_name,annotation", "09001.jpg,0 1 1 9 9"]
     listing = listed(download(tmp_path / "data", test=test))
@@ -94,18 +108,26 @@ def test_with_a_table_of_test_dev_is_validation(tmp_path):
         ("0 9 1 1 9", "the box from (9, 1) to (1, 9) has no area"),
         ("1 5 5 5 9", "the box from (5, 5) to (5, 9) has no area"),
         ("2 1 1 5 1 9 1", "the box from (1, 1) to (9, 1) has no area"),
-        ("0 1 1 9 9;0 40 0 50 9", "the box from (40, 0) to (50, 9) is outside of the image"),
-        ("2 -9 -9 0 -9 0 -1", "the box from (-9, -9) to (0, -1) is outside of the image"),
     ],
 )
 def test_an_image_with_a_broken_shape_is_rejected(tmp_path, annotation, reason):
     root = download(tmp_path / "data", [*TRAIN, f"00004.jpg,{annotation}"])
     listing = listed(root)
     assert len(listing.items) == 5
-    ((_, told),) = listing.rejects
     place = f"{root}/train.csv: row 5: "
-    image = f"{root}/train/00004.jpg: "
-    assert told.startswith((place + reason, image + reason))
+    ((key, told),) = listing.rejects
+    assert key == "train-row-5"
+    assert told.startswith(place + reason)
+
+
+@pytest.mark.parametrize(
+    "annotation", ["0 1 1 9 9;0 40 0 50 9", "2 -9 -9 0 -9 0 -1", "1 0 32 40 40"]
+)
+def test_a_shape_outside_of_the_image_rejects_its_record(tmp_path, annotation):
+    root = download(tmp_path / "data", [TRAIN[0], f"00004.jpg,{annotation}"])
+    item = listed(root).items[0]
+    with pytest.raises(RejectedRecord, match=r"00004.jpg: the box .* has no area inside of the im"):
+        object_cxr.make(item, settings(root))
 
 
 def test_a_shape_over_the_edge_is_cut_off(tmp_path):
@@ -125,11 +147,11 @@ def test_images_that_are_missing_broken_or_in_no_table(tmp_path):
     (root / "train" / "00002.jpg").write_bytes(b"\xff\xd8 no image")
     (root / "dev" / "more.jpg").write_bytes(b"")
     listing = listed(root)
-    assert [key for key, _ in listing.rejects] == ["train/00001.jpg", "train/00002.jpg"]
+    assert [key for key, _ in listing.rejects] == ["train-row-2", "train/00002.jpg"]
     missing, broken = (reason for _, reason in listing.rejects)
-    assert missing == f"{root}/train/00001.jpg: no such file"
-    assert broken.startswith(f"{root}/train/00002.jpg: broken or truncated: image header: ")
-    assert listing.dropped == {"images that no table lists": 1}
+    assert missing == f"{root}/train.csv: row 2: there is no image 00001.jpg in train"
+    assert broken == f"{root}/train/00002.jpg: not a PNG, JPEG, TIFF or BMP file"
+    assert listing.dropped == {"image in no table": 1}
 
 
 @pytest.mark.parametrize(
@@ -148,8 +170,7 @@ def test_a_table_with_another_head_line_is_named(tmp_path, head, message):
 def test_what_is_missing_is_named(tmp_path):
     root = download(tmp_path / "data")
     (root / "dev").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=f"no images: {root}/dev: does not exist: check the path"):
-        listed(root)
+    assert [key for key, _ in listed(root).rejects] == ["dev-row-2", "dev-row-3"]
     (root / "dev.csv").unlink()
     with pytest.raises(UserError, match=f"no table: {root}/dev.csv does not exist"):
         listed(root)
@@ -158,9 +179,9 @@ def test_what_is_missing_is_named(tmp_path):
 def test_a_table_that_names_other_images(tmp_path):
     root = download(tmp_path / "data")
     for name, lines in (("train", TRAIN), ("dev", DEV)):
-        (root / f"{name}.csv").write_text("\n".join(lines).replace(".jpg", ".png"))
+        (root / f"{name}.csv").write_text("\n".join(lines).replace("\n0", "\nother-0"))
     with pytest.raises(
-        UserError, match=r"no usable record .5 rejected, .*png: no such file; 5 left"
+        UserError, match=r"5 rejected, .* no image other-00001.jpg in train; 5 left"
     ):
         plan.make_plan(settings(root))
 
