@@ -154,9 +154,10 @@ def size(path: str | os.PathLike[str]) -> tuple[int, int]:
     with dicom.broken("image header"):
         try:
             with Image.open(path, formats=_FORMATS) as image:
-                dicom.check_size(*image.size)
+                width, height = image.size
+                dicom.check_size(width, height)
                 across = image.getexif().get(0x0112, 1) >= 5  # turned by 90 degrees
-                return image.size[::-1] if across else image.size
+                return (height, width) if across else (width, height)
         except Image.UnidentifiedImageError:
             raise RejectedRecord("not a PNG, JPEG, TIFF or BMP file") from None
 

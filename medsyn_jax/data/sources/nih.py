@@ -52,19 +52,22 @@ def list_items(config: Any) -> Listing:
     images = files.images_below(root, (".png",), lambda stem: PurePosixPath(stem).name)
     items: list[Item] = []
     rejects: list[tuple[str, str]] = []
+    listed: set[str] = set()
     columns = ("Image Index", "Finding Labels", "Patient ID", "View Position")
     with tables.read(entries, columns) as (header, table):
         for number, row in table:
             try:
                 fields = tables.fields(header, _evened(header, row))
                 name, findings, patient, view = (fields[column].strip() for column in columns)
-                image = images.pop(PurePosixPath(name).stem, "")
+                image = images.get(PurePosixPath(name).stem, "")
+                listed.add(PurePosixPath(name).stem)
                 items.append(_item(name, findings, patient, view, homes, image))
             except RejectedRecord as error:
                 rejects.append((f"row-{number}", f"{entries}: row {number}: {error}"))
     unknown = len({key_of(name) for name in homes} - {item.key for item in items})
     notes = [f"{unknown} images of the lists have no usable row in {entries}"] if unknown else []
-    dropped = {files.NOT_IN_TABLE: len(images)} if images else {}
+    others = len(images.keys() - listed)
+    dropped = {files.NOT_IN_TABLE: others} if others else {}
     listing = Listing(items, LABELS, rejects, dropped, notes)
     return _with_boxes(listing, root) if config.get("nih", {}).get("boxes") else listing
 

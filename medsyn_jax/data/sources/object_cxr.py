@@ -36,9 +36,10 @@ def list_items(config: Any) -> Listing:
     folders of these names.
 
     A row is an image and its objects, `0 x1 y1 x2 y2;2 x1 y1 x2 y2 x3 y3;...`: rectangles and
-    ellipses by their corners, polygons by their points. Each object is a bounding box; all together
-    are `mask_objects`. The label says whether there is an object. Without `test.csv`, which was
-    not published at first, `dev` is the test split, and validation is drawn from train.
+    ellipses by their corners, polygons by their points. The boxes are the bounding boxes, also of
+    polygons; all objects together are `mask_objects`. The label says whether there is an object.
+    Without `test.csv`, which was not published at first, `dev` is the test split, and validation
+    is drawn from train.
 
     Of each image the header is read, as a mask needs the size of its image.
 
@@ -52,7 +53,8 @@ def list_items(config: Any) -> Listing:
         homes, notes = {"train": "train", "dev": "valid", "test": "test"}, []
     items: list[Item] = []
     rejects: list[tuple[str, str]] = []
-    shapes: dict[str, list[Shape]] = {}  # by key
+    shapes: list[list[Shape]] = []  # of the items
+    listed: set[str] = set()
     images = files.images_below(root, (".jpg", ".jpeg", ".png"), _name_of)
     for name, split in homes.items():
         table = root / f"{name}.csv"
@@ -63,9 +65,10 @@ def list_items(config: Any) -> Listing:
                     image = fields["image_name"].strip()
                     if not image:
                         raise RejectedRecord("column 'image_name' is empty")
-                    path = images.pop(_name_of(f"{name}/{PurePosixPath(image).stem}"), "")
-                    if not path:
+                    stem = _name_of(f"{name}/{PurePosixPath(image).stem}")
+                    if stem not in images:
                         raise RejectedRecord(f"there is no image {shortened(image)} in {name}")
+                    listed.add(stem)
                     key = key_of(f"{name}/{image}")
                     outlines = _shapes(fields["annotation"])
                 except RejectedRecord as error:
@@ -73,13 +76,14 @@ def list_items(config: Any) -> Listing:
                     continue
                 labels = (POSITIVE if outlines else NEGATIVE,)
                 boxes = tuple((LABEL, *_box(outline)) for outline in outlines)
-                items.append(Item(key, key, split, path, labels=labels, boxes=boxes))
-                shapes[key] = outlines
+                items.append(Item(key, key, split, images[stem], labels=labels, boxes=boxes))
+                shapes.append(outlines)
     with futures.ThreadPoolExecutor(32) as pool:  # a network disk may take its time for each
-        masked = [*pool.map(lambda item: _masked(item, shapes[item.key]), items)]
+        masked = [*pool.map(_masked, items, shapes)]
     rejects += [result for result in masked if isinstance(result, tuple)]
     items = [result for result in masked if isinstance(result, Item)]
-    dropped = {files.NOT_IN_TABLE: len(images)} if images else {}
+    others = len(images.keys() - listed)
+    dropped = {files.NOT_IN_TABLE: others} if others else {}
     return Listing(items, (LABEL,), rejects, dropped, notes)
 
 
@@ -107,7 +111,7 @@ def _shapes(annotation: str) -> list[Shape]:
             points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
         elif kind == _ELLIPSE:
             circle = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
-            points = points.mean(0) + circle * (points[1] - points[0]) / 2
+            points = (points.mean(0) + circle * (points[1] - points[0]) / 2).round(3)
         shapes.append(points)
     return shapes
 
@@ -135,7 +139,7 @@ def filled(shapes: Sequence[Shape], width: int, height: int) -> Runs:
     if not polygons:
         return Runs(height, width, (width * height,))
     runs = coco.merge(coco.frPyObjects(polygons, height, width))
-    return Runs(height, width, _counts(runs["counts"]))
+    return Runs(height, width, _counts(bytes(runs["counts"])))  # pyright: ignore[reportArgumentType]
 
 
 def _counts(text: bytes) -> tuple[int, ...]:

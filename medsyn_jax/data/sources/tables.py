@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import BinaryIO, TypeVar
 
 from medsyn_jax.core.errors import RejectedRecord, UserError, shortened
 from medsyn_jax.data.store.items import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
@@ -37,7 +37,7 @@ def _lines(path: Path, stream: Iterable[bytes]) -> Iterator[str]:
         raise _unreadable(path, error) from None
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> BinaryIO | gzip.GzipFile:
     try:
         return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
     except FileNotFoundError:

@@ -167,6 +167,16 @@ def test_a_table_with_another_head_line_is_named(tmp_path, head, message):
         listed(root)
 
 
+def test_an_image_in_two_rows_is_kept_once(tmp_path):
+    root = download(tmp_path / "data", [*TRAIN, "00001.jpg,0 1 1 2 2"])
+    made = plan.make_plan(settings(root))
+    (item,) = (i for part in made.parts for i in part.items if i.key == "train/00001.jpg")
+    assert item.boxes == (("Foreign Object", 4, 6, 10, 16),)
+    assert mask(item).sum() == 60
+    path = f"{root}/train/00001.jpg"
+    assert made.rejects == [("train/00001.jpg", f"{path}: key train/00001.jpg was listed before")]
+
+
 def test_what_is_missing_is_named(tmp_path):
     root = download(tmp_path / "data")
     (root / "dev").rename(tmp_path / "elsewhere")
