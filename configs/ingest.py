@@ -25,9 +25,7 @@ PUBLIC = {  # variant: what config.ingest.path holds
     "nih": "ChestX-ray14: Data_Entry_2017*.csv, train_val_list.txt, test_list.txt, and the images",
     "vindr": "VinDr-CXR of PhysioNet (annotations, train, test) or of Kaggle (train.csv, train)",
 }
-SETTINGS = {  # of the sources that have any; what they mean stands in `list_items` of each
-    "mimic_cxr": {"reports": ""},
-    "folder": {"subject": ""},
+SETTINGS = {  # of public sets; `list_items` of each source says what they mean
     "covidx": {"version": ""},
     "nih": {"boxes": False},
     "vindr": {"iou": 0.5, "readers": 2},
@@ -46,5 +44,8 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.ingest.update({"source": "mimic_cxr", "path": "data/mimic-cxr-jpg", "size": 256})
     if variant in ("pairs", "folder", *PUBLIC):
         config.ingest.update({"source": variant, "size": 256})
-    config.ingest.update(SETTINGS)
+    if variant in SETTINGS:
+        config.ingest[variant] = SETTINGS[variant]
+    config.ingest.mimic_cxr = {"reports": ""}
+    config.ingest.folder = {"subject": ""}
     return config

@@ -49,7 +49,10 @@ def list_items(config: Any) -> Listing:
         ("Pneumothorax",),
         [(key_of(name), reason) for name, reason in rejects.items()],
         {files.NOT_IN_TABLE: len(images)} if images else {},
-        ["siim does not name patients: every image is a subject of its own"],
+        [
+            f"masks and labels are those of {path}",
+            "siim does not name patients: every image is a subject of its own",
+        ],
     )
 
 

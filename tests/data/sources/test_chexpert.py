@@ -53,7 +53,9 @@ def images(folder, *names, suffix=".jpg"):
     for each in names:
         path = folder / f"{each}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((40, 48), 90, np.uint8)).save(path)
+        Image.fromarray(np.arange(40 * 48, dtype=np.uint32).reshape(40, 48).astype(np.uint8)).save(
+            path
+        )
 
 
 def small(root, train=(), valid=()):

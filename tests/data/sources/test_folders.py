@@ -201,7 +201,7 @@ def test_masks_of_every_coding_become_the_same(tmp_path, pixels):
     draw(tmp_path, "B/masks/1.png", pixels=np.where(DISC, np.uint8(255), np.uint8(0)))
     (item,) = folder.list_items(settings(tmp_path)).items
     made = folder.make(item, settings(tmp_path))["mask_masks"]
-    plain = records._mask(str(tmp_path / "B/masks/1.png"), (24, 20), settings(tmp_path))
+    plain = records._mask(str(tmp_path / "B/masks/1.png"), item, (24, 20), settings(tmp_path))
     pair = [np.asarray(Image.open(io.BytesIO(data))) > 0 for data in (made, plain)]
     assert (pair[0] != pair[1]).mean() < 0.02
 

@@ -835,3 +835,17 @@ def test_boxes_move_with_the_pixels(tmp_path, square, shape):
     bare = records.make(dataclasses.replace(item, boxes=()), config)
     assert bare["boxes"] == []
     assert "boxes" not in records.make(dataclasses.replace(item, boxes=None), config)
+
+
+def test_a_box_ends_at_the_image_not_in_the_padding_beside_it(tmp_path):
+    path = str(picture(tmp_path / "a.png"))  # 48 x 64, padded to 64 x 64, stored at 32 x 32
+    item = Item("a", "a", None, path, boxes=(("Nodule", -9, -9, 90, 32),))
+    boxes = records.make(item, settings("folder"))["boxes"]
+    assert [box["bbox"].tolist() for box in boxes] == [[4, 0, 28, 16]]
+
+
+@pytest.mark.parametrize("box", [(48, 0, 60, 9), (9, 9, 9, 20), (20, 9, 9, 20), (0, 0, np.nan, 9)])
+def test_a_box_without_area_in_the_image_rejects_the_record(tmp_path, box):
+    item = Item("a", "a", None, str(picture(tmp_path / "a.png")), boxes=(("Nodule", *box),))
+    with pytest.raises(RejectedRecord, match=r"a.png: the box .* has no area inside of the image"):
+        records.make(item, settings("folder"))
