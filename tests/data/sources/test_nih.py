@@ -234,15 +234,3 @@ def test_ingested_boxes_are_in_pixels_of_the_stored_image(tmp_path, capsys):
     printed = capsys.readouterr().err
     assert "Cardiomegaly 1 (train 1, valid 0, test 0)" in printed
     assert "2 left out (images without a box)" in printed
-
-
-def test_the_first_rows_of_the_real_tables(shared_data, tmp_path):
-    """Of 299 images in the first rows, some have a box in the first rows of the other table."""
-    formats = shared_data / "formats"
-    rows = (formats / "nih_data_entry_2017.head300.csv").read_text().splitlines()
-    names = [row.split(",")[0] for row in rows[1:]]
-    lists = {"train_val_list.txt": names[:200], "test_list.txt": names[200:]}
-    boxes = (formats / "nih_bbox_list_2017.head100.csv").read_text().splitlines()
-    root = download(tmp_path / "data", rows[1:], rows[0], boxes[1:], boxes[0], lists, names)
-    listing = listed(root)
-    assert (len(listing.items), listing.rejects) == (len(names), [])
