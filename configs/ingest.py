@@ -26,6 +26,17 @@ PUBLIC = {  # variant: what config.ingest.path holds
     "medmnist": "one .npz file of MedMNIST",
     "coco": "JSON files of COCO's object detection, and images",
     "masks": "images/ and masks/ with files of equal names, perhaps boxes.csv",
+    "covidx": "COVIDx: the lists train*.txt and test*.txt, and folders of these names",
+    "object_cxr": "Object-CXR: train.csv, dev.csv, test.csv if there, and folders of these names",
+    "nih": "ChestX-ray14: Data_Entry_2017*.csv, train_val_list.txt, test_list.txt, and the images",
+    "vindr": "VinDr-CXR of PhysioNet (annotations, train, test) or of Kaggle (train.csv, train)",
+}
+SETTINGS = {  # of sets; `list_items` of each source says what they mean
+    "covidx": {"version": ""},
+    "nih": {"boxes": False},
+    "coco": {"subject": ""},
+    "masks": {"subject": ""},
+    "vindr": {"iou": 0.5, "readers": 2},
 }
 VARIANTS = (*common.VARIANTS, "pairs", "folder", *PUBLIC)
 
@@ -41,8 +52,8 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.ingest.update({"source": "mimic_cxr", "path": "data/mimic-cxr-jpg", "size": 256})
     if variant in ("pairs", "folder", *PUBLIC):
         config.ingest.update({"source": variant, "size": 256})
+    if variant in SETTINGS:
+        config.ingest[variant] = SETTINGS[variant]
     config.ingest.mimic_cxr = {"reports": ""}
     config.ingest.folder = {"subject": ""}
-    config.ingest.coco = {"subject": ""}
-    config.ingest.masks = {"subject": ""}
     return config

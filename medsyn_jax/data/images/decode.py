@@ -148,6 +148,20 @@ def _deep(pixels: np.ndarray, bits: int) -> Grey:
     return dicom.to_bytes(np.arange(1 << depth), 0, (1 << depth) - 1).take(pixels)
 
 
+def size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height in pixels of a PNG, JPEG, TIFF or BMP file as `decode_grey` returns it, from
+    its header; raises RejectedRecord."""
+    with dicom.broken("image header"):
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                width, height = image.size
+                dicom.check_size(width, height)
+                across = image.getexif().get(0x0112, 1) >= 5  # turned by 90 degrees
+                return (height, width) if across else (width, height)
+        except Image.UnidentifiedImageError:
+            raise RejectedRecord("not a PNG, JPEG, TIFF or BMP file") from None
+
+
 def square(image: Grey, size: int, how: str = "pad") -> Grey:
     """Fit an image into a square, antialiased and centred.
 

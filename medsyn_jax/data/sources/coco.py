@@ -15,7 +15,15 @@ from pycocotools import mask as coco_mask
 from medsyn_jax.core.errors import RejectedRecord, UserError, reason, shortened
 from medsyn_jax.data.images.dicom import MAX_PIXELS
 from medsyn_jax.data.sources import folder, records
-from medsyn_jax.data.store.items import NEGATIVE, POSITIVE, Item, Listing, Runs, key_of
+from medsyn_jax.data.store.items import (
+    NEGATIVE,
+    POSITIVE,
+    Item,
+    Listing,
+    Runs,
+    coco_counts,
+    key_of,
+)
 from medsyn_jax.data.store.splits import split_name
 
 _NAME = re.compile(r"_?(?:annotations?|instances?)[._-]*(?:coco)?[._-]*(.*)", re.I)
@@ -223,7 +231,7 @@ def _masks(
             counts["no mask"] += 1
     masks = []
     for category, own in parts.items():
-        runs = _counts(coco_mask.merge(own)["counts"]) if own else [shape[0] * shape[1]]
+        runs = coco_counts(coco_mask.merge(own)["counts"]) if own else [shape[0] * shape[1]]
         masks.append((fields[category], Runs(*shape, tuple(runs))))
     return tuple(masks)
 
@@ -240,7 +248,9 @@ def _parts(segmentation: Any, height: int, width: int) -> Iterator[Any]:
                 f"run-lengths of an image of {size[1]} x {size[0]} pixels, but the image has "
                 f"{width} x {height}"
             )
-        counts = _counts(counts) if isinstance(counts, str) else [int(count) for count in counts]
+        counts = (
+            coco_counts(counts) if isinstance(counts, str) else [int(count) for count in counts]
+        )
         if min(counts, default=0) < 0 or sum(counts) != height * width:
             raise RejectedRecord(f"run-lengths do not fill the image of {width} x {height} pixels")
         joined: list[int] = []  # without empty runs, at which `merge` may stop
@@ -260,22 +270,3 @@ def _parts(segmentation: Any, height: int, width: int) -> Iterator[Any]:
         if not inside.all():  # also of NaN
             raise RejectedRecord(f"a polygon is far outside of the image of {width} x {height}")
         yield from coco_mask.frPyObjects([points.tolist()], height, width)
-
-
-def _counts(text: str | bytes) -> list[int]:
-    """Run-lengths from COCO's compressed form: six bits a letter, the lowest five first; from the
-    fourth number on, the difference to the one before the last."""
-    counts: list[int] = []
-    value = shift = 0
-    for letter in text.encode() if isinstance(text, str) else text:
-        bits = letter - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not 0 <= bits < 64 or shift > 40:
-            raise RejectedRecord("the run-lengths are no compressed ones of COCO")
-        if bits & 32:
-            continue
-        value -= (bits & 16) << (shift - 4)
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value = shift = 0
-    return counts

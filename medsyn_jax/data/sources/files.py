@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from medsyn_jax.core.errors import UserError
+from medsyn_jax.core.errors import UserError, shortened
 
 NOT_IN_TABLE = "image in no table"  # a reason to leave an image out
 
@@ -45,3 +45,14 @@ def images_below(
 def table_in(root: Path, *names: str) -> Path:
     """The first of the tables that is in a folder; the path of the first where none is."""
     return next((root / name for name in names if (root / name).is_file()), root / names[0])
+
+
+def only(root: Path, pattern: str, advice: str) -> Path:
+    """The one file of a pattern in a folder; raises UserError, with `advice` if there are more."""
+    paths = sorted(root.glob(pattern))
+    if not paths:
+        raise UserError(f"no table: {root / pattern} does not exist: check the path")
+    if len(paths) > 1:
+        names = shortened(", ".join(path.name for path in paths), 300)
+        raise UserError(f"several tables: {root}: {names}: {advice}")
+    return paths[0]

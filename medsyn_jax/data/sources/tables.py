@@ -3,7 +3,9 @@
 import contextlib
 import csv
 import gzip
+import io
 import itertools
+import math
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +35,15 @@ def _lines(path: Path, stream: Iterable[bytes]) -> Iterator[str]:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             yield line.decode("utf-8", "surrogateescape")
     except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from None
+
+
+def _opened(path: Path) -> io.BufferedIOBase:
+    try:
+        return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+    except FileNotFoundError:
+        raise UserError(f"no table: {path} does not exist: check the path") from None
+    except OSError as error:
         raise _unreadable(path, error) from None
 
 
@@ -73,6 +84,28 @@ def labels(fields: Mapping[str, str], names: Sequence[str]) -> tuple[int, ...]:
         name = next(name for name in names if fields[name].strip() not in LABEL_VALUES)
         value = shortened(fields[name])
         raise RejectedRecord(f"column {name!r}: {value!r} is not 1, 0, -1 or empty") from None
+
+
+def number(text: str, what: str) -> float:
+    """A finite number; raises RejectedRecord, which calls the cell `what`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise RejectedRecord(f"{what}: {shortened(text)!r} is not a number")
+    return value
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields (line number, text) of a list in a text file, without blank lines and outer spaces;
+    raises UserError for a file that is missing, unreadable, or not UTF-8."""
+    with _opened(path) as stream:
+        for number, line in enumerate(_lines(path, stream), 1):
+            if _garbled(line):
+                raise UserError(f"not a UTF-8 list: {path}: line {number}: save it in UTF-8")
+            if line.strip():
+                yield number, line.strip()
 
 
 def rows(
@@ -143,13 +176,7 @@ def read(
     Raises:
       UserError: the file is missing, unreadable, empty, not a table, or lacks a wanted column.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        stream = opener(path, "rb")
-    except FileNotFoundError:
-        raise UserError(f"no table: {path} does not exist: check the path") from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    stream = _opened(path)
     csv.field_size_limit(sys.maxsize)  # one report can be longer than the default 128 KiB
     tabs = path.name.removesuffix(".gz").endswith(".tsv")
     with stream:

@@ -1,11 +1,12 @@
 """What a source lists: records before their pixels are read."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from medsyn_jax.core.errors import shortened
+from medsyn_jax.core.errors import RejectedRecord, shortened
 
 POSITIVE, NEGATIVE, UNCERTAIN, UNKNOWN = 1, 0, -1, -2  # labels
 NOT_FRONTAL = "not a frontal view"  # a reason to leave an item out
@@ -53,6 +54,13 @@ class Listing:
     notes: list[str] = field(default_factory=list)  # lines for the user before the ingestion
 
 
+def check_box(left: float, top: float, right: float, bottom: float) -> None:
+    """Raises RejectedRecord for a box without area, an inverted one, or one that is not finite."""
+    if not (left < right and top < bottom and math.isfinite(right - left + bottom - top)):
+        corners = f"({left:g}, {top:g}) to ({right:g}, {bottom:g})"
+        raise RejectedRecord(f"the box from {corners} has no area")
+
+
 def key_of(path: str) -> str:
     """A record key from a path: ASCII without spaces; distinct paths give distinct keys.
 
@@ -75,6 +83,26 @@ def runs_of(height: int, width: int, spans: Iterable[tuple[int, int]]) -> Runs:
             counts[-1] += end - filled
         filled = end
     return Runs(height, width, (*counts, height * width - filled))
+
+
+def coco_counts(text: str | bytes) -> list[int]:
+    """Run-lengths from COCO's compressed form: six bits a letter, the lowest five first; from the
+    fourth number on, the difference to the one before the last. pycocotools only unpacks them to
+    pixels. Raises RejectedRecord for another text."""
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text.encode() if isinstance(text, str) else text:
+        bits = letter - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not 0 <= bits < 64 or shift > 40:
+            raise RejectedRecord("the run-lengths are no compressed ones of COCO")
+        if bits & 32:
+            continue
+        value -= (bits & 16) << (shift - 4)
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return counts
 
 
 def annotation_counts(

@@ -155,6 +155,16 @@ def test_exif_orientation(tmp_path):
     assert np.array_equal(decode.decode_grey(path), GRADIENT)
 
 
+def test_the_size_of_an_image_is_that_of_its_decoded_pixels(tmp_path):
+    exif = Image.Exif()
+    for exif[0x0112] in range(1, 9):
+        path = saved(tmp_path / "a.png", GRADIENT[:, :5], exif=exif)
+        assert decode.size(path) == decode.decode_grey(path).shape[::-1]
+    path.write_bytes(b"no image")
+    with pytest.raises(RejectedRecord, match=r"^not a PNG, JPEG, TIFF or BMP file$"):
+        decode.size(path)
+
+
 def test_large_jpeg_may_be_decoded_smaller(tmp_path):
     path = saved(tmp_path / "a.jpg", np.tile(np.arange(250, dtype=np.uint8), (400, 4)))
     assert decode.decode_grey(path).shape == (400, 1000)

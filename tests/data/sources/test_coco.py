@@ -128,16 +128,16 @@ def test_run_lengths_of_any_mask_are_those_of_pycocotools():
     for share in (0.0, 0.01, 0.2, 0.5, 1.0):
         mask = (rng.random((HEIGHT, WIDTH)) < share).astype(np.uint8)
         text = coco_mask.encode(np.asfortranarray(mask))["counts"]
-        assert coco._counts(text) == coco._counts(text.decode()) == counts(mask)
+        assert coco_counts(text) == coco_counts(text.decode()) == counts(mask)
     tall = np.zeros((3000, 900), np.uint8)
     tall[100:2900, 5:800] = 1  # long runs, and differences between them
-    assert coco._counts(coco_mask.encode(np.asfortranarray(tall))["counts"]) == counts(tall)
+    assert coco_counts(coco_mask.encode(np.asfortranarray(tall))["counts"]) == counts(tall)
 
 
 def test_empty_runs_within_run_lengths_are_no_end_of_them():
     runs = [0, 0, 10, 5, 0, 7, HEIGHT * WIDTH - 22, 0]
     (part,) = coco._parts({"size": [HEIGHT, WIDTH], "counts": runs}, HEIGHT, WIDTH)
-    assert coco._counts(part["counts"]) == [10, 12, HEIGHT * WIDTH - 22]
+    assert coco_counts(part["counts"]) == [10, 12, HEIGHT * WIDTH - 22]
 
 
 def test_polygons_beyond_the_edge_are_cut_off_and_several_are_one_mask(tmp_path):
