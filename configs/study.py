@@ -16,6 +16,11 @@ VARIANTS = common.VARIANTS
 REAL_OR_SYNTHETIC = ("real", "synthetic")
 
 
+def _task(figures: str, metric: str, untrained: str) -> dict[str, str]:
+    """untrained: the field that adds an untrained encoder to a run, where it is not 0."""
+    return {"figures": figures, "metric": metric, "untrained": untrained}
+
+
 def get_config(variant: str = "demo") -> ConfigDict:
     common.check(variant, VARIANTS)
     config = ConfigDict({"task": "study", "variant": variant, "configs": "configs"})
@@ -31,11 +36,10 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.fractions = (0.01, 0.1, 1.0)  # of the labels
     config.seeds = 3  # each pre-trains anew and draws the labelled records anew
     config.imagenet = ""  # safetensors for the arm "imagenet"; empty: without this arm
-    # Task -> the config of its runs, and the figure of results.json that the table shows.
-    config.tasks = {
-        "classify": {"config": "classify", "metric": "auroc/mean"},
-        "segment": {"config": "segment", "metric": "dice/mean"},
-        "detect": {"config": "detect", "metric": "map"},
+    config.tasks = {  # of the config of this name: its figures, the one in the table
+        "classify": _task("{encoder}/linear-convex/test/{fraction}/", "auroc/mean", "untrained"),
+        "segment": _task("{encoder}/test/{fraction}/", "dice/image", "encoder.untrained"),
+        "detect": _task("{encoder}/test/{fraction}/", "map", "encoder.untrained"),
     }
     config.flags = dict.fromkeys(("ingest", "generate", "pretrain", *config.tasks), ())
     config.cells = "*"  # pattern of the cells to run, as of file names

@@ -30,8 +30,6 @@ from medsyn_jax.tables.study import Cell
 
 FREE = ("cells", "workers", "configs")
 ARMS = ("real", "synthetic", "mixed", "synthetic_then_real", "duplicated")
-_STARTS = ("random", "imagenet")  # arms without a pre-training
-_LIKE = "real"  # the arm whose architecture they take
 
 
 @dataclass(frozen=True)
@@ -118,22 +116,24 @@ class Commands:
         needs = (*makers, *needs)
         return self._add(name, method, flags | dict(start or {}), needs, "pretrain")
 
-    def downstream(self, encoder: str, task: str, seed: int, arm: str) -> str:
-        """The command that runs a task on an encoder, at all fractions of the labels."""
+    def downstream(self, encoder: str, task: str, seed: int, starts: bool) -> str:
+        """The command that runs a task on an encoder, at all fractions of the labels.
+
+        starts: whether the same run uses the architecture untrained and with ImageNet's weights.
+        """
         folder, maker = self.data("real")
         flags = {
             "encoder.workdir": str(self.runs / encoder),
             "fractions": tuple(self.config.fractions),
             "seed": seed,
             "seeds": 1,
+            self.config.tasks[task].untrained: int(starts),
         }
-        if self.config.variant != "paper":
+        if self.config.variant != "paper":  # whose configs name their own data sets
             flags["data.source"] = folder
-        if arm == "imagenet":
+        if starts and self.config.imagenet:
             flags["encoder.weights"] = self.config.imagenet
-        name = f"{encoder}_{task}" if arm not in _STARTS else f"{arm}_{task}_seed{seed}"
-        settings = self.config.tasks[task]
-        return self._add(name, settings.config, flags, [maker, encoder], task)
+        return self._add(f"{encoder}_{task}", task, flags, [maker, encoder], task)
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -186,7 +186,7 @@ def _check_flags(config: Any) -> None:
 
 
 def _check_configs(config: Any) -> None:
-    names = ("ingest", "generate", *config.arms, *(task.config for task in config.tasks.values()))
+    names = ("ingest", "generate", *config.arms, *config.tasks)
     for name in names:
         path = Path(config.configs, f"{name}.py")
         if not path.is_file():
@@ -207,15 +207,15 @@ CHECKS = (
 def plan(config: Any, commands: Commands) -> dict[Cell, str]:
     """The cells of a study in the order of its table, each with the command that makes it."""
     cells: dict[Cell, str] = {}
-    method = next(iter(config.arms))
-    starts = [s for s in _STARTS if s != "imagenet" or config.imagenet]
+    starts = ["random", "imagenet"] if config.imagenet else ["random"]
+    first = next((method, arms[0]) for method, arms in config.arms.items())
     for seed in range(config.seeds):
-        encoders = [("none", start, method, _LIKE) for start in starts]
-        encoders += [(m, arm, m, arm) for m, arms in config.arms.items() for arm in arms]
-        for label, arm, of, trained in encoders:
-            encoder = commands.pretraining(of, trained, seed)
+        arms = [("none", start, first) for start in starts]
+        arms += [(m, arm, (m, arm)) for m, arms in config.arms.items() for arm in arms]
+        for label, arm, trained in arms:
+            encoder = commands.pretraining(*trained, seed)
             for task in config.tasks:
-                name = commands.downstream(encoder, task, seed, arm)
+                name = commands.downstream(encoder, task, seed, starts=trained == first)
                 for fraction in config.fractions:
                     cells[Cell(label, arm, task, fraction, seed)] = name
     return cells
@@ -235,14 +235,18 @@ def _write_cell(workdir: Path, cell: Cell, command: Command, config: Any) -> Non
     folder = workdir / "runs" / command.name
     metrics = json.loads((folder / "results.json").read_text())["metrics"]
     origin = json.loads((folder / "config.json").read_text())
-    fraction, encoder = f"{100 * cell.fraction:g}%", cell.arm
-    prefix = f"{encoder if encoder in _STARTS else 'pretrained'}/test/{fraction}/"
+    fraction = f"{100 * cell.fraction:g}%"
+    encoder = cell.arm if cell.method == "none" else "pretrained"
+    prefix = config.tasks[cell.task].figures.format(encoder=encoder, fraction=fraction)
     own = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+    metric = config.tasks[cell.task].metric
+    if own.setdefault(metric, {"value": None, "n": 0})["value"] is None:
+        log.say(f"{cell.name}: {metric} is undefined: its records do not suffice for this figure")
     subset = folder / "fractions" / f"{fraction}-seed{cell.seed}.txt"
     split = hashlib.sha256(subset.read_bytes()).hexdigest() if subset.exists() else ""
     entry = {
         "cell": asdict(cell),
-        "metric": config.tasks[cell.task].metric,
+        "metric": metric,
         "metrics": own,
         "split": split,
         "command": [command.config, *command.flags],

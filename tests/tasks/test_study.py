@@ -85,10 +85,13 @@ def fake(monkeypatch):
         folder = runner.workdir / "runs" / command.name
         folder.mkdir(parents=True)
         metrics = {
-            f"{encoder}/test/{share}/{metric}": {"value": 0.5 + len(folder.name) / 1000, "n": 9}
+            f"{encoder}/{way}test/{share}/{metric}": {
+                "value": 0.5 + len(folder.name) / 1000,
+                "n": 9,
+            }
             for encoder in ("pretrained", "random")
             for share in ("50%", "100%")
-            for metric in ("auroc/mean", "dice/mean", "map")
+            for way, metric in (("linear-convex/", "auroc/mean"), ("", "dice/image"), ("", "map"))
         }
         (folder / "results.json").write_text(json.dumps({"metrics": metrics}))
         (folder / "config.json").write_text(json.dumps({"versions": {}, "commit": "abc"}))
@@ -114,14 +117,14 @@ def table(workdir) -> bytes:
 def test_a_study_runs_each_command_once_and_resumes(tmp_path, fake, capsys):
     ran, _ = fake
     main.run(settings(), tmp_path / "whole")
-    assert len(ran) == len({*ran}) == 2 + 4 + 2 * 3 * 3  # data, pre-trainings, downstream
+    assert len(ran) == len({*ran}) == 2 + 4 + 4 * 3  # data, pre-trainings, tasks
     ran.clear()
     main.run(settings(), tmp_path / "whole")
     assert ran == []
     main.run(settings(cells="*_classify_*"), tmp_path / "parts")
     assert "12 of 36 cells are finished." in (tmp_path / "parts" / "table.md").read_text()
     main.run(settings(workers=2), tmp_path / "parts")
-    assert len(ran) == len({*ran}) == 24
+    assert len(ran) == len({*ran}) == 18
     assert table(tmp_path / "parts") == table(tmp_path / "whole")
     lines = (tmp_path / "parts" / "cells.txt").read_text().split()
     assert {path.stem for path in (tmp_path / "parts" / "cells").iterdir()} == {*lines}
@@ -130,7 +133,7 @@ def test_a_study_runs_each_command_once_and_resumes(tmp_path, fake, capsys):
 def test_a_failed_command_stops_only_what_needs_it(tmp_path, fake):
     ran, fails = fake
     fails.add("convirt_synthetic_seed1")
-    with pytest.raises(UserError, match=r"4 of 24 .*convirt_synthetic_seed1: status"):
+    with pytest.raises(UserError, match=r"4 of 18 .*convirt_synthetic_seed1: status"):
         main.run(settings(), tmp_path)
     assert "30 of 36 cells are finished." in (tmp_path / "table.md").read_text()
     fails.clear()
