@@ -6,6 +6,7 @@ demo: the embedded phantom corpus and generator: hours on two CPU cores.
 smoke: the same in minutes, for tests.
 paper: MIMIC-CXR as ingested, images of RoentGen, and the downstream sets of the paper.
 --config.cells='convirt_real_*' runs some cells; WORKDIR/cells.txt lists all of them, one a line.
+--config.cells= (empty) runs none: only that list and the table are written.
 """
 
 from ml_collections import ConfigDict

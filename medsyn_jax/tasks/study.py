@@ -146,7 +146,7 @@ def run(config: Any, workdir: Path) -> None:
     commands = Commands(config, workdir)
     cells = plan(config, commands)
     wanted = {cell: name for cell, name in cells.items() if fnmatchcase(cell.name, config.cells)}
-    if not wanted:
+    if config.cells and not wanted:
         names = ", ".join(cell.name for cell in list(cells)[:3])
         raise UserError(f"config.cells: {config.cells!r}: names no cell; there are {names}, ...")
     outputs.write_config(workdir, config)
@@ -158,6 +158,9 @@ def run(config: Any, workdir: Path) -> None:
         if name not in failures:
             _write_cell(workdir, cell, commands.by_name[name], config)
     finished = tables.read(workdir / "cells", cells)
+    if not config.cells and not finished:
+        log.say(f"{workdir / 'cells.txt'} lists the cells; none is finished, so there is no table")
+        return
     results = tables.write(workdir, finished, tuple(config.tasks), len(cells))
     outputs.write_results(workdir, "study", results, shown=())
     if failures:

@@ -130,6 +130,19 @@ def test_a_study_runs_each_command_once_and_resumes(tmp_path, fake, capsys):
     assert {path.stem for path in (tmp_path / "parts" / "cells").iterdir()} == {*lines}
 
 
+def test_without_cells_the_list_and_the_table_are_written(tmp_path, fake):
+    ran, _ = fake
+    main.run(settings(cells=""), tmp_path)
+    assert len((tmp_path / "cells.txt").read_text().split()) == 36
+    assert not (tmp_path / "table.md").exists()
+    main.run(settings(cells="none_random_detect_*"), tmp_path)
+    (tmp_path / "table.md").unlink()
+    ran.clear()
+    main.run(settings(cells=""), tmp_path)
+    assert ran == []
+    assert "4 of 36 cells are finished." in (tmp_path / "table.md").read_text()
+
+
 def test_a_failed_command_stops_only_what_needs_it(tmp_path, fake):
     ran, fails = fake
     fails.add("convirt_synthetic_seed1")
