@@ -8,6 +8,11 @@ import pytest
 from medsyn_jax.objectives import detect
 
 SIZE, MAPS = 224, (7, 14, 28)
+# One compilation each: operation by operation these tests take ten times as long.
+TARGETS = jax.jit(detect.targets, static_argnames=("cells", "size", "rule"))
+LOSS = jax.jit(detect.loss, static_argnames=("size", "rule"))
+MAP_LOSS, CANDIDATES = jax.jit(detect.map_loss), jax.jit(detect.candidates, static_argnums=1)
+SUPPRESS = jax.jit(detect.suppress, static_argnames=("least", "overlap", "plus", "most"))
 
 
 def corners(centred):
@@ -81,8 +86,8 @@ def test_the_loss_has_the_check_values_of_mgcas_code(scale, expected):
     images = [[(0.30, 0.55, 0.22, 0.35), (0.70, 0.52, 0.10, 0.08)], []]
     boxes, labels = padded(images)
     n, anchors = MAPS[scale], detect.anchors(SIZE)[scale]
-    target = detect.targets(boxes, labels, anchors, n, SIZE, "mgca")
-    value = detect.map_loss(jnp.zeros((2, n, n, 18)), target, jnp.ones(2))
+    target = TARGETS(boxes, labels, anchors, n, SIZE, "mgca")
+    value = MAP_LOSS(jnp.zeros((2, n, n, 18)), target, jnp.ones(2))
     assert float(value) == pytest.approx(expected, abs=1e-5)
     assert literal(np.zeros((2, n, n, 18)), images, anchors) == pytest.approx(expected, abs=1e-5)
 
@@ -106,7 +111,7 @@ def test_the_loss_is_that_of_loops_over_boxes(rule):
         literal(output, images, anchors, rule == "mended")
         for output, anchors in zip(outputs, detect.anchors(SIZE), strict=True)
     ]
-    value = jax.jit(detect.loss, static_argnames=("size", "rule"))(
+    value = LOSS(
         [jnp.asarray(x) for x in outputs], boxes, labels, jnp.ones(6), size=SIZE, rule=rule
     )
     assert float(value) == pytest.approx(sum(parts), rel=1e-5)
@@ -116,9 +121,7 @@ def test_the_loss_is_that_of_loops_over_boxes(rule):
 def test_a_positive_is_no_negative_unless_by_mgcas_rule():
     boxes, labels = padded([[(0.5, 0.5, 0.9, 0.9)]])  # far larger than all anchors of the fine map
     anchors = detect.anchors(SIZE)[2]
-    ours, theirs = (
-        detect.targets(boxes, labels, anchors, 28, SIZE, rule) for rule in ("mended", "mgca")
-    )
+    ours, theirs = (TARGETS(boxes, labels, anchors, 28, SIZE, rule) for rule in ("mended", "mgca"))
     assert np.argwhere(ours.positive).tolist() == [[0, 14, 14, 2]]
     np.testing.assert_array_equal(ours.positive, theirs.positive)
     assert not (ours.positive & ours.negative).any()
@@ -132,7 +135,7 @@ def test_a_later_box_overwrites_an_earlier_one_and_keeps_its_class():
     for images in ([[a, b]], [[b, a]]):
         boxes, labels = padded(images)
         labels = labels.at[0, :2].set(jnp.array([2, 1]))
-        target = detect.targets(boxes, labels, detect.anchors(SIZE)[0], 7, SIZE)
+        target = TARGETS(boxes, labels, detect.anchors(SIZE)[0], 7, SIZE)
         assert np.argwhere(target.positive).tolist() == [[0, 3, 3, 0]]
         x, y, w, _ = images[0][1]
         got = np.asarray(target.box)[0, 3, 3, 0]
@@ -145,14 +148,10 @@ def test_padding_of_boxes_and_of_the_batch_changes_nothing():
     rng = np.random.default_rng(1)
     images, outputs = random_images(rng, 3), random_outputs(rng, 5)
     few, many = padded(images, 4), padded(images, 9)
-    whole = detect.loss(
-        [jnp.asarray(x[:3]) for x in outputs], *few, jnp.ones(3), size=SIZE, rule="mgca"
-    )
+    whole = LOSS([jnp.asarray(x[:3]) for x in outputs], *few, jnp.ones(3), size=SIZE, rule="mgca")
     boxes, labels = (jnp.concatenate([x, x[:2]]) for x in many)
     weight = jnp.array([1.0, 1, 1, 0, 0])
-    part = detect.loss(
-        [jnp.asarray(x) for x in outputs], boxes, labels, weight, size=SIZE, rule="mgca"
-    )
+    part = LOSS([jnp.asarray(x) for x in outputs], boxes, labels, weight, size=SIZE, rule="mgca")
     assert float(part) == pytest.approx(float(whole), rel=1e-6)
 
 
@@ -160,14 +159,14 @@ def test_outputs_equal_to_the_targets_decode_to_the_boxes():
     boxes, labels = padded([[(0.31, 0.42, 0.25, 0.4), (0.7, 0.2, 0.08, 0.05)], []])
     outputs = []
     for n, anchors in zip(MAPS, detect.anchors(SIZE), strict=True):
-        t = jax.tree.map(np.asarray, detect.targets(boxes, labels, anchors, n, SIZE))
+        t = jax.tree.map(np.asarray, TARGETS(boxes, labels, anchors, n, SIZE))
         raw = np.full((2, n, n, 3, 6), -9, np.float32)
         raw[..., :2] = np.log(t.box[..., :2] / (1 - t.box[..., :2]) + 1e-9)
         raw[..., 2:4], raw[..., 4] = t.box[..., 2:], np.where(t.positive, 3, -9)
         outputs.append(jnp.asarray(raw.reshape(2, n, n, 18)))
-    every = detect.candidates(outputs, SIZE)
+    every = CANDIDATES(outputs, SIZE)
     assert every.boxes.shape == (2, 3 * (49 + 196 + 784), 4)
-    kept = detect.suppress(every, least=0.5, overlap=0.5, plus=1.0)
+    kept = SUPPRESS(every, least=0.5, overlap=0.5, plus=1.0)
     assert kept.labels.shape == (2, 100)
     assert np.asarray(kept.labels >= 0).sum(1).tolist() == [2, 0]
     order = np.argsort(kept.boxes[0, :2, 0])
@@ -179,7 +178,7 @@ def test_the_score_of_several_classes_is_that_of_the_best_one():
     raw = np.full((1, 1, 1, 3, 7), -5, np.float32)
     raw[0, 0, 0, 1] = 0, 0, 0, 0, 2.0, -1.0, 0.5
     maps = [jnp.asarray(raw.reshape(1, 1, 1, 21))] * 3
-    every = detect.candidates(maps, 32)
+    every = CANDIDATES(maps, 32)
     assert int(every.labels[0, 1]) == 1
     expected = 1 / (1 + np.exp(-2.0)) / (1 + np.exp(-0.5))
     assert float(jnp.exp(every.scores[0, 1])) == pytest.approx(expected, rel=1e-6)
@@ -215,7 +214,7 @@ def test_suppression_is_that_of_loops(plus, most):
     labels = rng.integers(0, 2, (4, 60)).astype(np.int32)
     arrays = detect.Detections(*map(jnp.asarray, (boxes, scores, labels)))
     settings = {"least": 0.35, "overlap": 0.5, "plus": plus, "most": most}
-    kept = detect.suppress(arrays, **settings)
+    kept = SUPPRESS(arrays, **settings)
     assert kept.labels.shape == (4, min(most, 60))
     for i in range(4):
         rows = greedy(boxes[i], scores[i], labels[i], **settings)
@@ -229,6 +228,6 @@ def test_suppression_is_that_of_loops(plus, most):
 
 def test_an_extreme_output_gives_finite_boxes():
     maps = [jnp.full((1, n, n, 18), 500.0) for n in (1, 2, 4)]
-    kept = detect.suppress(detect.candidates(maps, 32), least=0.05, overlap=0.5)
+    kept = SUPPRESS(CANDIDATES(maps, 32), least=0.05, overlap=0.5)
     assert np.isfinite(kept.boxes).all()
     assert (kept.labels >= 0).any()
