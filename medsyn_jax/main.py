@@ -17,7 +17,10 @@ from ml_collections import config_flags
 from medsyn_jax.core.errors import UserError, shortened
 
 # Each task is a module tasks/<name>.py with CHECKS, FREE and run(config, workdir).
-TASKS = ("ingest", "pretrain", "classify", "finetune_diffusion", "generate", "curate", "ground")
+TASKS = (
+    *("ingest", "pretrain", "classify", "segment", "ground"),
+    *("finetune_diffusion", "generate", "curate"),
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment config, configs/NAME.py[:VARIANT].", lock_config=True

@@ -67,21 +67,13 @@ def run(config: Any, workdir: Path) -> None:
     outputs.write_results(workdir, "classify", results, shown=whole)
 
 
-def _check_source(config: Any) -> None:
-    if not config.data.source:
-        raise UserError(
-            "config.data.source: is empty: give the folder of class folders, a CSV of pairs or an "
-            "ingested data set, by --config.data.source=PATH"
-        )
-
-
 CHECKS = (
     *probe.RULES,
     checks.numbers("share", "encoder", "mean"),
     checks.numbers("part", "encoder", "std"),
     checks.numbers("part", "", "fractions"),
     checks.texts("labels", "names uncertain_ones uncertain_zeros"),
-    _check_source,
+    corpus.check_source,
     checks.files(
         lambda config: (
             corpus.file("data.source", config.data.source)

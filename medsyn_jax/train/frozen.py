@@ -369,10 +369,6 @@ def embeddings(
     return outputs(pair, Pair.embed, ("image", "ids", "mask"), source, mesh, batch_size, threads)
 
 
-def _one_device() -> Mesh:
-    return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-
-
 def scores(pair: Pair, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
     """Alignment scores [n] of images, uint8 [h, w] each, with their texts.
 
@@ -380,7 +376,7 @@ def scores(pair: Pair, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np
     """
     ids, mask = pair.tokenizer.encode(texts, pair.tokens)
     source = Arrays(image=np.stack([pair.fit(x) for x in pixels]), ids=ids, mask=mask)
-    image, text = embeddings(pair, source, _one_device(), _BATCH, 0)
+    image, text = embeddings(pair, source, meshes.one_device(), _BATCH, 0)
     return np.einsum("nd,nd->n", image, text)
 
 
@@ -394,4 +390,4 @@ def heat_maps(pair: Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
     inputs = ("image", "ids", "mask", "words")
     tokens = pair.tokenizer.encode_words([phrase] * len(pixels), pair.tokens)
     source = Arrays(**dict(zip(inputs, (pixels, *tokens), strict=True)))
-    return outputs(pair, Pair.heat, inputs, source, _one_device(), _BATCH)
+    return outputs(pair, Pair.heat, inputs, source, meshes.one_device(), _BATCH)
