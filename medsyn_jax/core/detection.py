@@ -7,7 +7,7 @@ once; `tests/core/test_detection.py` compares it with pycocotools' own.
 import contextlib
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -61,16 +61,9 @@ def match(
     assert detections.scores is not None
     if not np.isfinite(detections.scores[detections.labels >= 0]).all():
         raise ValueError("detection: scores are not finite")
-    # pycocotools takes the number 0 for "unmatched", and orders equal scores by image number.
-    categories = [{"id": c} for c in range(classes)]
-    base = {"images": [{"id": i} for i in images], "categories": categories}
-    real, predicted = _annotations(truth, images), _annotations(detections, images)
     with contextlib.redirect_stdout(io.StringIO()):
-        coco, ours = COCO(), COCO()
-        coco.dataset, ours.dataset = base | {"annotations": real}, base | {"annotations": predicted}
-        coco.createIndex()
-        ours.createIndex()
-        evaluation = COCOeval(coco, ours, "bbox")
+        real, predicted = (_coco(boxes, images, classes) for boxes in (truth, detections))
+        evaluation = COCOeval(real, predicted, "bbox")
         evaluation.params.iouThrs = thresholds
         evaluation.params.maxDets = [MOST]
         evaluation.params.areaRng = evaluation.params.areaRng[:1]
@@ -81,7 +74,7 @@ def match(
     return [_matches([r for r in row if r is not None], n, len(thresholds)) for row in results]
 
 
-def _annotations(boxes: Boxes, images: Sequence[int]) -> list[dict]:
+def _coco(boxes: Boxes, images: Sequence[int], classes: int) -> Any:
     rows = []
     for image in images:
         for k in np.flatnonzero(boxes.labels[image] >= 0).tolist():
@@ -89,10 +82,15 @@ def _annotations(boxes: Boxes, images: Sequence[int]) -> list[dict]:
             width, height = right - left, bottom - top
             row = {"image_id": image, "category_id": int(boxes.labels[image, k]), "iscrowd": 0}
             row |= {"bbox": [left, top, width, height], "area": width * height}
-            row |= {"id": len(rows) + 1}
+            row |= {"id": len(rows) + 1}  # 0 would mean "unmatched"
             row |= {} if boxes.scores is None else {"score": float(boxes.scores[image, k])}
             rows.append(row)
-    return rows
+    # Every image, also one without boxes; equal scores are ordered by its number.
+    categories, numbers = [{"id": c} for c in range(classes)], [{"id": i} for i in images]
+    coco: Any = COCO()
+    coco.dataset = {"images": numbers, "categories": categories, "annotations": rows}
+    coco.createIndex()
+    return coco
 
 
 def _matches(results: list[dict], n: int, thresholds: int) -> Matches:
@@ -148,7 +146,7 @@ def mean_average_precision(
 def mgca_images(detections: Boxes, truth: Boxes) -> np.ndarray:
     """bool [n]: the images that MGCA's code counts: those with a box and with a detection, so that
     neither a miss of a whole image nor a false alarm on an image without boxes costs anything."""
-    return (truth.labels >= 0).any(axis=1) & (detections.labels >= 0).any(axis=1)
+    return (truth.labels.max(axis=1) >= 0) & (detections.labels.max(axis=1) >= 0)
 
 
 def mgca_mean_average_precision(detections: Boxes, truth: Boxes, classes: int) -> float:

@@ -97,17 +97,14 @@ def _targets(
     return Targets(positive, ~neutral, box, jnp.where(positive, labels[owner], 0))
 
 
-def map_loss(
-    outputs: Float[Array, "b n n o"], target: Targets, weight: Float[Array, " b"]
-) -> Float[Array, ""]:
-    """The loss of one map, in fp32.
+def map_losses(outputs: Float[Array, "b n n o"], target: Targets) -> Float[Array, " b"]:
+    """The loss of each image from one map, in fp32; MGCA's is the mean over the batch.
 
     Of every positive: 2.5 times the cross-entropy of x and y, 2.5 times the squared error of the
     logarithms of width and height, the cross-entropies of object and class; of every negative, half
     the cross-entropy of no object. All are divided by the number of cells times anchors.
 
     outputs: channel (5 + classes) anchor + (x, y, w, h, object, classes), as logits but for w, h.
-    weight: 0 leaves a record out (padding of the last batch).
     """
     raw = _by_anchor(outputs)
     entropy = optax.losses.sigmoid_binary_cross_entropy
@@ -120,25 +117,22 @@ def map_loss(
         + entropy(raw[..., 5:], classes).sum(-1)
     )
     of_negative = 0.5 * entropy(presence, jnp.zeros_like(presence))
-    losses = jnp.where(target.positive, of_positive, 0) + jnp.where(target.negative, of_negative, 0)
-    places = losses[0].size
-    return (losses.sum((1, 2, 3)) * weight).sum() / (jnp.maximum(weight.sum(), 1) * places)
+    terms = jnp.where(target.positive, of_positive, 0) + jnp.where(target.negative, of_negative, 0)
+    return terms.mean((1, 2, 3))
 
 
-def loss(
+def losses(
     outputs: Sequence[Float[Array, "b _ _ o"]],
     boxes: Float[Array, "b m 4"],
     labels: Int[Array, "b m"],
-    weight: Float[Array, " b"],
     *,
     size: int,
     rule: Rule = "mended",
-) -> Float[Array, ""]:
-    """The sum of `map_loss` over the maps of a detector, the coarse one first."""
-    total = jnp.zeros(())
+) -> Float[Array, " b"]:
+    """The loss of each image: the sum of `map_losses` over the maps, the coarse one first."""
+    total = jnp.zeros(len(boxes))
     for output, shapes in zip(outputs, anchors(size), strict=True):
-        target = targets(boxes, labels, shapes, output.shape[1], size, rule)
-        total += map_loss(output, target, weight)
+        total += map_losses(output, targets(boxes, labels, shapes, output.shape[1], size, rule))
     return total
 
 

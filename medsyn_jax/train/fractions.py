@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from medsyn_jax.core import log
+from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import full_disk_is_user_error
 from medsyn_jax.data.store import splits
 
@@ -67,3 +69,42 @@ def _drawn(
         np.maximum.at(largest, unit, classes)
     drawn = set(splits.fraction(names.tolist(), largest, share, seed))
     return [key for key, subject in zip(keys, subjects.tolist(), strict=True) if subject in drawn]
+
+
+def with_positives(
+    config: Any,
+    workdir: Path,
+    keys: list[str],
+    subjects: np.ndarray,
+    positive: np.ndarray,
+    what: str,
+) -> dict[str, np.ndarray]:
+    """Name -> rows int32 [s, k] of each seed, of `config.fractions` with a positive for each seed.
+
+    Subjects are drawn, those with a positive record in proportion; see `label_subsets`. Prints the
+    fractions left out.
+
+    Args:
+        positive: bool [n], the training records that have `what`, such as "a box".
+
+    Raises:
+        UserError: if no fraction is left.
+    """
+    fractions = {}
+    for share in config.fractions:
+        name = f"{100 * share:g}%"
+        rows = label_subsets(config, workdir, share, keys, positive.astype(int), subjects)
+        lacking = [config.seed + i for i, r in enumerate(rows) if not positive[r[r >= 0]].any()]
+        if lacking:
+            log.say(
+                f"{name} of the labels: no figure: no image of seed "
+                f"{', '.join(map(str, lacking))} has {what}"
+            )
+        else:
+            fractions[name] = rows
+    if not fractions:
+        raise UserError(
+            f"config.fractions: {config.fractions}: at none of them every seed has an image with "
+            f"{what}: use larger fractions, or more data"
+        )
+    return fractions

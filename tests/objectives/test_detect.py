@@ -10,8 +10,8 @@ from medsyn_jax.objectives import detect
 SIZE, MAPS = 224, (7, 14, 28)
 # One compilation each: operation by operation these tests take ten times as long.
 TARGETS = jax.jit(detect.targets, static_argnames=("cells", "size", "rule"))
-LOSS = jax.jit(detect.loss, static_argnames=("size", "rule"))
-MAP_LOSS, CANDIDATES = jax.jit(detect.map_loss), jax.jit(detect.candidates, static_argnums=1)
+LOSSES = jax.jit(detect.losses, static_argnames=("size", "rule"))
+MAP_LOSSES, CANDIDATES = jax.jit(detect.map_losses), jax.jit(detect.candidates, static_argnums=1)
 SUPPRESS = jax.jit(detect.suppress, static_argnames=("least", "overlap", "plus", "most"))
 
 
@@ -87,8 +87,8 @@ def test_the_loss_has_the_check_values_of_mgcas_code(scale, expected):
     boxes, labels = padded(images)
     n, anchors = MAPS[scale], detect.anchors(SIZE)[scale]
     target = TARGETS(boxes, labels, anchors, n, SIZE, "mgca")
-    value = MAP_LOSS(jnp.zeros((2, n, n, 18)), target, jnp.ones(2))
-    assert float(value) == pytest.approx(expected, abs=1e-5)
+    value = MAP_LOSSES(jnp.zeros((2, n, n, 18)), target)
+    assert float(value.mean()) == pytest.approx(expected, abs=1e-5)
     assert literal(np.zeros((2, n, n, 18)), images, anchors) == pytest.approx(expected, abs=1e-5)
 
 
@@ -111,10 +111,8 @@ def test_the_loss_is_that_of_loops_over_boxes(rule):
         literal(output, images, anchors, rule == "mended")
         for output, anchors in zip(outputs, detect.anchors(SIZE), strict=True)
     ]
-    value = LOSS(
-        [jnp.asarray(x) for x in outputs], boxes, labels, jnp.ones(6), size=SIZE, rule=rule
-    )
-    assert float(value) == pytest.approx(sum(parts), rel=1e-5)
+    values = LOSSES([jnp.asarray(x) for x in outputs], boxes, labels, size=SIZE, rule=rule)
+    assert float(values.mean()) == pytest.approx(sum(parts), rel=1e-5)
     assert len(set(map(len, images))) > 2  # images of several numbers of boxes, one program
 
 
@@ -144,15 +142,15 @@ def test_a_later_box_overwrites_an_earlier_one_and_keeps_its_class():
         assert int(target.label[0, 3, 3, 0]) == 1
 
 
-def test_padding_of_boxes_and_of_the_batch_changes_nothing():
+def test_padding_of_boxes_changes_nothing_and_each_image_has_its_own_loss():
     rng = np.random.default_rng(1)
-    images, outputs = random_images(rng, 3), random_outputs(rng, 5)
+    images, outputs = random_images(rng, 3), [jnp.asarray(x) for x in random_outputs(rng, 3)]
     few, many = padded(images, 4), padded(images, 9)
-    whole = LOSS([jnp.asarray(x[:3]) for x in outputs], *few, jnp.ones(3), size=SIZE, rule="mgca")
-    boxes, labels = (jnp.concatenate([x, x[:2]]) for x in many)
-    weight = jnp.array([1.0, 1, 1, 0, 0])
-    part = LOSS([jnp.asarray(x) for x in outputs], boxes, labels, weight, size=SIZE, rule="mgca")
-    assert float(part) == pytest.approx(float(whole), rel=1e-6)
+    values = LOSSES(outputs, *few, size=SIZE, rule="mgca")
+    np.testing.assert_array_equal(LOSSES(outputs, *many, size=SIZE, rule="mgca"), values)
+    turned = [x[::-1] for x in outputs]
+    again = LOSSES(turned, *(x[::-1] for x in few), size=SIZE, rule="mgca")
+    np.testing.assert_allclose(again[::-1], values, rtol=1e-6)
 
 
 def test_outputs_equal_to_the_targets_decode_to_the_boxes():
