@@ -57,7 +57,7 @@ def match(
     are not finite.
     """
     n = len(truth.labels)
-    images = range(n) if counted is None else np.flatnonzero(counted).tolist()
+    images = np.arange(n)[slice(None) if counted is None else counted].tolist()
     assert detections.scores is not None
     if not np.isfinite(detections.scores[detections.labels >= 0]).all():
         raise ValueError("detection: scores are not finite")
@@ -74,17 +74,22 @@ def match(
     return [_matches([r for r in row if r is not None], n, len(thresholds)) for row in results]
 
 
-def _coco(boxes: Boxes, images: Sequence[int], classes: int) -> Any:
-    rows = []
-    for image in images:
-        for k in np.flatnonzero(boxes.labels[image] >= 0).tolist():
-            left, top, right, bottom = boxes.corners[image, k].astype(float).tolist()
-            width, height = right - left, bottom - top
-            row = {"image_id": image, "category_id": int(boxes.labels[image, k]), "iscrowd": 0}
-            row |= {"bbox": [left, top, width, height], "area": width * height}
-            row |= {"id": len(rows) + 1}  # 0 would mean "unmatched"
-            row |= {} if boxes.scores is None else {"score": float(boxes.scores[image, k])}
-            rows.append(row)
+def _coco(boxes: Boxes, images: list[int], classes: int) -> Any:
+    at, place = np.nonzero(boxes.labels[images] >= 0)
+    at = np.asarray(images, int)[at]
+    corners = boxes.corners[at, place].astype(float)
+    sides = corners[:, 2:] - corners[:, :2]
+    columns = {
+        "id": range(1, len(at) + 1),  # 0 would mean "unmatched"
+        "image_id": at.tolist(),
+        "category_id": boxes.labels[at, place].tolist(),
+        "bbox": np.concatenate([corners[:, :2], sides], axis=1).tolist(),
+        "area": sides.prod(axis=1).tolist(),
+        "iscrowd": [0] * len(at),
+    }
+    if boxes.scores is not None:
+        columns["score"] = boxes.scores[at, place].tolist()
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     # Every image, also one without boxes; equal scores are ordered by its number.
     categories, numbers = [{"id": c} for c in range(classes)], [{"id": i} for i in images]
     coco: Any = COCO()

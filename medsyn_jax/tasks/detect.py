@@ -24,7 +24,7 @@ from medsyn_jax.train.frozen import Encoder
 
 FREE = dense.FREE
 PROTOCOLS = ("strict", "mgca_compat")
-_STRIDE = 4  # the coarsest of the three maps has a quarter of the finest one's rows
+_MAPS = 3  # C3 to C5
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -64,6 +64,7 @@ def run(config: Any, workdir: Path) -> None:
             mesh,
             name=name,
             stored=config.encoder.frozen and config.protocol == "strict",
+            coarsest=_MAPS,
         )
         test = data["test"]
         figures[name] = {
@@ -188,15 +189,15 @@ def make_programs(config: Any, encoder: Encoder, classes: int) -> dense.Programs
             "config.encoder.workdir: its encoder is a ViT, which has one map, and the detector "
             "needs those of three scales: use a ResNet"
         )
-    sides = [shape[1] for shape in shapes[-3:]]
-    if sides[0] != _STRIDE * sides[2]:
+    sides = [shape[1] for shape in shapes[-_MAPS:]]
+    if sides[0] != 4 * sides[-1]:
         raise UserError(
             f"config.data.size: {size}: the encoder's maps have {', '.join(map(str, sides))} rows "
             "and must double from one to the next: use a multiple of 32"
         )
 
     def make(rngs: nnx.Rngs) -> detector.Detector:
-        channels, width = [shape[-1] for shape in shapes[-3:]], config.detector.width
+        channels, width = [shape[-1] for shape in shapes[-_MAPS:]], config.detector.width
         return detector.Detector(channels, classes, width, dtype=dtype, rngs=rngs)
 
     structure = layers.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[0]
@@ -215,7 +216,7 @@ def make_programs(config: Any, encoder: Encoder, classes: int) -> dense.Programs
             maps, running = dense.run_encoder(encoder.structure, params, stats, images, moving)
             stats["statistics"] = running
         model = nnx.merge(structure, params["head"], stats["head"], copy=True)
-        logits = model(maps[-3:], train)
+        logits = model(maps[-_MAPS:], train)
         stats["head"] = layers.statistics(model)
         truth = (batch["boxes"], batch["labels"])
         return logits, detect.losses(logits, *truth, size=size, rule=rule), stats

@@ -80,17 +80,20 @@ def sources(
     parts: Mapping[str, Mapping[str, np.ndarray]],
     mesh: Mesh,
     stored: bool,
+    coarsest: int = 0,
 ) -> dict[str, frozen.Arrays]:
     """Of each split, its arrays; where maps are stored, with "map0" and so on for "image".
 
     parts: split -> arrays of all its records, with `image` uint8 [n, s, s]. stored: whether to
-    store the maps; they are not if they do not fit in memory.
+    store the maps; they are not if they do not fit in memory. coarsest: the number of maps that are
+    kept, 0 for all.
     """
     maps = None
     if stored:
         every = frozen.Arrays(image=np.concatenate([part["image"] for part in parts.values()]))
         sizes = {k: config.data[k] for k in ("batch_size", "threads", "memory_mib")}
-        maps = features.pyramids(encoder, every, mesh, **sizes, name=", ".join(parts))
+        sizes |= {"name": ", ".join(parts), "coarsest": coarsest}
+        maps = features.pyramids(encoder, every, mesh, **sizes)
     by_split, start = {}, 0
     for split, part in parts.items():
         stop = start + len(part["image"])
@@ -178,6 +181,7 @@ def fit_all(
     *,
     name: str,
     stored: bool,
+    coarsest: int = 0,
 ) -> dict[str, list[Any]]:
     """Fraction -> outputs of `programs.judge` for the test records, one of each seed.
 
@@ -187,7 +191,7 @@ def fit_all(
         score: of the outputs for the validation records; the epoch of the lowest one is kept.
         title: of the score in messages.
         encoders: one for all seeds, or one for each.
-        parts, mesh, stored: as of `sources`.
+        parts, mesh, stored, coarsest: as of `sources`.
         fractions: name -> rows int [s, k] of the training records, padded with -1.
         name: of the encoder in messages.
 
@@ -200,7 +204,7 @@ def fit_all(
         encoder, seed = encoders[min(i, len(encoders) - 1)], config.seed + i
         if i < len(encoders):
             by_split.clear()  # frees the maps of the encoder before
-            by_split = sources(config, encoder, parts, mesh, stored)
+            by_split = sources(config, encoder, parts, mesh, stored, coarsest)
         for fraction, rows in fractions.items():
             subset, begun = rows[i][rows[i] >= 0], time.monotonic()
             where = f"{name}, {fraction} of the labels, seed {seed}"

@@ -2,7 +2,9 @@
 disk, and pyramids of feature maps, kept in memory."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -90,6 +92,7 @@ def pyramids(
     threads: int,
     memory_mib: int,
     name: str,
+    coarsest: int = 0,
 ) -> tuple[np.ndarray, ...] | None:
     """The feature maps (`Encoder.pyramid`) of every record of a source, computed once and kept.
 
@@ -99,6 +102,7 @@ def pyramids(
         mesh, batch_size, threads: as of `frozen.over`.
         memory_mib: the most that the maps may take; `pyramid_bytes` says what they need.
         name: of the records in messages, such as "train".
+        coarsest: the number of maps to keep, such as 3 for C3 to C5; 0 for all.
 
     Returns:
         For each map, the finest first, bfloat16 [n, p, q, f] on the host of every process. None,
@@ -108,7 +112,7 @@ def pyramids(
     Raises:
         UserError: for a ViT of another side, or a batch that the devices do not divide.
     """
-    needed = pyramid_bytes(encoder, source) / 2**20
+    needed = pyramid_bytes(encoder, source, coarsest) / 2**20
     if needed > memory_mib:
         log.say(
             f"features of {encoder.name}, {name}: the maps of {len(source)} images need "
@@ -117,21 +121,26 @@ def pyramids(
         )
         return None
     title = f"feature maps: {encoder.name}, {name}"
-    return frozen.outputs(
-        encoder, _stored_pyramid, ("image",), source, mesh, batch_size, threads, title
-    )
+    method = _stored_pyramid(coarsest)
+    return frozen.outputs(encoder, method, ("image",), source, mesh, batch_size, threads, title)
 
 
-def pyramid_bytes(encoder: Encoder, source: loader.Readable) -> int:
+def pyramid_bytes(encoder: Encoder, source: loader.Readable, coarsest: int = 0) -> int:
     """What the maps of `pyramids` take, in bytes; computes none."""
     image = source.take(np.zeros(1, int))["image"]
-    maps = jax.eval_shape(_stored_pyramid, encoder, jax.ShapeDtypeStruct(image.shape, image.dtype))
+    images = jax.ShapeDtypeStruct(image.shape, image.dtype)
+    maps = jax.eval_shape(_stored_pyramid(coarsest), encoder, images)
     return len(source) * sum(x.size * x.dtype.itemsize for x in maps)
 
 
-def _stored_pyramid(encoder: Encoder, images: jax.Array) -> tuple[jax.Array, ...]:
+@lru_cache  # the same function each time, so that it is compiled once
+def _stored_pyramid(coarsest: int) -> Callable[[Encoder, jax.Array], tuple[jax.Array, ...]]:
     """In bfloat16: untrained encoders go beyond float16's 65,504, some by far."""
-    return tuple(x.astype(jnp.bfloat16) for x in encoder.pyramid(images))
+
+    def maps(encoder: Encoder, images: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(x.astype(jnp.bfloat16) for x in encoder.pyramid(images)[-coarsest:])
+
+    return maps
 
 
 def labels(records: shards.Records) -> np.ndarray:
