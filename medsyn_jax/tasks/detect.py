@@ -50,14 +50,13 @@ def run(config: Any, workdir: Path) -> None:
     programs = make_programs(config, encoders["pretrained"][0], len(names))
     outputs.write_config(workdir, config)
     parts = {split: part.arrays for split, part in data.items()}
-    title = "negated validation score"
     figures: dict[str, dict[str, Figure]] = {}
     for name, each in encoders.items():
         judged = dense.fit_all(
             config,
             programs,
             partial(score, config.protocol, data["valid"].truth, len(names)),
-            title,
+            described,
             each,
             parts,
             rows,
@@ -239,6 +238,13 @@ def boxes_of(detections: detect.Detections) -> detection.Boxes:
     """Detections of n images, NumPy, as the metrics read them."""
     boxes, scores, labels = map(np.asarray, detections)
     return detection.Boxes(boxes, labels, scores)
+
+
+def described(value: float) -> str:
+    """A `score` in words."""
+    if value < 0:
+        return f"validation mean average precision {-value:.4f}"
+    return "no box of the validation images detected"
 
 
 def score(protocol: str, truth: detection.Boxes, classes: int, judged: Judged) -> float:

@@ -173,7 +173,7 @@ def fit_all(
     config: Any,
     programs: Programs,
     score: Callable[[Any], float],
-    title: str,
+    described: Callable[[float], str],
     encoders: Sequence[Encoder],
     parts: Mapping[str, Mapping[str, np.ndarray]],
     fractions: Mapping[str, np.ndarray],
@@ -189,7 +189,7 @@ def fit_all(
         config: with `fit`, `data`, `seed` and `seeds`.
         programs: of the architecture.
         score: of the outputs for the validation records; the epoch of the lowest one is kept.
-        title: of the score in messages.
+        described: the best score in messages, such as "validation loss 0.1234".
         encoders: one for all seeds, or one for each.
         parts, mesh, stored, coarsest: as of `sources`.
         fractions: name -> rows int [s, k] of the training records, padded with -1.
@@ -210,7 +210,7 @@ def fit_all(
             where = f"{name}, {fraction} of the labels, seed {seed}"
             best, judged = _fit(config, programs, score, encoder, by_split, subset, seed, where)
             log.say(
-                f"{where} ({len(subset)} images): {title} {best.score:.4f} at epoch "
+                f"{where} ({len(subset)} images): {described(best.score)} at epoch "
                 f"{best.best_epoch} of {best.epochs}, {time.monotonic() - begun:.0f} s"
             )
             by_fraction[fraction].append(judged)
@@ -248,4 +248,6 @@ def _fit(
         seed=seed,
         where=f" of {where}",
     )
-    return best, judged(best.params, best.stats, "test")
+    # As the state of a step is placed: arrays of the host would compile `judge` anew.
+    params, stats = jax.device_put((best.params, best.stats), meshes.replicated(mesh))
+    return best, judged(params, stats, "test")

@@ -148,7 +148,7 @@ def boxed(count=24, empty=False, seed=0) -> detect.Boxed:
     return detect.Boxed(images, detection.Boxes(corners, labels), keys, np.array(keys))
 
 
-def test_a_head_learns_to_detect_and_the_best_epoch_is_kept(world):
+def test_a_head_learns_to_detect_and_the_best_epoch_is_kept(world, capsys):
     config = config_of(world)
     config.seeds, config.fit.epochs, config.fit.patience = 1, 60, 60
     config.fit.update({"batch_size": 8, "learning_rate": 5e-3})
@@ -165,7 +165,7 @@ def test_a_head_learns_to_detect_and_the_best_epoch_is_kept(world):
         config,
         programs,
         score,
-        "score",
+        detect.described,
         [encoder],
         dict.fromkeys(("train", "valid", "test"), part.arrays),
         {"100%": np.arange(24)[None]},
@@ -177,6 +177,7 @@ def test_a_head_learns_to_detect_and_the_best_epoch_is_kept(world):
     value = detection.mean_average_precision(detect.boxes_of(judged.detections), part.truth, 1)
     assert value == pytest.approx(-min(scores), abs=1e-9)
     assert value > 0.5
+    assert f"validation mean average precision {value:.4f} at epoch" in capsys.readouterr().err
     assert scores[0] > min(scores)
 
 
