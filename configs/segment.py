@@ -58,6 +58,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         "weight_decay": 0.05,
         "batch_size": 8,
         "epochs": 50,
+        "steps": 1000,  # a fit ends with the epoch in which it has made so many; published: none
         "patience": 10,  # epochs without a lower validation loss
     }
     config.mesh = {"data": -1, "fsdp": 1}
@@ -75,7 +76,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.data.mask = {"siim": "mask_pneumothorax", "rsna": "mask_opacity"}[source]
         config.data.balanced = source == "siim"
         config.ingest.update({"source": source, "size": 224, "split_shares": (0.7, 0.15, 0.15)})
-        config.fit.batch_size = 16 if source == "rsna" else 8
+        config.fit.update({"batch_size": 16 if source == "rsna" else 8, "steps": 10**9})
     if variant == "rsna":
         config.ingest.split_shares = (0.6, 0.2, 0.2)  # 16,010, 5,337 and 5,337 images as published
     return config

@@ -73,6 +73,12 @@ def run(config: Any, workdir: Path) -> None:
     log.say_cost("done")
 
 
+def _check_widths(config: Any) -> None:
+    widths = config.decoder.widths
+    if not all(isinstance(x, int) and x > 0 for x in widths):
+        raise UserError(f"config.decoder.widths: {widths}: give whole numbers above 0, or ()")
+
+
 CHECKS = (
     *heads.RULES,
     checks.choice("dtype", checks.DTYPES),
@@ -87,6 +93,7 @@ CHECKS = (
     checks.numbers("above 0", "augment", "zoom"),
     checks.numbers("from 0", "augment", "rotate"),
     checks.ranges("augment", "zoom"),
+    _check_widths,
     corpus.check_source,
     checks.files(
         lambda config: (
@@ -253,6 +260,11 @@ def make_programs(config: Any, encoder: Encoder) -> Programs:
     )
     channels, sides = ([x.shape[axis] for x in maps] for axis in (-1, 1))
     widths = tuple(config.decoder.widths) or segmenter.widths(channels, sides, size)
+    if len(widths) < len(channels):
+        raise UserError(
+            f"config.decoder.widths: {widths}: give one for each feature map of the encoder, "
+            f"{len(channels)} or more"
+        )
 
     def make(rngs: nnx.Rngs) -> segmenter.Decoder:
         return segmenter.Decoder(channels, widths, dtype=dtype, rngs=rngs)
@@ -348,7 +360,7 @@ def fit(
 
     stored = "map0" in sources["train"].arrays
     state = programs.start(jax.random.key(seed), encoder.params, encoder.stats, stored)
-    settings = {k: config.fit[k] for k in ("batch_size", "epochs", "patience")}
+    settings = {k: config.fit[k] for k in ("batch_size", "epochs", "steps", "patience")}
     start = time.monotonic()
     best = heads.fit(
         programs.step,

@@ -20,7 +20,7 @@ from medsyn_jax.train.state import State
 RULES = (
     checks.numbers("above 0", "fit", "learning_rate"),
     checks.numbers("from 0", "fit", "weight_decay"),
-    checks.numbers("count", "fit", "batch_size epochs patience"),
+    checks.numbers("count", "fit", "batch_size epochs patience steps"),
 )
 
 
@@ -44,6 +44,7 @@ def fit(
     *,
     batch_size: int,
     epochs: int,
+    steps: int,
     patience: int,
     seed: int,
     where: str = "",
@@ -59,6 +60,7 @@ def fit(
             fills up its last batch with its first records.
         mesh: of one device of this process.
         batch_size: records a step.
+        epochs, steps: that a fit may take, whatever is less; an epoch that has begun is finished.
         seed: of the order and of the step's key.
         where: of the message, which fit this is.
 
@@ -68,8 +70,9 @@ def fit(
     key, rng = jax.random.key(seed), np.random.default_rng(seed)
     key = meshes.replicate_key(mesh, key)
     best = Fit(None, None, float("inf"), 0, 0)
-    for epoch in range(1, epochs + 1):
-        order = np.resize(rng.permutation(rows), -(-len(rows) // batch_size) * batch_size)
+    each = -(-len(rows) // batch_size)
+    for epoch in range(1, min(epochs, -(-steps // each)) + 1):
+        order = np.resize(rng.permutation(rows), each * batch_size)
         for chosen in order.reshape(-1, batch_size):
             state, _ = step(state, meshes.to_devices(mesh, source.take(chosen)), key)
         value = score(state)
