@@ -1,7 +1,8 @@
 """Detection by YOLOv3's head on an encoder, at several label fractions, after MGCA.
 
-demo: foreign objects of the embedded phantom corpus, with the encoder of
-  `--config configs/convirt.py`.
+demo: consolidations of the embedded phantom corpus, with the encoder of
+  `--config configs/convirt.py`. Other boxes: --config.data.labels="('Foreign Object',)", which are
+  small.
 smoke: the same in seconds, with the encoder of `--config configs/convirt.py:smoke`.
 rsna: RSNA Pneumonia as downloaded: --config.data.source=DIR --config.encoder.workdir=runs/...
 object_cxr: Object-CXR as downloaded, likewise.
@@ -37,7 +38,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     }
     config.data = {
         "source": "phantom",
-        "labels": ("Foreign Object",),  # names of boxes, a class each; empty: all of the data set
+        "labels": ("Consolidation",),  # names of boxes, a class each; empty: all of the data set
         "size": 64,  # side of the images that the encoder sees, whole; a multiple of 32
         "batch_size": 64,  # images at a time in evaluation
         "threads": 2,
@@ -58,6 +59,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         "weight_decay": 1e-6,
         "batch_size": 16,
         "epochs": 50,
+        "steps": 2000,  # a fit ends with the epoch in which it has made so many; published: none
         "patience": 10,  # epochs without a higher mean average precision on the validation split
     }
     config.mesh = {"data": -1, "fsdp": 1}
@@ -77,6 +79,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.ingest.update({"source": source, "size": 224, "square": "stretch"})
         config.ingest.update({"split_shares": (0.6, 0.2, 0.2)})
         config.detector.update({"width": 512})
+        config.fit.update({"steps": 10**9})
     if variant == "object_cxr":
         config.ingest.split_shares = (0.8, 0.0889, 0.1111)  # 7,200, 800 and 1,000 as published
     return config

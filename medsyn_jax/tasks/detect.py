@@ -44,7 +44,7 @@ def run(config: Any, workdir: Path) -> None:
     check_boxes(data, config, names)
     train = data["train"]
     rows = fractions.with_positives(
-        config, workdir, train.keys, train.subjects, train.positive, "a box"
+        config, workdir, train.keys, train.subjects, train.positive, "box"
     )
     encoders = dense.encoders(config)
     programs = make_programs(config, encoders["pretrained"][0], len(names))

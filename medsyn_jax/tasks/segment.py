@@ -1,16 +1,14 @@
 """Segmentation of one structure: a decoder on frozen or tuned encoders at label fractions."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -22,14 +20,12 @@ from medsyn_jax.data.images import decode, transforms
 from medsyn_jax.data.store import schema, shards, splits
 from medsyn_jax.models import layers, segmenter
 from medsyn_jax.objectives import segment
-from medsyn_jax.train import checkpoint, corpus, features, frozen, heads
+from medsyn_jax.train import checkpoint, corpus, dense
 from medsyn_jax.train import state as states
-from medsyn_jax.train import step as steps
-from medsyn_jax.train.fractions import label_subsets
+from medsyn_jax.train.fractions import with_positives
 from medsyn_jax.train.frozen import Encoder
-from medsyn_jax.train.state import State
 
-FREE = ("mesh.", "data.threads", "data.batch_size", "data.memory_mib", "ingest.workers")
+FREE = dense.FREE
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -48,28 +44,14 @@ def run(config: Any, workdir: Path) -> None:
     data = {split: read(part, config, split) for split, part in parts.items()}
     check_masks(data, config)
     fractions = make_fractions(config, workdir, data["train"])
-    seeds = range(config.seed, config.seed + config.seeds)
-    encoders = {"pretrained": [frozen.pretrained(run_folder)]}
-    if config.encoder.untrained:
-        encoders["random"] = [frozen.untrained(run_folder, seed) for seed in seeds]
-    if config.encoder.weights:
-        file = [config.encoder[field] for field in ("weights", "layout", "mean", "std")]
-        encoders["imagenet"] = [frozen.imported(run_folder, *file)]
+    encoders = dense.encoders(config)
     programs = make_programs(config, encoders["pretrained"][0])
     outputs.write_config(workdir, config)
     figures = {
         name: segment_by(config, programs, name, each, data, fractions, mesh)
         for name, each in encoders.items()
     }
-    if config.encoder.untrained:
-        a, b = figures["pretrained"], figures["random"]
-        figures["pretrained-random"] = {key: a[key] - b[key] for key in a}
-    results = {
-        f"{name}/test/{key}": figure.estimate()
-        for name, by_key in figures.items()
-        for key, figure in by_key.items()
-    }
-    outputs.write_results(workdir, "segment", results)
+    outputs.write_results(workdir, "segment", dense.entries(figures))
     log.say_cost("done")
 
 
@@ -80,27 +62,12 @@ def _check_widths(config: Any) -> None:
 
 
 CHECKS = (
-    *heads.RULES,
-    checks.choice("dtype", checks.DTYPES),
-    checks.numbers("above 0", "", "seeds"),
-    checks.numbers("from 0", "", "seed"),
-    checks.numbers("count", "data", "size batch_size"),
-    checks.numbers("from 0", "data", "threads memory_mib"),
-    checks.numbers("share", "encoder", "mean"),
-    checks.numbers("part", "encoder", "std"),
-    checks.numbers("part", "", "fractions"),
+    *dense.RULES,
     checks.numbers("share", "augment", "probability"),
     checks.numbers("above 0", "augment", "zoom"),
     checks.numbers("from 0", "augment", "rotate"),
     checks.ranges("augment", "zoom"),
     _check_widths,
-    corpus.check_source,
-    checks.files(
-        lambda config: (
-            corpus.file("data.source", config.data.source)
-            | {"encoder.weights": config.encoder.weights, "fractions_from": config.fractions_from}
-        )
-    ),
 )
 
 
@@ -116,7 +83,12 @@ class Masked:
     @property
     def positive(self) -> np.ndarray:
         """bool [n]: which images have a pixel of the mask."""
-        return (self.masks > 127).any((1, 2))
+        return self.masks.max((1, 2)) > 127
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a batch holds of the records."""
+        return {"image": self.images, "mask": self.masks}
 
     def of(self, rows: np.ndarray) -> "Masked":
         """The records at `rows`."""
@@ -169,29 +141,13 @@ def check_masks(data: Mapping[str, Masked], config: Any) -> None:
 
 def make_fractions(config: Any, workdir: Path, train: Masked) -> dict[str, np.ndarray]:
     """Name -> rows int32 [s, k] of each seed, of the fractions with a positive for every seed."""
-    fractions, positive = {}, train.positive
-    for share in config.fractions:
-        name, classes = f"{100 * share:g}%", positive.astype(int)
-        rows = label_subsets(config, workdir, share, train.keys, classes, train.subjects)
-        lacking = [config.seed + i for i, r in enumerate(rows) if not positive[r[r >= 0]].any()]
-        if lacking:
-            log.say(
-                f"{name} of the labels: no figure: the images of seed "
-                f"{', '.join(map(str, lacking))} have no pixel of {config.data.mask}"
-            )
-        else:
-            fractions[name] = rows
-    if not fractions:
-        raise UserError(
-            f"config.fractions: {config.fractions}: none has an image with {config.data.mask} for "
-            "every seed: use larger fractions, or more data"
-        )
-    return fractions
+    subjects, what = train.subjects, f"pixel of {config.data.mask}"
+    return with_positives(config, workdir, train.keys, subjects, train.positive, what)
 
 
 def segment_by(
     config: Any,
-    programs: "Programs",
+    programs: dense.Programs,
     name: str,
     encoders: Sequence[Encoder],
     data: Mapping[str, Masked],
@@ -202,63 +158,37 @@ def segment_by(
 
     encoders: one for all seeds, or one for each.
     """
-    pixels: dict[str, list[np.ndarray]] = {fraction: [] for fraction in fractions}
-    sources: dict[str, frozen.Arrays] = {}
-    for i in range(config.seeds):
-        encoder = encoders[min(i, len(encoders) - 1)]
-        if i < len(encoders):
-            sources.clear()  # frees the maps of the encoder before
-            sources = make_sources(config, encoder, data, mesh)
-        for fraction, rows in fractions.items():
-            where = f"{name}, {fraction} of the labels, seed {config.seed + i}"
-            subset = rows[i][rows[i] >= 0]
-            counts = fit(config, programs, encoder, sources, subset, config.seed + i, where)
-            pixels[fraction].append(counts)
+
+    def score(of_valid: tuple[segment.Sums, np.ndarray]) -> float:
+        return float(segment.loss(jax.tree.map(jnp.asarray, of_valid[0]))[0])
+
+    parts = {split: part.arrays for split, part in data.items()}
+    judged = dense.fit_all(
+        config,
+        programs,
+        score,
+        "validation loss {:.4f}".format,
+        encoders,
+        parts,
+        fractions,
+        mesh,
+        name=name,
+        stored=config.encoder.frozen,
+    )
     figures = {}
-    for fraction, counts in pixels.items():
-        shared, predicted, truth = np.stack(counts, 1)
-        judged = metrics.Pixels(shared, predicted, truth[0])
-        by_name = metrics.overlaps(judged, data["test"].subjects, config.fit.batch_size)
+    for fraction, by_seed in judged.items():
+        counts = np.stack([counts.T for _, counts in by_seed], 1)  # [3, s, n]
+        pixels = metrics.Pixels(counts[0], counts[1], counts[2, 0])
+        by_name = metrics.overlaps(pixels, data["test"].subjects, config.fit.batch_size)
         figures |= {f"{fraction}/{key}": figure for key, figure in by_name.items()}
     return figures
 
 
-def make_sources(
-    config: Any, encoder: Encoder, data: Mapping[str, Masked], mesh: Mesh
-) -> dict[str, frozen.Arrays]:
-    """Of each split, the masks with the stored maps of a frozen encoder ("map0" and so on), or
-    with the images if the encoder is tuned or the maps do not fit in memory."""
-    maps = None
-    if config.encoder.frozen:
-        every = frozen.Arrays(image=np.concatenate([part.images for part in data.values()]))
-        sizes = {k: config.data[k] for k in ("batch_size", "threads", "memory_mib")}
-        maps = features.pyramids(encoder, every, mesh, **sizes, name=", ".join(data))
-    sources, start = {}, 0
-    for split, part in data.items():
-        stop = start + len(part.keys)
-        seen = {"image": part.images}
-        if maps is not None:
-            seen = {f"map{i}": x[start:stop] for i, x in enumerate(maps)}
-        sources[split] = frozen.Arrays(mask=part.masks, **seen)
-        start = stop
-    return sources
-
-
-class Programs(NamedTuple):
-    """The compiled functions of one architecture, for all its encoders, fractions and seeds."""
-
-    start: Callable[..., State]  # key, encoder's params and stats, whether its maps are stored
-    step: Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, Any]]
-    judge: Callable[[Any, Any, dict[str, jax.Array]], tuple[segment.Sums, jax.Array]]
-
-
-def make_programs(config: Any, encoder: Encoder) -> Programs:
-    """Programs for encoders of this structure; see `_forward` for the state."""
+def make_programs(config: Any, encoder: Encoder) -> dense.Programs:
+    """Programs for encoders of this structure."""
     size, dtype = config.data.size, jnp.dtype(config.dtype)
-    maps = jax.eval_shape(
-        Encoder.pyramid, encoder, jax.ShapeDtypeStruct((1, size, size), jnp.uint8)
-    )
-    channels, sides = ([x.shape[axis] for x in maps] for axis in (-1, 1))
+    shapes = dense.map_shapes(encoder, size)
+    channels, sides = ([shape[axis] for shape in shapes] for axis in (-1, 1))
     widths = tuple(config.decoder.widths) or segmenter.widths(channels, sides, size)
     if len(widths) < len(channels):
         raise UserError(
@@ -270,16 +200,7 @@ def make_programs(config: Any, encoder: Encoder) -> Programs:
         return segmenter.Decoder(channels, widths, dtype=dtype, rngs=rngs)
 
     structure, *_ = states.shapes(make)
-    tx = optax.adamw(config.fit.learning_rate, weight_decay=config.fit.weight_decay)
     forward = partial(_forward, config, encoder.structure, dict(encoder.pixels), structure)
-
-    def start(key: jax.Array, weights: Any, running: Any, stored: bool) -> State:
-        _, params, stats = layers.split(make(nnx.Rngs(key)))
-        params, stats = {"decoder": params}, {"decoder": stats}
-        if not stored:
-            (stats if config.encoder.frozen else params)["encoder"] = weights
-            stats["statistics"] = running
-        return states.initial(tx, params, stats)
 
     def loss_fn(params: Any, stats: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         logits, truth, stats = forward(params, stats, batch, key)
@@ -292,10 +213,7 @@ def make_programs(config: Any, encoder: Encoder) -> Programs:
         counts = jnp.stack([x.sum((1, 2)) for x in (a & b, a, b)], 1)
         return segment.sums(logits, truth), counts
 
-    device = meshes.replicated(meshes.one_device())
-    started = jax.jit(start, static_argnums=3, out_shardings=device)
-    step = jax.jit(steps.make_step(loss_fn, tx), donate_argnums=0, out_shardings=device)
-    return Programs(started, step, jax.jit(judge, out_shardings=device))
+    return dense.make_programs(config, make, loss_fn, judge)
 
 
 def _forward(
@@ -310,71 +228,22 @@ def _forward(
 ) -> tuple[jax.Array, jax.Array, Any]:
     """Logits and truth [b, s, s] of a batch, and the statistics after it.
 
-    encoder, decoder: structures. params: of the "decoder" and, where it is tuned, the "encoder".
-    stats: of the "decoder"; without stored maps also the encoder's "statistics" and, where it is
-    frozen, its parameters, "encoder". key: for augmentation in training; None in evaluation.
+    encoder, decoder: structures. params, stats: of `dense.Programs`. key: for augmentation in
+    training; None in evaluation.
     """
-    stats = dict(stats)
-    if "map0" in batch:
-        maps = [batch[f"map{i}"] for i in range(sum(name.startswith("map") for name in batch))]
-        truth = batch["mask"].astype(jnp.float32) / 255
+    stats, truth = dict(stats), batch["mask"].astype(jnp.float32) / 255
+    if dense.are_stored(batch):
+        maps = dense.stored_maps(batch)
     else:
         if key is None:
-            x = transforms.normalize(batch["image"], **(pixels | {"upsample": 0}))
-            truth = batch["mask"].astype(jnp.float32) / 255
+            x = transforms.normalize(batch["image"], **{**pixels, "upsample": 0})
         else:
             levels = {k: v for k, v in pixels.items() if k != "upsample"}
             pair = (batch["image"], batch["mask"])
             x, truth = transforms.augment_pair(key, *pair, **config.augment, **levels)
-        tuned = "encoder" in params
-        weights = params["encoder"] if tuned else stats["encoder"]
-        model = nnx.merge(encoder, weights, stats["statistics"], copy=True)
-        maps = model.pyramid(x, train=tuned and key is not None)
-        stats["statistics"] = layers.statistics(model)
-    model = nnx.merge(decoder, params["decoder"], stats["decoder"], copy=True)
+        moving = key is not None and not config.encoder.frozen
+        maps, stats["statistics"] = dense.run_encoder(encoder, params, stats, x, moving)
+    model = nnx.merge(decoder, params["head"], stats["head"], copy=True)
     logits = model(maps, config.data.size, train=key is not None)
-    stats["decoder"] = layers.statistics(model)
+    stats["head"] = layers.statistics(model)
     return logits, truth, stats
-
-
-def fit(
-    config: Any,
-    programs: Programs,
-    encoder: Encoder,
-    sources: Mapping[str, frozen.Arrays],
-    rows: np.ndarray,
-    seed: int,
-    where: str,
-) -> np.ndarray:
-    """Pixels of each test image, int [3, n]: in both masks, predicted, true; after a fit to the
-    training records at `rows`."""
-    mesh = meshes.one_device()
-
-    def judged(params: Any, stats: Any, split: str) -> tuple[segment.Sums, np.ndarray]:
-        judge = partial(programs.judge, params, stats)
-        return frozen.over(judge, sources[split], mesh, config.data.batch_size)
-
-    def score(state: State) -> float:
-        of_valid, _ = judged(state["params"], state["stats"], "valid")
-        return float(segment.loss(jax.tree.map(jnp.asarray, of_valid))[0])
-
-    stored = "map0" in sources["train"].arrays
-    state = programs.start(jax.random.key(seed), encoder.params, encoder.stats, stored)
-    settings = {k: config.fit[k] for k in ("batch_size", "epochs", "steps", "patience")}
-    start = time.monotonic()
-    best = heads.fit(
-        programs.step,
-        state,
-        score,
-        sources["train"],
-        rows,
-        mesh,
-        **settings,
-        seed=seed,
-        where=where,
-    )
-    log.say(
-        f"{where} ({len(rows)} images): validation loss {best.score:.4f} at epoch "
-        f"{best.best_epoch} of {best.epochs}, {time.monotonic() - start:.0f} s"
-    )
-    return judged(best.params, best.stats, "test")[1].T

@@ -236,7 +236,7 @@ def _fit(
 
     stored = are_stored(by_split["train"].arrays)
     state = programs.start(jax.random.key(seed), encoder.params, encoder.stats, stored)
-    settings = {k: config.fit[k] for k in ("batch_size", "epochs", "patience")}
+    settings = {k: config.fit[k] for k in ("batch_size", "epochs", "steps", "patience")}
     best = heads.fit(
         programs.step,
         state,

@@ -85,7 +85,7 @@ def with_positives(
     fractions left out.
 
     Args:
-        positive: bool [n], the training records that have `what`, such as "a box".
+        positive: bool [n], the training records that have `what`, such as "box".
 
     Raises:
         UserError: if no fraction is left.
@@ -97,14 +97,14 @@ def with_positives(
         lacking = [config.seed + i for i, r in enumerate(rows) if not positive[r[r >= 0]].any()]
         if lacking:
             log.say(
-                f"{name} of the labels: no figure: no image of seed "
-                f"{', '.join(map(str, lacking))} has {what}"
+                f"{name} of the labels: no figure: the images of seed "
+                f"{', '.join(map(str, lacking))} have no {what}"
             )
         else:
             fractions[name] = rows
     if not fractions:
         raise UserError(
-            f"config.fractions: {config.fractions}: at none of them every seed has an image with "
-            f"{what}: use larger fractions, or more data"
+            f"config.fractions: {config.fractions}: none has an image with a {what} for every "
+            "seed: use larger fractions, or more data"
         )
     return fractions

@@ -20,9 +20,7 @@ def config_of(*shares):
 
 def test_whole_subjects_are_drawn_and_those_with_a_positive_in_proportion(tmp_path):
     positive = np.arange(40) < 9  # 5 of 20 subjects
-    rows = fractions.with_positives(
-        config_of(0.2, 1.0), tmp_path, KEYS, SUBJECTS, positive, "a box"
-    )
+    rows = fractions.with_positives(config_of(0.2, 1.0), tmp_path, KEYS, SUBJECTS, positive, "box")
     assert list(rows) == ["20%", "100%"]
     for row in rows["20%"]:
         assert len(row) == 8
@@ -34,10 +32,12 @@ def test_whole_subjects_are_drawn_and_those_with_a_positive_in_proportion(tmp_pa
 def test_a_fraction_without_a_positive_is_left_out_and_said(tmp_path, capsys):
     positive = np.arange(40) < 2
     splits.write_fraction(tmp_path / "fractions" / "50%-seed1.txt", KEYS[20:])
-    rows = fractions.with_positives(
-        config_of(0.5, 1.0), tmp_path, KEYS, SUBJECTS, positive, "a box"
-    )
+    rows = fractions.with_positives(config_of(0.5, 1.0), tmp_path, KEYS, SUBJECTS, positive, "box")
     assert list(rows) == ["100%"]
-    assert "50% of the labels: no figure: no image of seed 1 has a box" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"config.fractions: \(0.5,\): at none of them every seed"):
-        fractions.with_positives(config_of(0.5), tmp_path, KEYS, SUBJECTS, positive, "a box")
+    assert (
+        "50% of the labels: no figure: the images of seed 1 have no box" in capsys.readouterr().err
+    )
+    with pytest.raises(
+        UserError, match=r"config.fractions: \(0.5,\): none has an image with a box"
+    ):
+        fractions.with_positives(config_of(0.5), tmp_path, KEYS, SUBJECTS, positive, "box")
