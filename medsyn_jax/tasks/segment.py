@@ -116,7 +116,7 @@ class Masked:
     @property
     def positive(self) -> np.ndarray:
         """bool [n]: which images have a pixel of the mask."""
-        return (self.masks > 127).any((1, 2))
+        return self.masks.max((1, 2)) > 127
 
     def of(self, rows: np.ndarray) -> "Masked":
         """The records at `rows`."""
@@ -320,7 +320,7 @@ def _forward(
         truth = batch["mask"].astype(jnp.float32) / 255
     else:
         if key is None:
-            x = transforms.normalize(batch["image"], **(pixels | {"upsample": 0}))
+            x = transforms.normalize(batch["image"], **{**pixels, "upsample": 0})
             truth = batch["mask"].astype(jnp.float32) / 255
         else:
             levels = {k: v for k, v in pixels.items() if k != "upsample"}
@@ -362,17 +362,8 @@ def fit(
     state = programs.start(jax.random.key(seed), encoder.params, encoder.stats, stored)
     settings = {k: config.fit[k] for k in ("batch_size", "epochs", "steps", "patience")}
     start = time.monotonic()
-    best = heads.fit(
-        programs.step,
-        state,
-        score,
-        sources["train"],
-        rows,
-        mesh,
-        **settings,
-        seed=seed,
-        where=where,
-    )
+    train, whose = sources["train"], {"seed": seed, "where": f" of {where}"}
+    best = heads.fit(programs.step, state, score, train, rows, mesh, **settings, **whose)
     log.say(
         f"{where} ({len(rows)} images): validation loss {best.score:.4f} at epoch "
         f"{best.best_epoch} of {best.epochs}, {time.monotonic() - start:.0f} s"
