@@ -29,7 +29,7 @@ from medsyn_jax.train.fractions import label_subsets
 from medsyn_jax.train.frozen import Encoder
 from medsyn_jax.train.state import State
 
-FREE = ("mesh.", "data.threads", "data.batch_size", "data.memory_mib", "ingest.workers")
+FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -227,9 +227,9 @@ def make_sources(
     config: Any, encoder: Encoder, data: Mapping[str, Masked], mesh: Mesh
 ) -> dict[str, frozen.Arrays]:
     """Of each split, the masks with the stored maps of a frozen encoder ("map0" and so on), or
-    with the images if the encoder is tuned or the maps do not fit in memory."""
+    with the images if the encoder is tuned, in training mode, or its maps do not fit in memory."""
     maps = None
-    if config.encoder.frozen:
+    if config.encoder.frozen and not config.encoder.training_mode:
         every = frozen.Arrays(image=np.concatenate([part.images for part in data.values()]))
         sizes = {k: config.data[k] for k in ("batch_size", "threads", "memory_mib")}
         maps = features.pyramids(encoder, every, mesh, **sizes, name=", ".join(data))
@@ -328,8 +328,9 @@ def _forward(
             x, truth = transforms.augment_pair(key, *pair, **config.augment, **levels)
         tuned = "encoder" in params
         weights = params["encoder"] if tuned else stats["encoder"]
+        in_training = (tuned or config.encoder.training_mode) and key is not None
         model = nnx.merge(encoder, weights, stats["statistics"], copy=True)
-        maps = model.pyramid(x, train=tuned and key is not None)
+        maps = model.pyramid(x, train=in_training)
         stats["statistics"] = layers.statistics(model)
     model = nnx.merge(decoder, params["decoder"], stats["decoder"], copy=True)
     logits = model(maps, config.data.size, train=key is not None)
