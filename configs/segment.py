@@ -25,6 +25,9 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.encoder = {
         "workdir": "runs/convirt-demo",  # a pre-training run
         "frozen": True,  # False: the encoder is trained, too
+        # True: a frozen encoder normalizes by the statistics of the batch and moves its own, which
+        # the test then uses, as in MGCA's code; it runs in every step.
+        "training_mode": False,
         "untrained": True,  # whether the same architecture is also used untrained
         "weights": "",  # safetensors of the same architecture, for example from ImageNet
         "layout": "",

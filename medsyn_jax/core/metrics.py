@@ -260,7 +260,7 @@ def overlaps(pixels: Pixels, subjects: np.ndarray, batch: int) -> dict[str, Figu
         if name == "dice":
             starts = np.arange(0, n, batch)
             sums = np.add.reduceat(each, starts, axis=1)
-            values = (sums / np.diff([*starts, n])[None]).mean(axis=1)
+            values = (sums / np.diff(starts, append=n)[None]).mean(axis=1)
             figures["dice/mgca_compat"] = Figure(values, np.full((1, len(values)), np.nan), n)
     return figures
 

@@ -47,14 +47,16 @@ def run(config: Any, workdir: Path) -> None:
         config, workdir, train.keys, train.subjects, train.positive, "box"
     )
     encoders = dense.encoders(config)
-    programs = make_programs(config, encoders["pretrained"][0], len(names))
+    programs = {
+        each[0].pixels: make_programs(config, each[0], len(names)) for each in encoders.values()
+    }
     outputs.write_config(workdir, config)
     parts = {split: part.arrays for split, part in data.items()}
     figures: dict[str, dict[str, Figure]] = {}
     for name, each in encoders.items():
         judged = dense.fit_all(
             config,
-            programs,
+            programs[each[0].pixels],
             partial(score, config.protocol, data["valid"].truth, len(names)),
             described,
             each,
@@ -179,8 +181,8 @@ class Judged(NamedTuple):
 
 
 def make_programs(config: Any, encoder: Encoder, classes: int) -> dense.Programs:
-    """Programs for encoders of this structure. Raises UserError for a ViT, and for a size of
-    images whose maps do not double from one to the next."""
+    """Programs for encoders of this structure and preparation. Raises UserError for a ViT, and for
+    a size of images whose maps do not double from one to the next."""
     size, dtype, compat = config.data.size, jnp.dtype(config.dtype), config.protocol != "strict"
     shapes = dense.map_shapes(encoder, size)
     if len(shapes) == 1:

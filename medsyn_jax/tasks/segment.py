@@ -45,10 +45,10 @@ def run(config: Any, workdir: Path) -> None:
     check_masks(data, config)
     fractions = make_fractions(config, workdir, data["train"])
     encoders = dense.encoders(config)
-    programs = make_programs(config, encoders["pretrained"][0])
+    programs = {each[0].pixels: make_programs(config, each[0]) for each in encoders.values()}
     outputs.write_config(workdir, config)
     figures = {
-        name: segment_by(config, programs, name, each, data, fractions, mesh)
+        name: segment_by(config, programs[each[0].pixels], name, each, data, fractions, mesh)
         for name, each in encoders.items()
     }
     outputs.write_results(workdir, "segment", dense.entries(figures))
@@ -173,7 +173,7 @@ def segment_by(
         fractions,
         mesh,
         name=name,
-        stored=config.encoder.frozen,
+        stored=config.encoder.frozen and not config.encoder.training_mode,
     )
     figures = {}
     for fraction, by_seed in judged.items():
@@ -185,7 +185,7 @@ def segment_by(
 
 
 def make_programs(config: Any, encoder: Encoder) -> dense.Programs:
-    """Programs for encoders of this structure."""
+    """Programs for encoders of this structure and preparation."""
     size, dtype = config.data.size, jnp.dtype(config.dtype)
     shapes = dense.map_shapes(encoder, size)
     channels, sides = ([shape[axis] for shape in shapes] for axis in (-1, 1))
@@ -241,7 +241,7 @@ def _forward(
             levels = {k: v for k, v in pixels.items() if k != "upsample"}
             pair = (batch["image"], batch["mask"])
             x, truth = transforms.augment_pair(key, *pair, **config.augment, **levels)
-        moving = key is not None and not config.encoder.frozen
+        moving = key is not None and (config.encoder.training_mode or not config.encoder.frozen)
         maps, stats["statistics"] = dense.run_encoder(encoder, params, stats, x, moving)
     model = nnx.merge(decoder, params["head"], stats["head"], copy=True)
     logits = model(maps, config.data.size, train=key is not None)

@@ -27,7 +27,7 @@ from medsyn_jax.train import step as steps
 from medsyn_jax.train.frozen import Encoder
 from medsyn_jax.train.state import State
 
-FREE = ("mesh.", "data.threads", "data.batch_size", "data.memory_mib", "ingest.workers")
+FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 RULES = (  # checks of the sections that segmentation and detection have in common
     *heads.RULES,
     checks.choice("dtype", checks.DTYPES),
@@ -132,7 +132,8 @@ def run_encoder(
 
 
 class Programs(NamedTuple):
-    """The compiled functions of one architecture, for all its encoders, fractions and seeds.
+    """The compiled functions of encoders of one architecture and preparation, for all fractions and
+    seeds.
 
     A state has the parameters and statistics of the "head". Without stored maps it also has the
     encoder's "statistics", and its parameters, "encoder": trained ones among `params`, frozen ones

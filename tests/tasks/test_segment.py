@@ -126,23 +126,36 @@ def test_stored_maps_and_a_running_encoder_give_the_same_logits(world):
     np.testing.assert_array_equal(seen[0][1][:, 2], seen[1][1][:, 2])
 
 
-@pytest.mark.parametrize("is_frozen", [True, False])
-def test_a_step_changes_the_encoder_only_if_it_is_tuned(world, is_frozen):
+@pytest.mark.parametrize(
+    ("settings", "weights_move", "statistics_move"),
+    [
+        ({}, False, False),
+        ({"training_mode": True}, False, True),
+        ({"frozen": False}, True, True),
+    ],
+)
+def test_a_step_changes_of_the_encoder_what_it_should(
+    world, settings, weights_move, statistics_move
+):
     config = config_of(world)
-    config.encoder.frozen = is_frozen
+    config.encoder.update(settings)
     programs, state, batch = prepared(config, world, 0)
-    before = jax.device_get(state)
-    after, metrics = programs.step(state, batch, jax.random.key(1))
-    place = "stats" if is_frozen else "params"
-    changed = {
-        name: bool((np.asarray(value) != tree.named(before)[name]).any())
-        for name, value in tree.named(jax.device_get(after)).items()
-        if name.startswith((place, "stats/statistics"))
+    before = tree.named(jax.device_get(state))
+    state, metrics = programs.step(state, batch, jax.random.key(1))
+    moved = {
+        name: bool((np.asarray(value) != before[name]).any())
+        for name, value in tree.named(jax.device_get(state)).items()
     }
-    of_encoder = {k: v for k, v in changed.items() if k.startswith((f"{place}/enc", "stats/stati"))}
-    assert len(of_encoder) > 10
-    assert any(of_encoder.values()) == (not is_frozen)
-    assert any(v for k, v in changed.items() if "/head/" in k)
+    place = "params/encoder" if weights_move else "stats/encoder"
+    for part, moves in (
+        (place, weights_move),
+        ("stats/statistics", statistics_move),
+        ("params/head", True),
+        ("stats/head", True),
+    ):
+        inside = [change for name, change in moved.items() if name.startswith(f"{part}/")]
+        assert len(inside) > 10
+        assert any(inside) == moves, part
     assert float(metrics["loss"]) > 0
 
 

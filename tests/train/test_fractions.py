@@ -1,4 +1,4 @@
-"""Label fractions that hold a positive record for each seed."""
+"""Label fractions of whole subjects, and those with a positive record for each seed."""
 
 import numpy as np
 import pytest
@@ -18,15 +18,26 @@ def config_of(*shares):
     return config
 
 
-def test_whole_subjects_are_drawn_and_those_with_a_positive_in_proportion(tmp_path):
-    positive = np.arange(40) < 9  # 5 of 20 subjects
-    rows = fractions.with_positives(config_of(0.2, 1.0), tmp_path, KEYS, SUBJECTS, positive, "box")
-    assert list(rows) == ["20%", "100%"]
-    for row in rows["20%"]:
-        assert len(row) == 8
-        assert sorted(row[::2] + 1) == sorted(row[1::2])  # both records of each subject
-        assert len({r // 2 for r in row.tolist()} & set(range(5))) == 1
-    assert rows["20%"][0].tolist() != rows["20%"][1].tolist()
+def test_fractions_of_subjects_are_whole_nested_and_in_proportion(tmp_path):
+    config = config_of()
+    subjects = np.repeat([f"p{i:02d}" for i in range(40)], 3)
+    keys = [f"{subject}/{i}" for i, subject in enumerate(subjects)]
+    positive = np.zeros(120, int)
+    positive[0:30:3] = 1  # one record of each of ten subjects
+    rows = {
+        share: fractions.label_subsets(config, tmp_path, share, keys, positive, subjects)
+        for share in (0.05, 0.2, 1.0)
+    }
+    for seed in range(2):
+        small, middle, whole = (set(rows[share][seed].tolist()) - {-1} for share in rows)
+        assert small < middle < whole == set(range(120))
+        # Of 30 negative and 10 positive subjects; 5 % of ten rounds to none, but one is taken.
+        for chosen, negatives, positives in ((small, 2, 1), (middle, 6, 2)):
+            drawn = {subjects[row] for row in chosen}
+            assert len(chosen) == 3 * len(drawn)  # whole subjects
+            assert len(drawn) == negatives + positives
+            assert sum(subject < "p10" for subject in drawn) == positives
+    assert rows[0.05][0].tolist() != rows[0.05][1].tolist()
 
 
 def test_a_fraction_without_a_positive_is_left_out_and_said(tmp_path, capsys):
