@@ -55,10 +55,10 @@ def run(config: Any, workdir: Path) -> None:
     if config.encoder.weights:
         file = [config.encoder[field] for field in ("weights", "layout", "mean", "std")]
         encoders["imagenet"] = [frozen.imported(run_folder, *file)]
-    programs = make_programs(config, encoders["pretrained"][0])
+    programs = {each[0].pixels: make_programs(config, each[0]) for each in encoders.values()}
     outputs.write_config(workdir, config)
     figures = {
-        name: segment_by(config, programs, name, each, data, fractions, mesh)
+        name: segment_by(config, programs[each[0].pixels], name, each, data, fractions, mesh)
         for name, each in encoders.items()
     }
     if config.encoder.untrained:
@@ -189,9 +189,17 @@ def make_fractions(config: Any, workdir: Path, train: Masked) -> dict[str, np.nd
     return fractions
 
 
+class Programs(NamedTuple):
+    """The compiled functions of one architecture, for all its encoders, fractions and seeds."""
+
+    start: Callable[..., State]  # key, encoder's params and stats, whether its maps are stored
+    step: Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, Any]]
+    judge: Callable[[Any, Any, dict[str, jax.Array]], tuple[segment.Sums, jax.Array]]
+
+
 def segment_by(
     config: Any,
-    programs: "Programs",
+    programs: Programs,
     name: str,
     encoders: Sequence[Encoder],
     data: Mapping[str, Masked],
@@ -244,16 +252,8 @@ def make_sources(
     return sources
 
 
-class Programs(NamedTuple):
-    """The compiled functions of one architecture, for all its encoders, fractions and seeds."""
-
-    start: Callable[..., State]  # key, encoder's params and stats, whether its maps are stored
-    step: Callable[[State, dict[str, jax.Array], jax.Array], tuple[State, Any]]
-    judge: Callable[[Any, Any, dict[str, jax.Array]], tuple[segment.Sums, jax.Array]]
-
-
 def make_programs(config: Any, encoder: Encoder) -> Programs:
-    """Programs for encoders of this structure; see `_forward` for the state."""
+    """Programs for encoders of this structure and preparation; `_forward` says what a state is."""
     size, dtype = config.data.size, jnp.dtype(config.dtype)
     maps = jax.eval_shape(
         Encoder.pyramid, encoder, jax.ShapeDtypeStruct((1, size, size), jnp.uint8)
