@@ -64,25 +64,13 @@ def test_a_small_detector_of_three_classes_learns_from_all_maps():
 @pytest.mark.parametrize("train", [False, True])
 def test_outputs_and_gradients_are_torchs(train):
     torch = pytest.importorskip("torch")
+    import torch_detector
     from torch import nn
 
     inputs, width = (12, 24, 48), 32
-
-    def cbl(i, o, k):
-        conv = nn.Conv2d(i, o, k, padding=(k - 1) // 2, bias=False)
-        return nn.Sequential(conv, nn.BatchNorm2d(o), nn.LeakyReLU(0.1))
-
-    def head(f, i):
-        shapes = [(i, f, 1), (f, 2 * f, 3), (2 * f, f, 1), (f, 2 * f, 3), (2 * f, f, 1)]
-        first = nn.Sequential(*(cbl(*shape) for shape in shapes))
-        return nn.ModuleList([first, cbl(f, 2 * f, 3), nn.Conv2d(2 * f, 18, 1)])
-
     torch.manual_seed(0)
-    sizes = [(width, 48), (width // 2, 24 + width // 2), (width // 4, 12 + width // 4)]
-    heads = nn.ModuleList([head(*size) for size in sizes])
-    links = nn.ModuleList([cbl(width, width // 2, 1), cbl(width // 2, width // 4, 1)])
-    both = nn.ModuleList([heads, links])
-    for module in both.modules():
+    torchs = torch_detector.Detector(inputs, width)
+    for module in torchs.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.running_var):
                 tensor.data.uniform_(0.5, 1.5)
@@ -107,12 +95,12 @@ def test_outputs_and_gradients_are_torchs(train):
             named[f"{name}/norm/mean"] = norm.running_mean
             named[f"{name}/norm/var"] = norm.running_var
 
-        for i, (first, wide, last) in enumerate(heads):
+        for i, (first, wide, last) in enumerate(torchs.branches):
             for j, module in enumerate([*first, wide]):
                 block(f"branches/{i}/convs/{j}", module)
             named[f"branches/{i}/last/kernel"] = of_parameter(last.weight)
             named[f"branches/{i}/last/bias"] = of_parameter(last.bias)
-        for i, module in enumerate(links):
+        for i, module in enumerate(torchs.links):
             block(f"links/{i}", module)
         named = {name: copied(tensor) for name, tensor in named.items()}
         return tuple(
@@ -135,15 +123,9 @@ def test_outputs_and_gradients_are_torchs(train):
         return sum((a * p).sum() for a, p in zip(outputs, probes, strict=True)), outputs
 
     (_, outputs), grads = jax.value_and_grad(ours, has_aux=True)(weights)
-    both.train(train)
-    theirs, y = [], None
-    for i, (first, wide, last) in enumerate(heads):
-        x = torch.from_numpy(maps[2 - i]).permute(0, 3, 1, 2)
-        if y is not None:
-            up = nn.functional.interpolate(links[i - 1](y), scale_factor=2, mode="nearest")
-            x = torch.cat([up, x], 1)
-        y = first(x)
-        theirs.append(last(wide(y)).permute(0, 2, 3, 1))
+    torchs.train(train)
+    theirs = torchs([torch.from_numpy(x).permute(0, 3, 1, 2) for x in maps])
+    theirs = [x.permute(0, 2, 3, 1) for x in theirs]
     for a, b in zip(outputs, theirs, strict=True):
         np.testing.assert_allclose(a, b.detach().numpy(), atol=2e-4)
     sum((a * torch.from_numpy(p)).sum() for a, p in zip(theirs, probes, strict=True)).backward()
