@@ -117,6 +117,11 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     return jax.make_mesh(tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
+def one_device() -> Mesh:
+    """A mesh of the first device of this process alone."""
+    return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Axis 0 over all devices: FSDP shards parameters, never records."""
     return NamedSharding(mesh, P(("data", "fsdp")))

@@ -4,7 +4,9 @@ Everything is numpy on the host. Scores are sorted once for all bootstrap resamp
 of them cost a few passes over the weights [r, n].
 """
 
+import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -214,6 +216,61 @@ def retrieval(
             chance = 1.0 - _miss(np.full(count, k), negatives, ranks.positives)
             entries[f"{direction}/recall@{k}"]["chance"] = float(chance.mean())
     return entries
+
+
+# ------------------------------------------------------------ masks
+
+
+class Pixels(NamedTuple):
+    """Numbers of pixels in the masks of n images, predicted by s networks."""
+
+    shared: np.ndarray  # [s, n] in both masks
+    predicted: np.ndarray  # [s, n]
+    truth: np.ndarray  # [n]
+
+
+def overlaps(pixels: Pixels, subjects: np.ndarray, batch: int) -> dict[str, Figure]:
+    """Dice 2 |A B| / (|A| + |B|) and IoU |A B| / |A or B| of masks, in four ways each.
+
+    `dice/per_image/with_empty` is the mean over all images; where the true mask is empty it is 1 if
+    the predicted one is empty, too, and 0 otherwise (SIIM-ACR's rule). `.../without_empty`: over
+    the images with a true mask. `dice/per_set/...`: of the pixels of all images (or of those with
+    a true mask) together. `iou/...` likewise. `dice/mgca_compat` is the mean of the first over
+    batches of so many images in order and then over batches, so that an image of a last, smaller
+    batch counts more, as in MGCA's code; it has no interval.
+
+    subjects: [n], for the bootstrap. Figures without an image that counts are left out.
+    """
+    n, full = len(pixels.truth), pixels.truth > 0
+    both, sizes = pixels.shared.astype(float), pixels.predicted + pixels.truth[None]
+    fractions = {"dice": (2 * both, sizes), "iou": (both, sizes - both)}
+    figures = {}
+    for name, (above, below) in fractions.items():
+        each = np.where(below > 0, above / np.maximum(below, 1), 1.0)
+        for kind, counted in (("with_empty", np.ones(n, bool)), ("without_empty", full)):
+            per_image = functools.partial(
+                _weighted, above=each * counted, below=1.0 * counted[None]
+            )
+            per_set = functools.partial(_weighted, above=above * counted, below=below * counted)
+            for way, statistic in (("per_image", per_image), ("per_set", per_set)):
+                if counted.any():
+                    figure = estimates.figure(statistic, counted, subjects)
+                    counts = {"positives": int(full.sum())}
+                    figures[f"{name}/{way}/{kind}"] = replace(figure, counts=counts)
+        if name == "dice":
+            starts = np.arange(0, n, batch)
+            sums = np.add.reduceat(each, starts, axis=1)
+            values = (sums / np.diff(starts, append=n)[None]).mean(axis=1)
+            figures["dice/mgca_compat"] = Figure(values, np.full((1, len(values)), np.nan), n)
+    return figures
+
+
+def _weighted(w: np.ndarray, above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """sum(w above) / sum(w below), [r, s], of weights [r, n] and numbers [s or 1, n]."""
+    total = w @ below.T
+    out = np.full((len(w), len(above)), np.nan)
+    total = np.broadcast_to(total, out.shape)
+    return np.divide(w @ above.T, total, out=out, where=total > 0)
 
 
 # ------------------------------------------------------------ heat maps

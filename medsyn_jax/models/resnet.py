@@ -3,7 +3,7 @@
 He et al., "Deep Residual Learning for Image Recognition" (2015); ResNet-50 v1.5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -37,10 +37,11 @@ class ConvNorm(nnx.Module):
         size: int,
         stride: int = 1,
         *,
+        init: Callable | None = None,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        self.conv = Conv(inputs, outputs, size, stride, dtype=dtype, rngs=rngs)
+        self.conv = Conv(inputs, outputs, size, stride, init=init, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(outputs, dtype=dtype)
 
     def __call__(
@@ -126,10 +127,24 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> ImageFeatures:
         """Features of normalized images; only with `train` do the statistics move."""
-        x = self.stem(images.astype(self.dtype), train)
-        layer3 = self._stages(max_pool(x) if self.pool else x, 0, 3, train)
-        layer4 = self._stages(layer3, 3, 4, train)
+        *_, layer3, layer4 = self.pyramid(images, train)
         return ImageFeatures(layer3, layer4, self._pooled(layer4))
+
+    def pyramid(
+        self, images: Float[Array, "b h w c"], train: bool
+    ) -> tuple[Float[Array, "b _ _ _"], ...]:
+        """C1, the stem's output before any max-pool, and C2 to C5, the outputs of layers 1 to 4.
+
+        Strides are 2, 4, 8, 16 and 32 with the stem "7x7", and 2, 2, 4, 8 and 16 with "3x3"; sides
+        that a stride does not divide are rounded up. ResNet-50 at 224 pixels: 112 x 112 x 64,
+        56 x 56 x 256, 28 x 28 x 512, 14 x 14 x 1024 and 7 x 7 x 2048.
+        """
+        maps = [self.stem(images.astype(self.dtype), train)]
+        x = max_pool(maps[0]) if self.pool else maps[0]
+        for stage in range(4):
+            x = self._stages(x, stage, stage + 1, train)
+            maps.append(x)
+        return tuple(maps)
 
     def after_layer3(self, layer3: Float[Array, "b h w f"]) -> Float[Array, "b g"]:
         """The pooled features of a map of layer 3, in evaluation mode."""

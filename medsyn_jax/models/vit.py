@@ -81,9 +81,10 @@ class ViT(nnx.Module):
         if size % patch:
             raise ValueError(f"the side {size} is no multiple of the patches' {patch} pixels")
         self.size, self.features, self.remat, self.dtype = size, width, remat, dtype
+        self.patches_across = size // patch
         self.patches = Patches(patch, channels, width, dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(SMALL_NORMAL(rngs.params(), (width,)))
-        self.position = Embedding((size // patch) ** 2 + 1, width, rngs=rngs)
+        self.position = Embedding(self.patches_across**2 + 1, width, rngs=rngs)
         self.layers = numbered(
             [
                 TransformerLayer(width, heads, mlp_width, eps=eps, dtype=dtype, rngs=rngs)
@@ -113,3 +114,10 @@ class ViT(nnx.Module):
         weights = last.cls_attention(last.attention_norm(x))
         x = self.norm(run(last, x))
         return PatchFeatures(x[:, 1:], x[:, 0], weights[:, :, 1:])
+
+    def pyramid(
+        self, images: Float[Array, "b h w c"], train: bool = False
+    ) -> tuple[Float[Array, "b p p f"]]:
+        """One map: the features of the patches in their places; p = size / patch."""
+        patches, side = self(images, train).patches, self.patches_across
+        return (patches.reshape(len(patches), side, side, -1),)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,10 +12,10 @@ from medsyn_jax.core import checks, log, outputs
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.estimates import Figure
-from medsyn_jax.core.files import full_disk_is_user_error
 from medsyn_jax.data.store import shards, splits
 from medsyn_jax.objectives import classify
 from medsyn_jax.train import checkpoint, corpus, features, frozen, probe
+from medsyn_jax.train.fractions import label_subsets
 
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 
@@ -68,21 +67,13 @@ def run(config: Any, workdir: Path) -> None:
     outputs.write_results(workdir, "classify", results, shown=whole)
 
 
-def _check_source(config: Any) -> None:
-    if not config.data.source:
-        raise UserError(
-            "config.data.source: is empty: give the folder of class folders, a CSV of pairs or an "
-            "ingested data set, by --config.data.source=PATH"
-        )
-
-
 CHECKS = (
     *probe.RULES,
     checks.numbers("share", "encoder", "mean"),
     checks.numbers("part", "encoder", "std"),
     checks.numbers("part", "", "fractions"),
     checks.texts("labels", "names uncertain_ones uncertain_zeros"),
-    _check_source,
+    corpus.check_source,
     checks.files(
         lambda config: (
             corpus.file("data.source", config.data.source)
@@ -146,7 +137,7 @@ def make_fractions(
     train, fractions = targets["train"], []
     for share in config.fractions:
         name = f"{100 * share:g}%"
-        subsets = _subsets(config, workdir, share, keys, train if train.ndim == 1 else None)
+        subsets = label_subsets(config, workdir, share, keys, train if train.ndim == 1 else None)
         columns = task.columns_of(train)
         seeds = {config.seed + i: columns[rows[rows >= 0]] for i, rows in enumerate(subsets)}
         trained = np.logical_and.reduce([probe.has_both(y) for y in seeds.values()])
@@ -237,34 +228,6 @@ def check_labels(task: probe.Task, targets_of: Mapping[str, np.ndarray]) -> None
         elif lacking and split in ("valid", "test"):
             blind = "; early stopping cannot see that" if split == "valid" else ""
             log.say(f"one class only of {lacking} in the {split} split{blind}")
-
-
-def _subsets(
-    config: Any, workdir: Path, share: float, keys: list[str], classes: np.ndarray | None
-) -> np.ndarray:
-    """Rows int32 [s, k], padded with -1, of the training records that each seed learns from.
-
-    They are read from files in `config.fractions_from`, or in fractions/ of this run. A missing
-    file of this run is written; its records are a function of keys, share and seed alone. classes
-    [n]: are drawn in proportion. Without classes (several labels a record) the draw disregards
-    labels, and a small share may lack a rare one.
-    """
-    row_of = {key: row for row, key in enumerate(keys)}
-    folder, chosen = config.fractions_from or workdir / "fractions", []
-    for seed in range(config.seed, config.seed + config.seeds):
-        path = Path(folder) / f"{100 * share:g}%-seed{seed}.txt"
-        if config.fractions_from or path.exists():
-            chosen.append(splits.read_fraction(path, row_of))
-            continue
-        drawn = splits.fraction(keys, classes, share, seed)
-        chosen.append([row_of[key] for key in drawn])
-        if jax.process_index() == 0:
-            with full_disk_is_user_error(path):
-                splits.write_fraction(path, drawn)
-    padded = np.full((len(chosen), max(map(len, chosen))), -1, np.int32)
-    for row, rows in zip(padded, chosen, strict=True):
-        row[: len(rows)] = rows
-    return padded
 
 
 def _print_labels(

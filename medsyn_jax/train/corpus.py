@@ -35,6 +35,15 @@ def file(field: str, source: str) -> dict[str, str]:
     return {field: source} if source != "phantom" and jax.process_index() == 0 else {}
 
 
+def check_source(config: Any) -> None:
+    """A rule of `core.checks`: `data.source` names something."""
+    if not config.data.source:
+        raise UserError(
+            "config.data.source: is empty: give the folder of class folders, a CSV of pairs or an "
+            "ingested data set, by --config.data.source=PATH"
+        )
+
+
 def files(config: Any) -> dict[str, str]:
     """`file` of every source of `config.data.sources`."""
     paths: dict[str, str] = {}

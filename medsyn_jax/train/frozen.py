@@ -26,7 +26,7 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.images import decode, transforms
 from medsyn_jax.data.loading import loader
 from medsyn_jax.data.text import tokenizers
-from medsyn_jax.models import encoder_configs, resnet, towers
+from medsyn_jax.models import encoder_configs, resnet, towers, vit
 from medsyn_jax.models.weights import convert
 from medsyn_jax.objectives.contrastive import normalize
 from medsyn_jax.train import checkpoint
@@ -76,6 +76,22 @@ class Encoder:
     def pooled(self, images: UInt8[Array, "b h w"]) -> Float[Array, "b f"]:
         """The features that a linear probe sees, fp32."""
         return self.features(images).pooled.astype(jnp.float32)
+
+    def pyramid(self, images: UInt8[Array, "b h w"]) -> tuple[Float[Array, "b _ _ _"], ...]:
+        """The feature maps of whole images in evaluation mode, the finest first, channels last.
+
+        Of a ResNet C1 to C5 (`ResNet.pyramid`), of a ViT the grid of its patches alone. Images are
+        neither cropped nor enlarged, so that a pixel of a mask or box keeps its place: h = w is the
+        side that the encoder sees. Raises UserError for a ViT of another side.
+        """
+        model = nnx.merge(self.structure, self.params, self.stats, copy=True)
+        if isinstance(model, vit.ViT) and model.size != images.shape[1]:
+            raise UserError(
+                f"config.data.size: {images.shape[1]}: the encoder is a ViT for {model.size} "
+                f"pixels: give --config.data.size={model.size}"
+            )
+        pixels = dict(self.pixels) | {"upsample": 0}
+        return model.pyramid(transforms.normalize(images, **pixels), train=False)
 
 
 @partial(
@@ -290,13 +306,29 @@ def over(
     this, count = processes.index(jax.process_index()), len(processes)
     batches = loader.eval_loader(source, local, this, count, threads)
     quiet = not title or jax.process_index() > 0 or not log.console.is_terminal
-    parts, pending = [], None
-    for batch in track(batches, title, len(batches), console=log.console, disable=quiet):
+    shown = track(batches, title, len(batches), console=log.console, disable=quiet)
+    whole, pending = None, None
+    for number, batch in enumerate(shown):
         previous, pending = pending, fn(meshes.to_devices(mesh, batch))
         if previous is not None:  # fetched while the devices compute the next batch
-            parts.append(jax.device_get(previous))
-    parts.append(jax.device_get(pending))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(source)], *parts)
+            whole = _fill(whole, previous, (number - 1) * batch_size, len(source))
+    return _fill(whole, pending, (len(batches) - 1) * batch_size, len(source))
+
+
+def _fill(whole: Any, part: Any, start: int, count: int) -> Any:
+    """Arrays [count, ...], made where `whole` is None, with those of `part` from row `start` on.
+
+    Filled one by one, because a concatenation of all parts would need their memory twice.
+    """
+    part = jax.device_get(part)
+    if whole is None:
+        whole = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), part)
+
+    def put(to: np.ndarray, values: np.ndarray) -> None:
+        to[start : start + len(values)] = values[: count - start]
+
+    jax.tree.map(put, whole, part)
+    return whole
 
 
 def outputs(
@@ -337,10 +369,6 @@ def embeddings(
     return outputs(pair, Pair.embed, ("image", "ids", "mask"), source, mesh, batch_size, threads)
 
 
-def _one_device() -> Mesh:
-    return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-
-
 def scores(pair: Pair, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
     """Alignment scores [n] of images, uint8 [h, w] each, with their texts.
 
@@ -348,7 +376,7 @@ def scores(pair: Pair, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np
     """
     ids, mask = pair.tokenizer.encode(texts, pair.tokens)
     source = Arrays(image=np.stack([pair.fit(x) for x in pixels]), ids=ids, mask=mask)
-    image, text = embeddings(pair, source, _one_device(), _BATCH, 0)
+    image, text = embeddings(pair, source, meshes.one_device(), _BATCH, 0)
     return np.einsum("nd,nd->n", image, text)
 
 
@@ -362,4 +390,4 @@ def heat_maps(pair: Pair, pixels: np.ndarray, phrase: str) -> np.ndarray:
     inputs = ("image", "ids", "mask", "words")
     tokens = pair.tokenizer.encode_words([phrase] * len(pixels), pair.tokens)
     source = Arrays(**dict(zip(inputs, (pixels, *tokens), strict=True)))
-    return outputs(pair, Pair.heat, inputs, source, _one_device(), _BATCH)
+    return outputs(pair, Pair.heat, inputs, source, meshes.one_device(), _BATCH)

@@ -39,7 +39,7 @@ def create(
 
     def make(key: jax.Array) -> State:
         _, params, stats = split(make_model(nnx.Rngs(key)))
-        return _initial(tx, params, stats)
+        return initial(tx, params, stats)
 
     placed = meshes.shardings(mesh, jax.eval_shape(make, key), rules)
     return jax.jit(make, out_shardings=placed)(key)
@@ -52,7 +52,7 @@ def place(
 
     params, stats: NumPy, the same on every process.
     """
-    make = partial(_initial, tx)
+    make = partial(initial, tx)
     arrays = tuple(
         jax.tree.map(_put, part, meshes.shardings(mesh, part, rules)) for part in (params, stats)
     )
@@ -60,7 +60,8 @@ def place(
     return jax.jit(make, out_shardings=placed)(*arrays)
 
 
-def _initial(tx: optax.GradientTransformation, params: Any, stats: Any) -> State:
+def initial(tx: optax.GradientTransformation, params: Any, stats: Any) -> State:
+    """The state at step 0, of arrays or inside a jitted function."""
     step = jnp.zeros((), jnp.int32)
     return {"step": step, "params": params, "stats": stats, "opt": tx.init(params)}
 

@@ -16,6 +16,7 @@ from medsyn_jax.data.store import splits
 from medsyn_jax.models.weights import convert
 from medsyn_jax.tasks import classify
 from medsyn_jax.train import features, frozen, probe
+from medsyn_jax.train.fractions import label_subsets
 from tests.train.runs import ingest_config, write_pairs, write_run
 
 NAMES = ("a", "b", "c")
@@ -139,7 +140,7 @@ def test_fractions_come_from_the_files_that_are_there(tmp_path):
     config, keys = get_config("smoke"), [f"k{i}" for i in range(10)]
 
     def drawn(run, known=keys):
-        return classify._subsets(config, tmp_path / run, 0.5, known, None)
+        return label_subsets(config, tmp_path / run, 0.5, known, None)
 
     own = drawn("own")
     np.testing.assert_array_equal(drawn("own"), own)

@@ -155,3 +155,45 @@ def test_a_table_is_computed_once_and_again_if_its_file_is_cut_short(
     table(dataclasses.replace(encoder, pixels=pixels))
     assert len(calls) == 3
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pyramids_are_the_maps_of_each_whole_image_alone(run, data):
+    encoder = frozen.pretrained(run)
+    source = features.Images(shards.open_split(data, "train"), SIZE)
+    sizes = {"batch_size": 16, "threads": 2, "memory_mib": 64, "name": "train"}
+    maps = features.pyramids(encoder, source, meshes.make_mesh(), **sizes)
+    assert maps is not None
+    shapes = [(10, 10, 8), (10, 10, 8), (5, 5, 16), (3, 3, 32), (2, 2, 64)]  # stem "3x3"
+    assert [(x.shape, x.dtype) for x in maps] == [((36, *s), jnp.bfloat16) for s in shapes]
+    assert features.pyramid_bytes(encoder, source) == sum(x.nbytes for x in maps)
+    for i in (0, 15, 16, 35):
+        images = jnp.asarray(source.take(np.array([i]))["image"])
+        whole = dataclasses.replace(encoder, crop=SIZE)
+        got = whole.features(images)
+        wanted = [*encoder.pyramid(images)[:3], got.layer3, got.layer4]
+        for mine, want in zip(maps, wanted, strict=True):
+            np.testing.assert_allclose(mine[i].astype(np.float32), want[0], rtol=4e-3)
+        assert all(x[i].max() > 0 for x in maps)
+
+
+def test_maps_that_do_not_fit_are_one_line(run, data, capsys):
+    source = features.Images(shards.open_split(data, "train"), 224)
+    sizes = {"batch_size": 16, "threads": 0, "memory_mib": 1, "name": "train"}
+    assert features.pyramids(frozen.pretrained(run), source, meshes.make_mesh(), **sizes) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the maps of 36 images need 20 MiB and may take 1 (config.data.memory_mib)" in line
+
+
+def test_the_pyramid_of_a_vit_is_its_grid_of_patches(tmp_path):
+    vit = {"kind": "vit", "size": 24, "patch": 8, "width": 8, "layers": 1, "heads": 2}
+    vit |= {"mlp_width": 8, "channels": 1, "eps": 1e-6, "remat": False, "mean": 0.4, "std": 0.2}
+    config = {"dtype": "float32", "image": vit, "data": {"size": 32}, "augment": {"size": 24}}
+    (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+    encoder = frozen.untrained(tmp_path, 0)
+    images = np.random.default_rng(0).integers(0, 256, (2, 24, 24), np.uint8)
+    (grid,) = encoder.pyramid(jnp.asarray(images))
+    assert grid.shape == (2, 3, 3, 8)
+    patches = encoder.features(jnp.asarray(images)).patches
+    np.testing.assert_array_equal(grid[:, 1, 2], patches[:, 5])  # row 1, column 2 of three
+    with pytest.raises(UserError, match=r"data.size: 32: the encoder is a ViT for 24 pixels"):
+        encoder.pyramid(jnp.zeros((1, 32, 32), np.uint8))

@@ -112,18 +112,54 @@ def augment(
     return _finished(x, mean, std, channels, upsample)
 
 
+def augment_pair(
+    key: Key[Array, ""],
+    images: UInt8[Array, "b h h"],
+    masks: UInt8[Array, "b h h"],
+    *,
+    probability: float,
+    zoom: Range,
+    rotate: float,
+    mean: float = 0.5,
+    std: float = 0.25,
+    channels: int = 1,
+) -> tuple[Float[Array, "b h h c"], Float[Array, "b h h"]]:
+    """The same random view of an image and its mask, scaled and turned about the centre.
+
+    probability: of both together; other records stay as they are. zoom: range of the scaling.
+    rotate: degrees to either side. Images are sampled bilinearly, masks (0 to 255) at the nearest
+    pixel; outside of them is black. Returns images as `normalize` does, and masks from 0 to 1.
+    """
+
+    def one(key: Array, image: Array, mask: Array) -> tuple[Array, Array]:
+        changed, scale, turn = jax.random.split(key, 3)
+        side = jnp.full(2, image.shape[0], jnp.float32)
+        apply = jax.random.bernoulli(changed, probability)
+        factor = jnp.where(apply, _uniform(scale, zoom), 1.0)
+        angle = jnp.where(apply, jnp.deg2rad(_uniform(turn, (-rotate, rotate))), 0.0)
+        view = (side / 2, side / factor, angle, image.shape[0])
+        image, mask = (x.astype(jnp.float32) / 255.0 for x in (image, mask))
+        return _rotated(image, *view), _rotated(mask, *view, order=0)
+
+    x, t = jax.vmap(one)(jax.random.split(key, images.shape[0]), images, masks)
+    return _finished(x, mean, std, channels, 0), t
+
+
 def _uniform(key: Array, bounds: Range, shape: tuple[int, ...] = ()) -> Array:
     return jax.random.uniform(key, shape, minval=bounds[0], maxval=bounds[1])
 
 
-def _rotated(x: Array, centre: Array, crop: Array, angle: Array, size: int) -> Array:
-    """Bilinear samples of `x` on a size x size grid over `crop`, turned about `centre`."""
+def _rotated(
+    x: Array, centre: Array, crop: Array, angle: Array, size: int, order: int = 1
+) -> Array:
+    """Samples of `x` on a size x size grid over `crop`, turned about `centre`: bilinear (order 1)
+    or of the nearest pixel (0)."""
     grid = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size - 0.5
     v, u = jnp.meshgrid(grid * crop[0], grid * crop[1], indexing="ij")
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     rows = centre[0] + cos * v - sin * u - 0.5
     columns = centre[1] + sin * v + cos * u - 0.5
-    return jax.scipy.ndimage.map_coordinates(x, [rows, columns], order=1, mode="constant")
+    return jax.scipy.ndimage.map_coordinates(x, [rows, columns], order, mode="constant")
 
 
 def _toned(key: Array, x: Array, jitter: Range, blur: Range) -> Array:

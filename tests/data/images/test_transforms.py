@@ -84,3 +84,40 @@ def test_upsampling_keeps_the_corners_and_is_linear_between():
     found = transforms.normalize(images, mean=0.0, std=1.0, upsample=7)[0, :, :, 0] * 255
     rows, columns = np.linspace(0, 2, 7), np.linspace(0, 3, 7)
     np.testing.assert_allclose(found, 80 * rows[:, None] + 20 * columns[None], atol=1e-3)
+
+
+def pair(count=3, side=24):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, side, side), np.uint8)
+    return jnp.asarray(images), jnp.asarray(images > 127, np.uint8) * jnp.uint8(255)
+
+
+def test_pairs_that_are_not_changed_are_those_of_evaluation():
+    images, masks = pair()
+    settings = {"zoom": (0.9, 1.1), "rotate": 10.0, "mean": 0.4, "std": 0.2, "channels": 3}
+    x, t = transforms.augment_pair(jax.random.key(0), images, masks, probability=0.0, **settings)
+    want = transforms.normalize(images, mean=0.4, std=0.2, channels=3)
+    np.testing.assert_allclose(x, want, atol=1e-5)
+    np.testing.assert_array_equal(t, np.asarray(masks) / np.float32(255))
+
+
+def test_an_image_and_its_mask_are_turned_and_scaled_alike():
+    """A disc beside the centre, as bright in the image as in the mask, keeps its place in both."""
+    rows, columns = np.mgrid[:64, :64]
+    disc = ((rows - 20) ** 2 + (columns - 44) ** 2 < 64).astype(np.uint8) * np.uint8(255)
+    images = jnp.broadcast_to(disc[None], (16, 64, 64))
+    settings = {"zoom": (0.9, 1.1), "rotate": 10.0, "mean": 0.0, "std": 1.0}
+    x, t = transforms.augment_pair(jax.random.key(1), images, images, probability=1.0, **settings)
+    x, t = np.asarray(x[..., 0]), np.asarray(t)
+    assert set(np.unique(t)) == {0.0, 1.0}  # the nearest pixel, not a mean
+    assert (np.abs(x - t) > 0.5).mean() < 1e-3
+    areas, places = t.sum((1, 2)), np.argwhere(t[0]).mean(0)
+    assert 0.9**2 * 0.95 < areas.min() / (disc > 0).sum() < areas.max() / (disc > 0).sum() < 1.3
+    distance = np.hypot(*(places - 31.5)) / np.hypot(20 - 31.5, 44 - 31.5)
+    assert 0.89 < distance < 1.11
+    assert len({tuple(np.argwhere(m).mean(0).round(2)) for m in t}) == 16  # each view its own
+    half, _ = transforms.augment_pair(
+        jax.random.key(1), images, images, probability=0.5, **settings
+    )
+    changed = (np.abs(np.asarray(half[..., 0]) - disc / np.float32(255)) > 0.5).any((1, 2))
+    assert 0 < changed.sum() < 16
