@@ -176,7 +176,7 @@ def fit(
         return Probe(kernel, bias, end.score, end.best_epoch, end.epoch)
 
     # Seed by seed, because each gathers its records: vmap would make s copies of the features.
-    moments = jax.lax.map(partial(_moments, features, standardize=settings.standardize), subsets)
+    moments = jax.lax.map(partial(moments, features, standardize=settings.standardize), subsets)
     with jax.default_matmul_precision("float32"):  # a TPU would multiply in bfloat16
         return jax.vmap(one)(subsets, keys, *moments)
 
@@ -261,7 +261,7 @@ def _fold(layer: tuple[Array, Array], shift: Array, scale: Array) -> tuple[Array
     return kernel, layer[1] - shift @ kernel
 
 
-def _moments(features: Array, subset: Array, standardize: bool) -> tuple[Array, Array]:
+def moments(features: Array, subset: Array, standardize: bool) -> tuple[Array, Array]:
     """shift and scale [f] of the features over the records of `subset` (else 0 and 1)."""
     width = features.shape[1]
     if not standardize:
