@@ -77,11 +77,12 @@ def average_precision(
     """AUPRC as scikit-learn's average precision: sum of (recall gained) x precision.
 
     Over the distinct scores, highest first, so that ties have no order. Arguments, left-out
-    records and NaN as in `auroc`. The value of a random score is the share of positives.
+    records and NaN as in `auroc`, but computed in the precision of `weights` (default float64).
+    The value of a random score is the share of positives.
     """
     if not np.isfinite(scores[(labels == 1) | (labels == 0)]).all():
         raise ValueError("average precision: scores are not finite")
-    weights = np.ones((1, len(scores)), np.float32) if weights is None else weights
+    weights = np.ones((1, len(scores))) if weights is None else weights
     known = np.flatnonzero((labels == 1) | (labels == 0))
     order = known[np.argsort(-scores[known], kind="stable")]
     positive = labels[order] == 1
@@ -94,10 +95,12 @@ def average_precision(
     sums = np.add.reduceat(np.take(weights, order[: ends[-1]], axis=1), starts, axis=1)
     firsts = np.searchsorted(group, np.arange(len(ends)))
     gained = np.add.reduceat(np.take(weights, order[positive], axis=1), firsts, axis=1)
-    selected, right = np.cumsum(sums, axis=1), np.cumsum(gained, axis=1)  # exact: < 2**24
-    precision = np.divide(right, selected, out=np.zeros(sums.shape), where=selected > 0)
-    total, out = right[:, -1], np.full(len(weights), np.nan)
-    return np.divide((gained * precision).sum(axis=1), total, out=out, where=total > 0)
+    selected, right = np.cumsum(sums, axis=1), np.cumsum(gained, axis=1)
+    total = right[:, -1].copy()
+    right *= gained
+    right /= np.where(selected > 0, selected, 1)
+    out = np.full(len(weights), np.nan)
+    return np.divide(right.sum(axis=1), total, out=out, where=total > 0)
 
 
 def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:

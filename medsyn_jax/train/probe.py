@@ -176,9 +176,9 @@ def fit(
         return Probe(kernel, bias, end.score, end.best_epoch, end.epoch)
 
     # Seed by seed, because each gathers its records: vmap would make s copies of the features.
-    moments = jax.lax.map(partial(moments, features, standardize=settings.standardize), subsets)
+    scales = jax.lax.map(partial(moments, features, standardize=settings.standardize), subsets)
     with jax.default_matmul_precision("float32"):  # a TPU would multiply in bfloat16
-        return jax.vmap(one)(subsets, keys, *moments)
+        return jax.vmap(one)(subsets, keys, *scales)
 
 
 def fit_seeds(
