@@ -11,7 +11,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,7 +22,6 @@ from medsyn_jax.data.store import shards, splits
 from medsyn_jax.objectives import classify
 from medsyn_jax.train import checkpoint, corpus, features, fractions, frozen, logistic, probe
 
-PROTOCOLS = ("linear-convex", "linear-adamw")
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 
 
@@ -54,17 +52,17 @@ def run(config: Any, workdir: Path) -> None:
     figures: dict[str, dict[str, Figure]] = {}
     sizes = {"batch_size": config.data.batch_size, "threads": config.data.threads}
     for name, group in encoders.items():
-        judged: dict[str, list[dict[str, Figure]]] = {p: [] for p in config.protocols}
+        by_protocol: dict[str, list[dict[str, Figure]]] = {p: [] for p in config.protocols}
         for number, encoder in enumerate(group):
             tables = {
                 split: features.table(encoder, records, mesh, workdir / "features", **sizes)
                 for split, records in parts.items()
             }
             seeds = np.arange(number, config.seeds, len(group))
-            for protocol, several in judged.items():
-                data = (task, drawn, targets, tables)
-                several.append(probe_features(config, name, protocol, *data, seeds))
-        figures |= {f"{name}/{p}": _merged(several) for p, several in judged.items()}
+            for protocol, several in by_protocol.items():
+                fits = PROTOCOLS[protocol](config, name, task, drawn, targets, tables, seeds)
+                several.append(judged(task, drawn, fits, targets, tables))
+        figures |= {f"{name}/{p}": _merged(several) for p, several in by_protocol.items()}
     differences = _differences(list(folders), list(encoders), figures)
     results = {
         f"{name}/test/{key}": figure.estimate()
@@ -155,32 +153,6 @@ def _check_source(config: Any) -> None:
         )
 
 
-def _check_protocols(config: Any) -> None:
-    if not config.protocols:
-        raise UserError(f"config.protocols: (): name at least one of {', '.join(PROTOCOLS)}")
-
-
-CHECKS = (
-    *probe.RULES,
-    checks.numbers("count", "", "seeds untrained"),
-    checks.numbers("above 0", "", "inverse_penalties"),
-    checks.choices("protocols", PROTOCOLS),
-    _check_protocols,
-    checks.texts("", "encoders"),
-    checks.numbers("share", "encoder", "mean"),
-    checks.numbers("part", "encoder", "std"),
-    checks.numbers("part", "", "fractions"),
-    checks.texts("labels", "names uncertain_ones uncertain_zeros"),
-    _check_source,
-    checks.files(
-        lambda config: (
-            corpus.file("data.source", config.data.source)
-            | {"encoder.weights": config.encoder.weights, "fractions_from": config.fractions_from}
-        )
-    ),
-)
-
-
 def make_task(settings: Any, available: Sequence[str]) -> probe.Task:
     """The task of a `labels` section on a data set with the labels `available`."""
     names = tuple(settings.names) or tuple(available)
@@ -212,46 +184,41 @@ def make_task(settings: Any, available: Sequence[str]) -> probe.Task:
     )
 
 
-def probe_features(
+def judged(
+    task: probe.Task,
+    drawn: Sequence[fractions.Fraction],
+    fits: Sequence[Any],
+    targets: Mapping[str, np.ndarray],
+    tables: Mapping[str, features.Table],
+) -> dict[str, Figure]:
+    """Figures on the test split, `<fraction>/<figure>` -> Figure, of a fit for each fraction."""
+    figures = {}
+    for fraction, layers in zip(drawn, fits, strict=True):
+        valid, test = (
+            np.asarray(probe.logits(layers, jnp.asarray(tables[s].features)))
+            for s in ("valid", "test")
+        )
+        data = (test, targets["test"], tables["test"].subjects, fraction.trained)
+        by_key = probe.judge(task, *data, (valid, targets["valid"]))
+        figures |= {f"{fraction.name}/{key}": figure for key, figure in by_key.items()}
+    return figures
+
+
+def fit_convex(
     config: Any,
     name: str,
-    protocol: str,
     task: probe.Task,
     drawn: Sequence[fractions.Fraction],
     targets: Mapping[str, np.ndarray],
     tables: Mapping[str, features.Table],
     seeds: np.ndarray,
-) -> dict[str, Figure]:
-    """Figures of one encoder on the test split, `<fraction>/<figure>` -> Figure.
-
-    seeds: int [s], the places in `Fraction.subsets` that are judged.
-    """
-    fit = {"linear-convex": _fit_convex, "linear-adamw": _fit_adamw}[protocol]
-    arrays = {split: jnp.asarray(tables[split].features) for split in splits.SPLITS}
-    figures = {}
-    fits = fit(config, name, task, drawn, targets, arrays, seeds)
-    for fraction, layers in zip(drawn, fits, strict=True):
-        valid, test = (np.asarray(probe.logits(layers, arrays[s])) for s in ("valid", "test"))
-        data = (test, targets["test"], tables["test"].subjects, fraction.trained)
-        judged = probe.judge(task, *data, (valid, targets["valid"]))
-        figures |= {f"{fraction.name}/{key}": figure for key, figure in judged.items()}
-    return figures
-
-
-def _fit_convex(
-    config: Any,
-    name: str,
-    task: probe.Task,
-    drawn: Sequence[fractions.Fraction],
-    targets: Mapping[str, np.ndarray],
-    arrays: Mapping[str, jax.Array],
-    seeds: np.ndarray,
 ) -> list[logistic.Fit]:
+    """Layers of each fraction; seeds: int [s], the places in `Fraction.subsets` that are kept."""
     # All seeds are solved, whichever are judged: other shapes would be compiled anew.
     fits = logistic.fit_seeds(
         task,
-        (arrays["train"], targets["train"]),
-        (arrays["valid"], targets["valid"]),
+        (tables["train"].features, targets["train"]),
+        (tables["valid"].features, targets["valid"]),
         [fraction.subsets for fraction in drawn],
         inverse_penalties=config.inverse_penalties,
         where=f" on {name} features",
@@ -267,23 +234,25 @@ def _fit_convex(
     return fits
 
 
-def _fit_adamw(
+def fit_adamw(
     config: Any,
     name: str,
     task: probe.Task,
     drawn: Sequence[fractions.Fraction],
     targets: Mapping[str, np.ndarray],
-    arrays: Mapping[str, jax.Array],
+    tables: Mapping[str, features.Table],
     seeds: np.ndarray,
 ) -> list[probe.Probe]:
+    """As `fit_convex`."""
+    train, valid = (jnp.asarray(tables[split].features) for split in ("train", "valid"))
     fits = []
     for fraction in drawn:
         # Early stopping must not depend on labels that the probe cannot learn.
-        valid = task.without(targets["valid"], ~fraction.trained)
+        known = task.without(targets["valid"], ~fraction.trained)
         fitted = probe.fit_seeds(
             task,
-            (arrays["train"], targets["train"]),
-            (arrays["valid"], valid),
+            (train, targets["train"]),
+            (valid, known),
             fraction.subsets[seeds],
             seed=config.seed,
             settings=config.probe,
@@ -351,3 +320,32 @@ def _print_differences(
 
     rows = [[d, *(cell(results[f"{d}/test/{f}/{figure}"]) for f in shares)] for d in differences]
     log.table([f"{figure}: paired difference", *shares], rows)
+
+
+PROTOCOLS = {"linear-convex": fit_convex, "linear-adamw": fit_adamw}
+
+
+def _check_protocols(config: Any) -> None:
+    if not config.protocols:
+        raise UserError(f"config.protocols: (): name at least one of {', '.join(PROTOCOLS)}")
+
+
+CHECKS = (
+    *probe.RULES,
+    checks.numbers("count", "", "untrained"),
+    checks.numbers("above 0", "", "inverse_penalties"),
+    checks.choices("protocols", PROTOCOLS),
+    _check_protocols,
+    checks.texts("", "encoders"),
+    checks.numbers("share", "encoder", "mean"),
+    checks.numbers("part", "encoder", "std"),
+    checks.numbers("part", "", "fractions"),
+    checks.texts("labels", "names uncertain_ones uncertain_zeros"),
+    _check_source,
+    checks.files(
+        lambda config: (
+            corpus.file("data.source", config.data.source)
+            | {"encoder.weights": config.encoder.weights, "fractions_from": config.fractions_from}
+        )
+    ),
+)

@@ -123,8 +123,8 @@ def score(logits: Float[Array, "n c"], labels: Shaped[Array, "n ..."], kind: Kin
     return classify.mean_accuracy(logits, labels)
 
 
-def logits(probe: Probe, features: Float[Array, "n f"]) -> Float[Array, "s n c"]:
-    """Logits of every seed's layer."""
+def logits(probe: Any, features: Float[Array, "n f"]) -> Float[Array, "s n c"]:
+    """Logits of every seed's layer. probe: has kernel [s, f, c] and bias [s, c]."""
     exact = jax.lax.Precision.HIGHEST  # as in `fit`
     return jnp.einsum("nf,sfc->snc", features, probe.kernel, precision=exact) + probe.bias[:, None]
 

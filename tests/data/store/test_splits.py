@@ -1,4 +1,5 @@
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_fractions_of_several_labels_keep_subjects_whole_and_both_classes_of_eac
     labels[:, 4] = 1
     labels[17, 4] = 0  # the only negative
     drawn = [splits.fraction(keys, subjects, labels, x, seed) for x in (0.01, 0.02, 0.1, 0.5)]
-    for smaller, larger in zip(drawn[:-1], drawn[1:], strict=True):
+    for smaller, larger in pairwise(drawn):
         assert set(smaller) < set(larger)
     for share, chosen in zip((0.01, 0.02, 0.1, 0.5), drawn, strict=True):
         rows = [int(key[1:]) for key in chosen]
