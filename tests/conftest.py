@@ -24,6 +24,7 @@ _hook = install_import_hook(
         "medsyn_jax.diffusion",
         "medsyn_jax.data.images.transforms",
         "medsyn_jax.train.encoders",
+        "medsyn_jax.train.logistic",
         "medsyn_jax.train.probe",
     ],
     "beartype.beartype",

@@ -5,6 +5,7 @@ of them cost a few passes over the weights [r, n].
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -174,10 +175,13 @@ def label_figures(
         ]
 
     def statistic(w: np.ndarray) -> np.ndarray:
-        values = [[one(s, i, w) for i in range(len(names))] for s in first]
-        return np.array(values)[place.reshape(-1)].transpose(3, 0, 1, 2)  # [r, s, c, kinds]
+        columns = [(s, i, w) for s in first for i in range(len(names))]
+        values = np.array(list(pool.map(one, *zip(*columns, strict=True))))
+        values = values.reshape(len(first), len(names), len(kinds), len(w))
+        return values[place.reshape(-1)].transpose(3, 0, 1, 2)  # [r, s, c, kinds]
 
-    every = estimates.figure(statistic, np.ones(len(labels), bool), subjects)
+    with ThreadPoolExecutor() as pool:  # numpy works on large arrays without the interpreter's lock
+        every = estimates.figure(statistic, np.ones(len(labels), bool), subjects)
     figures = {}
     for k, kind in enumerate(kinds):
         values, draws = every.values[..., k], every.draws[..., k]
