@@ -42,7 +42,7 @@ def draw(
     train, fractions = targets["train"], []
     for share in config.fractions:
         name = f"{100 * share:g}%"
-        subsets = _subsets(config, workdir, share, keys, subjects, train)
+        subsets = label_subsets(config, workdir, share, keys, train, subjects)
         columns = task.columns_of(train)
         seeds = {config.seed + i: columns[rows[rows >= 0]] for i, rows in enumerate(subsets)}
         trained = np.logical_and.reduce([probe.has_both(y) for y in seeds.values()])
@@ -84,20 +84,23 @@ def _lack(seeds: Mapping[int, np.ndarray], label: int) -> str:
     return ", ".join(lack)
 
 
-def _subsets(
+def label_subsets(
     config: Any,
     workdir: Path,
     share: float,
     keys: list[str],
-    subjects: list[str],
-    train: np.ndarray,
+    labels: np.ndarray | None,
+    subjects: Sequence[str] | np.ndarray | None = None,
 ) -> np.ndarray:
     """Rows int32 [s, k], padded with -1, of the training records that each seed learns from.
 
     They are read from files in `config.fractions_from`, or in fractions/ of this run. A missing
-    file of this run is written; its records are a function of keys, subjects, targets `train`,
-    share and seed alone (`splits.fraction`).
+    file of this run is written; its records are a function of the arguments alone
+    (`splits.fraction`). labels: int [n] classes or [n, l] labels, None for a draw without regard to
+    them; subjects: [n], drawn as a whole (default: each record is one).
     """
+    labels = np.zeros((len(keys), 0), np.int8) if labels is None else labels
+    subjects = keys if subjects is None else list(subjects)
     row_of = {key: row for row, key in enumerate(keys)}
     folder, chosen = config.fractions_from or workdir / "fractions", []
     for seed in range(config.seed, config.seed + config.seeds):
@@ -105,7 +108,7 @@ def _subsets(
         if config.fractions_from or path.exists():
             chosen.append(splits.read_fraction(path, row_of))
             continue
-        drawn = splits.fraction(keys, subjects, train, share, seed)
+        drawn = splits.fraction(keys, subjects, labels, share, seed)
         chosen.append([row_of[key] for key in drawn])
         if jax.process_index() == 0:
             with full_disk_is_user_error(path):

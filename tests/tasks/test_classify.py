@@ -187,8 +187,7 @@ def test_fractions_come_from_the_files_that_are_there(tmp_path):
     config, keys = get_config("smoke"), [f"k{i}" for i in range(10)]
 
     def drawn(run, known=keys):
-        labels = np.zeros((len(known), 0), np.int8)
-        return fractions._subsets(config, tmp_path / run, 0.5, known, known, labels)
+        return fractions.label_subsets(config, tmp_path / run, 0.5, known, None)
 
     own = drawn("own")
     np.testing.assert_array_equal(drawn("own"), own)
