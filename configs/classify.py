@@ -1,4 +1,4 @@
-"""Linear classification on frozen features at several label fractions, after MGCA (2210.06044).
+"""Linear classification on frozen features at several label fractions.
 
 demo: the embedded phantom corpus, with the encoder of `--config configs/convirt.py`.
 smoke: the same in seconds, with the encoder of `--config configs/convirt.py:smoke`.
@@ -9,8 +9,11 @@ RSNA and COVIDx as class folders [train|valid|test/]CLASS/: use kermany with
   --config.encoder.workdir=runs/convirt-paper --config.probe.standardize=False (as published) and
   --config.ingest.folder.subject= (empty: the file name is the patient) or a regular expression that
   finds the patient in the path. The expression of kermany rejects the file names of these sets.
-Each run also probes the same architecture untrained, and with ImageNet weights if a file is given:
-  --config.encoder.weights=resnet50.safetensors
+Each run also probes the same architecture untrained, 16 x 16 grey pixels, and ImageNet weights if
+a file is given: --config.encoder.weights=resnet50.safetensors
+Several encoders with their differences: --config.encoders="('runs/convirt-demo','runs/mgca-demo')"
+The published protocol (MGCA, 2210.06044) beside the convex one:
+  --config.protocols="('linear-convex','linear-adamw')"
 """
 
 from ml_collections import ConfigDict
@@ -24,12 +27,14 @@ def get_config(variant: str = "demo") -> ConfigDict:
     common.check(variant, VARIANTS)
     config = ConfigDict({"task": "classify", "seed": 0})
     config.encoder = {
-        "workdir": "runs/convirt-demo",  # a pre-training run
+        "workdir": "runs/convirt-demo",  # a pre-training run; not read if `encoders` names any
         "weights": "",  # safetensors of the same architecture, for example from ImageNet
         "layout": "",
         "mean": 0.449,  # expected by these weights: mean of ImageNet's three channels
         "std": 0.226,
     }
+    config.encoders = ()  # pre-training runs to compare; empty: encoder.workdir, as "pretrained"
+    config.untrained = 3  # random initialisations; seed i is compared with number i modulo these
     config.data = {"source": "phantom", "batch_size": 64, "threads": 2}
     config.ingest = common.phantom(size=64, subjects=2500)
     config.ingest.update({"folder": {"subject": ""}})
@@ -42,8 +47,12 @@ def get_config(variant: str = "demo") -> ConfigDict:
     }
     config.fractions = (0.01, 0.1, 1.0)
     config.fractions_from = ""  # fractions/ of another run on this data set; empty: drawn
-    config.seeds = 3  # each with its own subset, initialization and order
-    config.probe = {
+    config.seeds = 3  # each with its own subset; for linear-adamw, also initialization and order
+    config.protocols = ("linear-convex",)  # and "linear-adamw", the published one
+    # C of scikit-learn's LogisticRegression on standardised features; chosen for each label by
+    # its validation loss. Larger ones are not tried once no label gains.
+    config.inverse_penalties = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+    config.probe = {  # of linear-adamw
         "learning_rate": 5e-4,
         "weight_decay": 1e-6,
         "batch_size": 48,
@@ -61,6 +70,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.data.update({"batch_size": 16})
         config.ingest.update({"size": 32, "phantom": {"subjects": 40, "studies_per_subject": 2}})
         config.fractions = (0.5, 1.0)
+        config.protocols = ("linear-convex", "linear-adamw")
         config.probe.update({"epochs": 5})
     if variant == "kermany":
         config.data.update({"source": ""})
@@ -69,6 +79,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         subject = r"(person\d+_[a-z]+|(?:NORMAL2-)?IM-\d+)"
         config.ingest.update({"source": "folder", "size": 224, "folder": {"subject": subject}})
     if variant == "paper":
+        config.protocols = ("linear-convex", "linear-adamw")
         ones = ("Atelectasis", "Edema", "Pleural Effusion")
         zeros = ("Cardiomegaly", "Consolidation")
         config.encoder.update({"workdir": "runs/convirt-paper"})

@@ -42,7 +42,7 @@ def figures(root: Path, method: str, seed: int) -> dict[str, float]:
         if keys[0] in pretrain:
             values[f"{kind}recall@1"] = statistics.mean(pretrain[k]["value"] for k in keys)
     for share in FRACTIONS:
-        if entry := classify.get(f"pretrained/test/{share}/auroc/mean"):
+        if entry := classify.get(f"pretrained/linear-convex/test/{share}/auroc/mean"):
             values[f"AUROC {share}"] = entry["value"]
     for name in PLACES:
         entry = ground[f"test/mean/{name}"]

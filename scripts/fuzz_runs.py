@@ -35,7 +35,7 @@ from medsyn_jax.tasks import (
     ingest,
     pretrain,
 )
-from medsyn_jax.train import features, frozen, loop, probe
+from medsyn_jax.train import features, frozen, logistic, loop, probe
 from scripts import random_pipeline
 from scripts.fuzz_inputs import bent_bytes, bent_json, check, json_bytes
 
@@ -277,7 +277,7 @@ def _run(argv: list[str], training: Any = _begin) -> None:
         ):
             stack.enter_context(mock.patch.object(place, name, value))
         parsed, where = main.parse(argv)
-    stops = [(probe, "fit"), (frozen, "heat_maps"), (generate, "_generator")]
+    stops = [(probe, "fit"), (logistic, "fit"), (frozen, "heat_maps"), (generate, "_generator")]
     if "ingest.py" not in argv[1] and any("config.ingest" in a for a in argv[4:]):
         stops.append((ingestion, "_write_parts"))
     with ExitStack() as stack:

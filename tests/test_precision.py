@@ -11,7 +11,7 @@ from jax.extend.core import jaxprs_in_params
 from medsyn_jax.data.images import transforms
 from medsyn_jax.objectives import gloria, mgca
 from medsyn_jax.objectives.contrastive import contrastive_loss
-from medsyn_jax.train import probe
+from medsyn_jax.train import logistic, probe
 
 KEY = jax.random.key(0)
 VIEW = {"size": 8, "area": (0.5, 1.0), "blur": (0.1, 2.0)}
@@ -31,6 +31,12 @@ def probe_fit(features, valid):
     labels, subsets = jnp.zeros((8, 2), jnp.int8), jnp.arange(8)[None]
     arrays = (features, labels, subsets, valid, labels, KEY[None])
     return probe.fit(*arrays, classes=2, settings=settings)
+
+
+def logistic_fit(features, valid):
+    labels, subsets = jnp.zeros((8, 2), jnp.int8), (jnp.arange(8)[None],)
+    arrays = (features, labels, subsets, valid, labels, jnp.ones(2))
+    return logistic.fit(*arrays, kind="multilabel", classes=2)
 
 
 def probe_logits(kernel, features):
@@ -56,6 +62,7 @@ CASES = {
     "mgca": (jax.grad(lambda *x: mgca.mgca_loss(*x, **TAUS)[0], (0, 1, 2, 3)), MGCA),
     "views": (lambda x: transforms.augment(KEY, x, **VIEW), [jnp.ones((2, 16, 16), jnp.uint8)]),
     "fit": (probe_fit, [jnp.ones((8, 3)), jnp.ones((8, 3))]),
+    "logistic": (logistic_fit, [jnp.ones((8, 3)), jnp.ones((8, 3))]),
     "logits": (probe_logits, [jnp.ones((1, 3, 2)), jnp.ones((4, 3))]),
 }
 

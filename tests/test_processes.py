@@ -101,7 +101,7 @@ def test_two_processes_probe_as_one_and_only_the_first_needs_the_raw_data(unbrok
     config.update_from_flattened_dict(fields | {"data.source": str(tmp_path / "pairs/pairs.csv")})
     command_line.run(config, tmp_path / "one" / "run")
     one, two = (sorted((tmp_path / n / "run" / "features").glob("*")) for n in ("one", "two"))
-    assert len(one) == 6  # of three splits, by two encoders
+    assert len(one) == 12  # of three splits: pre-trained, two untrained encoders, pixels
     for a, b in zip(one, two, strict=True):
         want, got = np.load(a)["features"], np.load(b)["features"]
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6, err_msg=a.name)

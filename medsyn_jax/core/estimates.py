@@ -125,7 +125,7 @@ def figure(
 
     counted: bool [n], the records that the figure rests on; subjects [n]: the units drawn.
     """
-    values = statistic(np.ones((1, len(counted)), np.float32))[0]
+    values = statistic(np.ones((1, len(counted))))[0]  # float64, the resamples float32
     return Figure(values, bootstrap(statistic, subjects), int(counted.sum()))
 
 

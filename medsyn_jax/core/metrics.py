@@ -1,4 +1,4 @@
-"""Figures of merit: AUROC and accuracy, retrieval, and heat maps against regions.
+"""Figures of merit: AUROC, AUPRC, F1 and calibration, retrieval, and heat maps against regions.
 
 Everything is numpy on the host. Scores are sorted once for all bootstrap resamples, so a thousand
 of them cost a few passes over the weights [r, n].
@@ -6,6 +6,7 @@ of them cost a few passes over the weights [r, n].
 
 import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from medsyn_jax.core import estimates
 from medsyn_jax.core.estimates import Estimate, Figure
 
+BINS = 15  # of probabilities, in the calibration error
 _QUERIES = 256  # queries ranked at a time: the temporaries stay far below the similarity matrix
 
 
@@ -72,30 +74,143 @@ def accuracy(
     return np.divide(right, total, out=out, where=total > 0, dtype=np.float64, casting="unsafe")
 
 
+def average_precision(
+    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """AUPRC as scikit-learn's average precision: sum of (recall gained) x precision.
+
+    Over the distinct scores, highest first, so that ties have no order. Arguments, left-out
+    records and NaN as in `auroc`, but computed in the precision of `weights` (default float64).
+    The value of a random score is the share of positives.
+    """
+    if not np.isfinite(scores[(labels == 1) | (labels == 0)]).all():
+        raise ValueError("average precision: scores are not finite")
+    weights = np.ones((1, len(scores))) if weights is None else weights
+    known = np.flatnonzero((labels == 1) | (labels == 0))
+    order = known[np.argsort(-scores[known], kind="stable")]
+    positive = labels[order] == 1
+    if not positive.any() or positive.all():
+        return np.full(len(weights), np.nan)
+    # Only scores that positives have matter: sums of the records from one such score to the next.
+    last = np.searchsorted(-scores[order], -scores[order][positive], side="right")
+    ends, group = np.unique(last, return_inverse=True)
+    starts = np.concatenate([[0], ends[:-1]])
+    sums = np.add.reduceat(np.take(weights, order[: ends[-1]], axis=1), starts, axis=1)
+    firsts = np.searchsorted(group, np.arange(len(ends)))
+    gained = np.add.reduceat(np.take(weights, order[positive], axis=1), firsts, axis=1)
+    selected, right = np.cumsum(sums, axis=1), np.cumsum(gained, axis=1)
+    total = right[:, -1].copy()
+    right *= gained
+    right /= np.where(selected > 0, selected, 1)
+    out = np.full(len(weights), np.nan)
+    return np.divide(right.sum(axis=1), total, out=out, where=total > 0)
+
+
+def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The score from which records count as positive with the highest F1; 0 without a positive.
+
+    scores: float [n]; labels: [n], 1, 0, or negative = left out. Of several, the highest.
+    """
+    order = np.argsort(-scores, kind="stable")
+    order = order[labels[order] >= 0]
+    right = np.cumsum(labels[order] == 1)
+    if not len(order) or not right[-1]:
+        return 0.0
+    f1 = 2 * right / (np.arange(1, len(order) + 1) + right[-1])
+    ties = np.append(scores[order][1:] == scores[order][:-1], False)  # selected together
+    return float(scores[order][np.where(ties, -1, f1).argmax()])
+
+
+def calibration_columns(
+    probability: np.ndarray, right: np.ndarray, known: np.ndarray
+) -> np.ndarray:
+    """Columns [n, BINS] whose weighted sums are those of (right - probability) in each bin.
+
+    The expected calibration error is the sum of their absolute values over the weight of the known
+    records (Guo et al., arXiv 1706.04599, equation 3, with bins of equal width).
+    """
+    bins = np.minimum((probability * BINS).astype(int), BINS - 1)
+    gap = np.where(known, right - probability, 0)
+    return ((bins[:, None] == np.arange(BINS)) * gap[:, None]).astype(np.float32)
+
+
 def aurocs(
     logits: np.ndarray, labels: np.ndarray, names: Sequence[str], subjects: np.ndarray
 ) -> dict[str, Figure]:
-    """AUROC of each of c labels, and their `mean`, of s classifiers.
+    """AUROC of each of c labels, and their `mean`, of s classifiers; see `label_figures`."""
+    figures = label_figures(logits, labels, names, subjects)
+    return {name.removeprefix("auroc/"): figure for name, figure in figures.items()}
 
-    logits: [s, n, c]; labels: [n, c], 1, 0, or negative = left out, with both classes in each
-    column; subjects: [n], for the bootstrap. The mean over a resample that lacks a class of a rare
-    label is that of the other labels.
+
+def label_figures(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    subjects: np.ndarray,
+    thresholds: np.ndarray | None = None,
+) -> dict[str, Figure]:
+    """Figures of each of c labels, `<figure>/<label>`, and their means, `<figure>/mean`.
+
+    `auroc`; with thresholds [s, c] of the logits also `auprc`, `ece` (expected calibration error of
+    the probability of the label, in 15 bins), and `accuracy` and `f1` of the records whose logit is
+    at least the threshold.
+
+    logits: [s, n, c] of s classifiers; labels: [n, c], 1, 0, or negative = left out, with both
+    classes in each column; subjects: [n], for the bootstrap. The mean over a resample that lacks a
+    class of a rare label is that of the other labels. The bootstrap of `ece` is biased upwards: a
+    resample has more noise in its bins than the records.
     """
+    kinds = ["auroc"] if thresholds is None else ["auroc", "auprc", "accuracy", "f1", "ece"]
+    distinct, place = np.unique(logits, axis=0, return_inverse=True)  # equal fits: judged once
+    first = [np.flatnonzero(place.reshape(-1) == i)[0] for i in range(len(distinct))]
+
+    def one(s: int, i: int, w: np.ndarray) -> list[np.ndarray]:
+        scores, label = logits[s, :, i], labels[:, i]
+        value = auroc(scores, label, w)
+        if thresholds is None:
+            return [value]
+        chosen = scores >= thresholds[s, i]
+        return [
+            value,
+            average_precision(scores, label, w),
+            *_at_threshold(scores, label, chosen, w),
+        ]
 
     def statistic(w: np.ndarray) -> np.ndarray:
-        columns = range(len(names))
-        values = [[auroc(x[:, i], labels[:, i], w) for i in columns] for x in logits]
-        return np.array(values).transpose(2, 0, 1)  # [r, s, c]
+        columns = [(s, i, w) for s in first for i in range(len(names))]
+        values = np.array(list(pool.map(one, *zip(*columns, strict=True))))
+        values = values.reshape(len(first), len(names), len(kinds), len(w))
+        return values[place.reshape(-1)].transpose(3, 0, 1, 2)  # [r, s, c, kinds]
 
-    every = estimates.figure(statistic, np.ones(len(labels), bool), subjects)
+    with ThreadPoolExecutor() as pool:  # numpy works on large arrays without the interpreter's lock
+        every = estimates.figure(statistic, np.ones(len(labels), bool), subjects)
     figures = {}
-    for i, name in enumerate(names):
-        n, positives = int((labels[:, i] >= 0).sum()), int((labels[:, i] == 1).sum())
-        counts = {"positives": positives}
-        figures[name] = Figure(every.values[:, i], every.draws[..., i], n, counts)
-    means = np.ma.masked_invalid(every.draws).mean(axis=-1).filled(np.nan)
-    counts = {"labels": len(names)}
-    return figures | {"mean": Figure(every.values.mean(axis=-1), means, every.n, counts)}
+    for k, kind in enumerate(kinds):
+        values, draws = every.values[..., k], every.draws[..., k]
+        for i, name in enumerate(names):
+            n, positives = int((labels[:, i] >= 0).sum()), int((labels[:, i] == 1).sum())
+            counts = {"positives": positives}
+            figures[f"{kind}/{name}"] = Figure(values[:, i], draws[..., i], n, counts)
+        means = np.ma.masked_invalid(draws).mean(axis=-1).filled(np.nan)
+        counts = {"labels": len(names)}
+        figures[f"{kind}/mean"] = Figure(values.mean(axis=-1), means, every.n, counts)
+    return figures
+
+
+def _at_threshold(
+    scores: np.ndarray, label: np.ndarray, chosen: np.ndarray, w: np.ndarray
+) -> list[np.ndarray]:
+    """Accuracy, F1 and calibration error, [r] each, of records `chosen`, bool [n], as positive."""
+    known, positive = label >= 0, label == 1
+    probability = 1 / (1 + np.exp(-scores.astype(np.float64)))
+    counts = np.stack([known, positive, known & chosen, positive & chosen], axis=1)
+    bins = calibration_columns(probability, positive, known)
+    sums = (w @ np.concatenate([counts.astype(np.float32), bins], axis=1)).astype(np.float64)
+    total, positives, selected, right = sums[:, :4].T
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 = NaN: undefined
+        accuracy = (total - positives - selected + 2 * right) / total
+        f1 = 2 * right / (positives + selected)
+        return [accuracy, f1, np.abs(sums[:, 4:]).sum(axis=1) / total]
 
 
 # ------------------------------------------------------------ retrieval

@@ -1,7 +1,13 @@
-"""Linear classification: linear probes on frozen encoders at several label fractions."""
+"""Classification: linear probes on frozen encoders at several label fractions, with baselines.
 
+Two protocols, which name their figures: `linear-convex`, logistic regression solved to convergence,
+whose figures vary with the records alone; `linear-adamw`, the published one of MGCA (2210.06044).
+"""
+
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +20,23 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.estimates import Figure
 from medsyn_jax.data.store import shards, splits
 from medsyn_jax.objectives import classify
-from medsyn_jax.train import checkpoint, corpus, features, frozen, probe
-from medsyn_jax.train.fractions import label_subsets
+from medsyn_jax.train import checkpoint, corpus, features, fractions, frozen, logistic, probe
 
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 
 
 def run(config: Any, workdir: Path) -> None:
-    """Probe the pre-trained, the untrained and, if given, the ImageNet encoder.
+    """Probe the pre-trained encoders, and the baselines: untrained ones, pixels and ImageNet's.
 
-    Writes results.json with `<encoder>/test/<fraction>/auroc/<label>`, `.../auroc/mean` and, for
-    classes, `.../accuracy`; `pretrained-random/...` are differences of the two encoders. Raises
-    UserError for an encoder, a data set or labels that do not fit the config.
+    Writes results.json with `<encoder>/<protocol>/test/<fraction>/<figure>/<label>` and, for
+    classes, `.../accuracy`; figures are those of `metrics.label_figures`. `<encoder>-<other>/...`
+    are paired differences. Raises UserError for an encoder, a data set or labels that do not fit
+    the config.
     """
     corpus.check_labels(config.data.source, config.ingest)
-    run_folder = Path(config.encoder.workdir)
-    checkpoint.check_run(run_folder)  # restored after the data are prepared
+    folders = _run_folders(config)
+    for folder in folders.values():
+        checkpoint.check_run(folder)  # restored after the data are prepared
     mesh = meshes.make_mesh(**config.mesh)
     directory = corpus.prepare(config.data.source, config.ingest, workdir.parent / "data")
     parts = {split: shards.open_split(directory, split) for split in splits.SPLITS}
@@ -38,49 +45,104 @@ def run(config: Any, workdir: Path) -> None:
         log.say("each record has one class folder: --config.labels.kind=multiclass judges classes")
     targets = {s: task.targets(features.labels(part), s == "test") for s, part in parts.items()}
     check_labels(task, targets)
-    fractions = make_fractions(config, workdir, task, targets, parts["train"].keys)
-    encoders = [frozen.pretrained(run_folder), frozen.untrained(run_folder, config.seed)]
-    if config.encoder.weights:
-        file = [config.encoder[field] for field in ("weights", "layout", "mean", "std")]
-        encoders.append(frozen.imported(run_folder, *file))
+    train = parts["train"]
+    drawn = fractions.draw(config, workdir, task, targets, train.keys, train.subjects())
+    encoders = _encoders(config, folders)
     outputs.write_config(workdir, config)
     figures: dict[str, dict[str, Figure]] = {}
     sizes = {"batch_size": config.data.batch_size, "threads": config.data.threads}
-    for encoder in encoders:
-        tables = {
-            split: features.table(encoder, records, mesh, workdir / "features", **sizes)
-            for split, records in parts.items()
-        }
-        figures[encoder.name] = probe_features(
-            config, encoder.name, task, fractions, targets, tables
-        )
-    pretrained, random = figures["pretrained"], figures["random"]
-    figures["pretrained-random"] = {key: pretrained[key] - random[key] for key in pretrained}
+    for name, group in encoders.items():
+        by_protocol: dict[str, list[dict[str, Figure]]] = {p: [] for p in config.protocols}
+        for number, encoder in enumerate(group):
+            tables = {
+                split: features.table(encoder, records, mesh, workdir / "features", **sizes)
+                for split, records in parts.items()
+            }
+            seeds = np.arange(number, config.seeds, len(group))
+            for protocol, several in by_protocol.items():
+                fits = PROTOCOLS[protocol](config, name, task, drawn, targets, tables, seeds)
+                several.append(judged(task, drawn, fits, targets, tables))
+        figures |= {f"{name}/{p}": _merged(several) for p, several in by_protocol.items()}
+    differences = _differences(list(folders), list(encoders), figures)
     results = {
         f"{name}/test/{key}": figure.estimate()
-        for name, by_key in figures.items()
+        for name, by_key in (figures | differences).items()
         for key, figure in by_key.items()
     }
+    names = [fraction.name for fraction in drawn]
     if task.kind == "multilabel":
-        _print_labels(task, figures, [fraction.name for fraction in fractions], targets["test"])
-    whole = [name for name in results if name.endswith(("/mean", "/accuracy"))]
-    outputs.write_results(workdir, "classify", results, shown=whole)
+        _print_labels(task, figures, names, targets["test"])
+    whole = "accuracy" if task.kind == "multiclass" and len(task.names) > 2 else "auroc/mean"
+    _print_differences(whole, list(differences), names, results)
+    shown = [f"{e}/test/{f}/{k}" for e in figures for f in names for k in _MAIN]
+    outputs.write_results(workdir, "classify", results, shown=shown)
 
 
-CHECKS = (
-    *probe.RULES,
-    checks.numbers("share", "encoder", "mean"),
-    checks.numbers("part", "encoder", "std"),
-    checks.numbers("part", "", "fractions"),
-    checks.texts("labels", "names uncertain_ones uncertain_zeros"),
-    corpus.check_source,
-    checks.files(
-        lambda config: (
-            corpus.file("data.source", config.data.source)
-            | {"encoder.weights": config.encoder.weights, "fractions_from": config.fractions_from}
-        )
-    ),
-)
+_MAIN = ("auroc/mean", "auprc/mean", "accuracy", "f1/mean", "ece/mean")
+
+
+def _run_folders(config: Any) -> dict[str, Path]:
+    """Name -> workdir of the pre-training runs; the name is the folder's, or else the path."""
+    if not config.encoders:
+        return {"pretrained": Path(config.encoder.workdir)}
+    paths = [Path(folder) for folder in dict.fromkeys(config.encoders)]
+    taken = Counter([path.name for path in paths] + ["pretrained", "random", "imagenet", "pixels"])
+    unique = [path.name and taken[path.name] == 1 for path in paths]
+    names = [p.name if u else str(p).replace("/", "-") for p, u in zip(paths, unique, strict=True)]
+    return dict(zip(names, paths, strict=True))
+
+
+def _encoders(
+    config: Any, folders: Mapping[str, Path]
+) -> dict[str, list[frozen.Encoder | features.Pixels]]:
+    """The encoders of each name; of several, each is probed with a part of the seeds.
+
+    Each architecture has its untrained encoders: `random` is that of the first run.
+    """
+    encoders: dict[str, list[Any]] = {}
+    untrained: dict[Any, tuple[str, Path]] = {}
+    for name, folder in folders.items():
+        encoder = replace(frozen.pretrained(folder), name=name)
+        encoders[name] = [encoder]
+        kind = (encoder.settings, encoder.size, encoder.crop, encoder.pixels)
+        untrained.setdefault(kind, (f"random-{name}" if untrained else "random", folder))
+    for name, folder in untrained.values():
+        seeds = range(config.seed, config.seed + min(config.untrained, config.seeds))
+        encoders[name] = [replace(frozen.untrained(folder, seed), name=name) for seed in seeds]
+    if config.encoder.weights:
+        file = [config.encoder[field] for field in ("weights", "layout", "mean", "std")]
+        encoders["imagenet"] = [frozen.imported(next(iter(folders.values())), *file)]
+    encoders["pixels"] = [features.Pixels()]
+    return encoders
+
+
+def _merged(several: Sequence[Mapping[str, Figure]]) -> dict[str, Figure]:
+    """Figures of all seeds from those of encoder k of n, which had the seeds k, k + n, ..."""
+    first, n = several[0], len(several)
+    if n == 1:
+        return dict(first)
+    merged = {}
+    for key, figure in first.items():
+        values = [each[key].values for each in several]
+        seeds = np.concatenate([k + n * np.arange(len(x)) for k, x in enumerate(values)])
+        order = np.argsort(seeds)
+        draws = np.concatenate([each[key].draws for each in several], axis=1)
+        merged[key] = replace(figure, values=np.concatenate(values)[order], draws=draws[:, order])
+    return merged
+
+
+def _differences(
+    runs: Sequence[str], encoders: Sequence[str], figures: Mapping[str, Mapping[str, Figure]]
+) -> dict[str, dict[str, Figure]]:
+    """`<run>-<other>/<protocol>` -> differences of two runs, and of a run and a baseline."""
+    pairs = [*combinations(runs, 2), *((a, b) for a in runs for b in encoders if b not in runs)]
+    protocols = dict.fromkeys(name.rpartition("/")[2] for name in figures)
+    differences = {}
+    for protocol in protocols:
+        for a, b in pairs:
+            one, other = figures[f"{a}/{protocol}"], figures[f"{b}/{protocol}"]
+            differences[f"{a}-{b}/{protocol}"] = {k: one[k] - other[k] for k in one if k in other}
+    return differences
 
 
 def make_task(settings: Any, available: Sequence[str]) -> probe.Task:
@@ -114,103 +176,91 @@ def make_task(settings: Any, available: Sequence[str]) -> probe.Task:
     )
 
 
-@dataclass(frozen=True)
-class Fraction:
-    """The training records of each seed at one label fraction, and the labels they suffice for."""
-
-    name: str  # "1%"
-    subsets: np.ndarray  # int32 [s, k]: rows of the train split, padded with -1
-    trained: np.ndarray  # bool [c]: labels with a positive and a negative for every seed
-
-
-def make_fractions(
-    config: Any, workdir: Path, task: probe.Task, targets: Mapping[str, np.ndarray], keys: list[str]
-) -> list[Fraction]:
-    """The label fractions with figures; prints the other fractions and the labels left out.
-
-    A label counts at a fraction if the records of each seed have a positive and a negative of it,
-    so that all seeds and encoders are judged on the same labels. Raises UserError if no fraction is
-    left.
-    """
-    if task.kind == "multilabel" and min(config.fractions) < 1 and not config.fractions_from:
-        log.say("label fractions are drawn without regard to labels: records may have several")
-    train, fractions = targets["train"], []
-    for share in config.fractions:
-        name = f"{100 * share:g}%"
-        subsets = label_subsets(config, workdir, share, keys, train if train.ndim == 1 else None)
-        columns = task.columns_of(train)
-        seeds = {config.seed + i: columns[rows[rows >= 0]] for i, rows in enumerate(subsets)}
-        trained = np.logical_and.reduce([probe.has_both(y) for y in seeds.values()])
-        names = [f"{n} ({_lack(seeds, i)})" for i, n in enumerate(task.names) if not trained[i]]
-        if names:
-            log.say(
-                f"{name} of the labels: left out, not taught by its records: {', '.join(names)}"
-            )
-        for split in ("valid", "test"):
-            rest = task.columns_of(task.without(targets[split], ~trained))
-            if not probe.has_both(rest).any():
-                log.say(
-                    f"{name} of the labels: no figure at all: none of the labels that are left has "
-                    f"both a positive and a negative record in the {split} split"
-                )
-                break
-        else:
-            fractions.append(Fraction(name, subsets, trained))
-    if not fractions:
-        raise UserError(
-            f"config.fractions: {config.fractions}: at none of them does a label of "
-            f"{', '.join(task.names)} have both a positive and a negative record for every seed, "
-            "in valid and in test: use larger fractions, fewer seeds, or more data"
-        )
-    return fractions
-
-
-def _lack(seeds: Mapping[int, np.ndarray], label: int) -> str:
-    """Which classes of a label the training records lack, such as "no positive for seed 1".
-
-    seeds: seed -> labels [n, c] of its training records.
-    """
-    lack = []
-    for noun, value in (("positive", 1), ("negative", 0)):
-        which = [str(seed) for seed, y in seeds.items() if not (y[:, label] == value).any()]
-        of = f" for seed {', '.join(which)}" if len(which) < len(seeds) else ""
-        lack += [f"no {noun}{of}"] if which else []
-    return ", ".join(lack)
-
-
-def probe_features(
-    config: Any,
-    name: str,
+def judged(
     task: probe.Task,
-    fractions: Sequence[Fraction],
+    drawn: Sequence[fractions.Fraction],
+    fits: Sequence[Any],
     targets: Mapping[str, np.ndarray],
     tables: Mapping[str, features.Table],
 ) -> dict[str, Figure]:
-    """Figures of one encoder on the test split, `<fraction>/<figure>` -> Figure."""
-    train_x, valid_x, test_x = (jnp.asarray(tables[s].features) for s in splits.SPLITS)
+    """Figures on the test split, `<fraction>/<figure>` -> Figure, of a fit for each fraction."""
     figures = {}
-    for fraction in fractions:
+    for fraction, layers in zip(drawn, fits, strict=True):
+        valid, test = (
+            np.asarray(probe.logits(layers, jnp.asarray(tables[s].features)))
+            for s in ("valid", "test")
+        )
+        data = (test, targets["test"], tables["test"].subjects, fraction.trained)
+        by_key = probe.judge(task, *data, (valid, targets["valid"]))
+        figures |= {f"{fraction.name}/{key}": figure for key, figure in by_key.items()}
+    return figures
+
+
+def fit_convex(
+    config: Any,
+    name: str,
+    task: probe.Task,
+    drawn: Sequence[fractions.Fraction],
+    targets: Mapping[str, np.ndarray],
+    tables: Mapping[str, features.Table],
+    seeds: np.ndarray,
+) -> list[logistic.Fit]:
+    """Layers of each fraction; seeds: int [s], the places in `Fraction.subsets` that are kept."""
+    # All seeds are solved, whichever are judged: other shapes would be compiled anew.
+    fits = logistic.fit_seeds(
+        task,
+        (tables["train"].features, targets["train"]),
+        (tables["valid"].features, targets["valid"]),
+        [fraction.subsets for fraction in drawn],
+        inverse_penalties=config.inverse_penalties,
+        where=f" on {name} features",
+    )
+    fits = [logistic.Fit(*(x[seeds] for x in fitted)) for fitted in fits]
+    for fraction, fitted in zip(drawn, fits, strict=True):
+        loss, c = fitted.loss[:, fraction.trained], fitted.inverse_penalty[:, fraction.trained]
+        log.say(
+            f"{name}, linear-convex, {_size(fraction)}: validation loss "
+            f"{', '.join(f'{x:.3f}' for x in loss.mean(axis=1))} nats, C {float(c.min()):.0e} to "
+            f"{float(c.max()):.0e}"
+        )
+    return fits
+
+
+def fit_adamw(
+    config: Any,
+    name: str,
+    task: probe.Task,
+    drawn: Sequence[fractions.Fraction],
+    targets: Mapping[str, np.ndarray],
+    tables: Mapping[str, features.Table],
+    seeds: np.ndarray,
+) -> list[probe.Probe]:
+    """As `fit_convex`."""
+    train, valid = (jnp.asarray(tables[split].features) for split in ("train", "valid"))
+    fits = []
+    for fraction in drawn:
         # Early stopping must not depend on labels that the probe cannot learn.
-        valid = task.without(targets["valid"], ~fraction.trained)
+        known = task.without(targets["valid"], ~fraction.trained)
         fitted = probe.fit_seeds(
             task,
-            (train_x, targets["train"]),
-            (valid_x, valid),
-            fraction.subsets,
+            (train, targets["train"]),
+            (valid, known),
+            fraction.subsets[seeds],
             seed=config.seed,
             settings=config.probe,
             where=f" at {fraction.name} of the labels on {name} features",
         )
         log.say(
-            f"{name}, {fraction.name} of the labels ({fraction.subsets.shape[1]} records): best "
-            f"validation {', '.join(f'{x:.3f}' for x in fitted.score.tolist())} at epoch "
+            f"{name}, linear-adamw, {_size(fraction)}: best validation "
+            f"{', '.join(f'{x:.3f}' for x in fitted.score.tolist())} at epoch "
             f"{', '.join(map(str, fitted.best_epoch.tolist()))} of {config.probe.epochs}"
         )
-        logits = np.asarray(probe.logits(fitted, test_x))
-        subjects = tables["test"].subjects
-        judged = probe.judge(task, logits, targets["test"], subjects, fraction.trained)
-        figures |= {f"{fraction.name}/{key}": figure for key, figure in judged.items()}
-    return figures
+        fits.append(fitted)
+    return fits
+
+
+def _size(fraction: fractions.Fraction) -> str:
+    return f"{fraction.name} of the labels ({fraction.subsets.shape[1]} records)"
 
 
 def check_labels(task: probe.Task, targets_of: Mapping[str, np.ndarray]) -> None:
@@ -233,17 +283,61 @@ def check_labels(task: probe.Task, targets_of: Mapping[str, np.ndarray]) -> None
 def _print_labels(
     task: probe.Task,
     figures: Mapping[str, Mapping[str, Figure]],
-    fractions: Sequence[str],
+    shares: Sequence[str],
     test: np.ndarray,
 ) -> None:
-    """Print a row a label: test records, AUROC by encoder and fraction ("-" for none), gains.
-
-    test: targets [n, c].
-    """
+    """Print rows of labels for each encoder and protocol: test records, AUROC by fraction ("-"
+    for none). test: targets [n, c]."""
     rows = []
     for label, y in zip(task.names, test.T, strict=True):
-        cells = [by.get(f"{f}/auroc/{label}") for by in figures.values() for f in fractions]
-        values = [f"{x.values.mean():.3f}" if x is not None else "-" for x in cells]
-        rows.append([label, str((y >= 0).sum()), str((y == 1).sum()), *values])
-    heads = [f"{name} {f}" if f == fractions[0] else f for name in figures for f in fractions]
-    log.table(["AUROC, test split", "n", "positive", *heads], rows)
+        for name, by_key in figures.items():
+            cells = [by_key.get(f"{f}/auroc/{label}") for f in shares]
+            values = [f"{x.values.mean():.3f}" if x is not None else "-" for x in cells]
+            rows.append([label, str((y >= 0).sum()), str((y == 1).sum()), name, *values])
+    log.table(["AUROC, test split", "n", "positive", "encoder", *shares], rows)
+
+
+def _print_differences(
+    figure: str,
+    differences: Sequence[str],
+    shares: Sequence[str],
+    results: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Print a row for each difference of encoders: a figure with its interval by fraction."""
+
+    def cell(entry: Mapping[str, Any]) -> str:
+        low, high = entry.get("ci95") or (None, None)
+        value = log.number(entry["value"], "+.3f")
+        return f"{value} [{log.number(low, '+.3f')}, {log.number(high, '+.3f')}]"
+
+    rows = [[d, *(cell(results[f"{d}/test/{f}/{figure}"]) for f in shares)] for d in differences]
+    log.table([f"{figure}: paired difference", *shares], rows)
+
+
+PROTOCOLS = {"linear-convex": fit_convex, "linear-adamw": fit_adamw}
+
+
+def _check_protocols(config: Any) -> None:
+    if not config.protocols:
+        raise UserError(f"config.protocols: (): name at least one of {', '.join(PROTOCOLS)}")
+
+
+CHECKS = (
+    *probe.RULES,
+    checks.numbers("count", "", "untrained"),
+    checks.numbers("above 0", "", "inverse_penalties"),
+    checks.choices("protocols", PROTOCOLS),
+    _check_protocols,
+    checks.texts("", "encoders"),
+    checks.numbers("share", "encoder", "mean"),
+    checks.numbers("part", "encoder", "std"),
+    checks.numbers("part", "", "fractions"),
+    checks.texts("labels", "names uncertain_ones uncertain_zeros"),
+    corpus.check_source,
+    checks.files(
+        lambda config: (
+            corpus.file("data.source", config.data.source)
+            | {"encoder.weights": config.encoder.weights, "fractions_from": config.fractions_from}
+        )
+    ),
+)

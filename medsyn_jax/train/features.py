@@ -31,6 +31,19 @@ class Table:
     subjects: np.ndarray  # str [n]
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """The grey values of an image, reduced to `side` x `side`, as an encoder: the baseline that
+    tells how much of a label can be read off brightness and shape alone."""
+
+    side: int = 16
+    name: str = "pixels"
+
+    @property
+    def fingerprint(self) -> str:
+        return f"grey {self.side} x {self.side}"
+
+
 class Images:
     """A source of the images of one split, resized to `size`, without their reports."""
 
@@ -47,7 +60,7 @@ class Images:
 
 
 def table(
-    encoder: Encoder,
+    encoder: Encoder | Pixels,
     records: shards.Records,
     mesh: Mesh,
     folder: Path,
@@ -67,7 +80,10 @@ def table(
     stored = _read(path)
     if _on_every_process(stored is not None) and stored is not None:
         return stored
-    features = compute(encoder, records, mesh, batch_size, threads)
+    if isinstance(encoder, Pixels):
+        features = _pixels(encoder, records, batch_size)
+    else:
+        features = compute(encoder, records, mesh, batch_size, threads)
     computed = Table(features, labels(records), np.array(records.subjects()))
     if jax.process_index() == 0:
         _write(path, computed)
@@ -141,6 +157,14 @@ def _stored_pyramid(coarsest: int) -> Callable[[Encoder, jax.Array], tuple[jax.A
         return tuple(x.astype(jnp.bfloat16) for x in encoder.pyramid(images)[-coarsest:])
 
     return maps
+
+
+def _pixels(encoder: Pixels, records: shards.Records, count: int) -> np.ndarray:
+    """Grey values in [0, 1], float32 [n, side * side], of all records; `count` are read at once."""
+    images, n = Images(records, encoder.side), len(records)
+    rows = [np.arange(start, min(start + count, n)) for start in range(0, n, count)]
+    grey = np.concatenate([images.take(some)["image"] for some in rows])
+    return grey.reshape(n, -1).astype(np.float32) / 255
 
 
 def labels(records: shards.Records) -> np.ndarray:

@@ -123,8 +123,8 @@ def score(logits: Float[Array, "n c"], labels: Shaped[Array, "n ..."], kind: Kin
     return classify.mean_accuracy(logits, labels)
 
 
-def logits(probe: Probe, features: Float[Array, "n f"]) -> Float[Array, "s n c"]:
-    """Logits of every seed's layer."""
+def logits(probe: Any, features: Float[Array, "n f"]) -> Float[Array, "s n c"]:
+    """Logits of every seed's layer. probe: has kernel [s, f, c] and bias [s, c]."""
     exact = jax.lax.Precision.HIGHEST  # as in `fit`
     return jnp.einsum("nf,sfc->snc", features, probe.kernel, precision=exact) + probe.bias[:, None]
 
@@ -176,9 +176,9 @@ def fit(
         return Probe(kernel, bias, end.score, end.best_epoch, end.epoch)
 
     # Seed by seed, because each gathers its records: vmap would make s copies of the features.
-    moments = jax.lax.map(partial(_moments, features, standardize=settings.standardize), subsets)
+    scales = jax.lax.map(partial(moments, features, standardize=settings.standardize), subsets)
     with jax.default_matmul_precision("float32"):  # a TPU would multiply in bfloat16
-        return jax.vmap(one)(subsets, keys, *moments)
+        return jax.vmap(one)(subsets, keys, *scales)
 
 
 def fit_seeds(
@@ -214,12 +214,17 @@ def judge(
     test: np.ndarray,
     subjects: np.ndarray,
     trained: np.ndarray | None = None,
+    valid: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, Figure]:
-    """AUROC of each label and their mean (two classes: of the second), accuracy of classes.
+    """AUROC of each label and their mean, accuracy of classes; with `valid`, further figures.
+
+    Classes are judged one against the rest, of two classes the second alone. The further figures
+    are those of `metrics.label_figures`, at the threshold of the highest F1 in validation.
 
     outputs: logits [s, n, c]; test: targets [n, c] or classes [n]; trained: bool [c], the labels
-    that the probe was taught (default all). A label with one class only in the test split has no
-    AUROC. Labels that were not taught, and records of such a class, are left out.
+    that the probe was taught (default all); valid: outputs and targets of the validation split. A
+    label with one class only in the test split has no AUROC. Labels that were not taught, and
+    records of such a class, are left out.
     """
     figures = {}
     trained = np.ones(len(task.names), bool) if trained is None else trained
@@ -231,16 +236,30 @@ def judge(
             return np.stack([metrics.accuracy(p, test, w) for p in predicted], axis=1)
 
         figures["accuracy"] = estimates.figure(accuracies, test >= 0, subjects)
-        if len(task.names) > 2:
-            return figures
-        names, test = task.names[1:], test[:, None]
-        outputs = outputs[..., 1:] - outputs[..., :1]
-    else:
-        names = task.names
-    defined = np.flatnonzero(has_both(test))
-    names = [names[i] for i in defined]
-    aurocs = metrics.aurocs(outputs[..., defined], test[:, defined], names, subjects)
-    return figures | {f"auroc/{name}": figure for name, figure in aurocs.items()}
+    scores, labels = _columns(task, outputs, test, trained), task.columns_of(test)
+    judged = has_both(labels)
+    if test.ndim == 1 and len(task.names) == 2:
+        judged[0] = False  # the second class tells the same
+    chosen = np.flatnonzero(judged)
+    thresholds = None
+    if valid is not None:
+        known = task.columns_of(task.without(valid[1], ~trained))
+        of = _columns(task, valid[0], valid[1], trained)
+        each = [[metrics.best_threshold(x[:, i], known[:, i]) for i in chosen] for x in of]
+        thresholds = np.array(each).reshape(len(of), len(chosen))
+    names = [task.names[i] for i in chosen]
+    settings = (scores[..., chosen], labels[:, chosen], names, subjects, thresholds)
+    return figures | metrics.label_figures(*settings)
+
+
+def _columns(task: Task, outputs: np.ndarray, y: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Log-odds [s, n, c] of each label, or of each class against the other classes taught."""
+    if y.ndim == 2:
+        return outputs
+    outputs = np.where(trained, outputs, -np.inf)
+    others = (np.delete(outputs, i, axis=-1) for i in range(len(task.names)))
+    rest = np.stack([np.logaddexp.reduce(x, axis=-1) for x in others], axis=-1)
+    return np.where(trained, outputs - np.where(trained, rest, 0), -1e9)
 
 
 def _linear(key: Key[Array, ""], inputs: int, outputs: int) -> tuple[Array, Array]:
@@ -261,7 +280,7 @@ def _fold(layer: tuple[Array, Array], shift: Array, scale: Array) -> tuple[Array
     return kernel, layer[1] - shift @ kernel
 
 
-def _moments(features: Array, subset: Array, standardize: bool) -> tuple[Array, Array]:
+def moments(features: Array, subset: Array, standardize: bool) -> tuple[Array, Array]:
     """shift and scale [f] of the features over the records of `subset` (else 0 and 1)."""
     width = features.shape[1]
     if not standardize:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score, roc_auc_score
 
 from medsyn_jax.core import estimates, metrics
 
@@ -41,6 +41,41 @@ def test_auroc_of_one_class_is_nan(labels):
 
 def test_auroc_of_a_constant_score_is_one_half():
     assert metrics.auroc(np.zeros(6), np.array([0, 1, 1, 0, 0, 1])) == 0.5
+
+
+@pytest.mark.parametrize(("seed", "levels"), [(0, None), (1, 1), (2, 3)])
+def test_average_precision_is_sklearns_also_weighted_and_with_unknown_labels(seed, levels):
+    scores, labels = _case(seed, 200, levels)
+    labels[::7] = -1
+    known = labels >= 0
+    want = average_precision_score(labels[known], scores[known])
+    assert metrics.average_precision(scores, labels)[0] == pytest.approx(want, abs=1e-9)
+    weights = np.random.default_rng(0).integers(0, 3, (4, 200)).astype(np.float64)
+    for value, w in zip(metrics.average_precision(scores, labels, weights), weights, strict=True):
+        want = average_precision_score(labels[known], scores[known], sample_weight=w[known])
+        assert value == pytest.approx(want, abs=1e-9)
+
+
+def test_average_precision_of_one_class_is_nan_and_of_a_constant_score_the_share_of_positives():
+    assert np.isnan(metrics.average_precision(np.arange(3.0), np.zeros(3)))
+    assert np.isnan(metrics.average_precision(np.arange(3.0), np.ones(3)))
+    assert metrics.average_precision(np.zeros(4), np.array([1, 0, 0, 0])) == 0.25
+    without_positive = np.array([[0, 1, 1, 1.0]])
+    labels = np.array([1, 0, 0, 0])
+    assert np.isnan(metrics.average_precision(np.arange(4.0), labels, without_positive))
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.average_precision(np.array([0.1, np.nan]), np.array([0, 1]))
+
+
+@pytest.mark.parametrize("levels", [None, 2])
+def test_the_best_threshold_has_the_highest_f1(levels):
+    scores, labels = _case(5, 100, levels)
+    labels[::9] = -2
+    known = labels >= 0
+    best = max(f1_score(labels[known], scores[known] >= t) for t in scores)
+    chosen = metrics.best_threshold(scores, labels)
+    assert f1_score(labels[known], scores[known] >= chosen) == pytest.approx(best)
+    assert metrics.best_threshold(scores, np.minimum(labels, 0)) == 0
 
 
 def test_auroc_refuses_scores_that_are_not_finite():

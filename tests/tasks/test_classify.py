@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from configs.classify import get_config
 from medsyn_jax import main
@@ -15,8 +16,7 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.store import splits
 from medsyn_jax.models.weights import convert
 from medsyn_jax.tasks import classify
-from medsyn_jax.train import features, frozen, probe
-from medsyn_jax.train.fractions import label_subsets
+from medsyn_jax.train import features, fractions, frozen, probe
 from tests.train.runs import ingest_config, write_pairs, write_run
 
 NAMES = ("a", "b", "c")
@@ -43,6 +43,10 @@ def config_of(world: Path):
     return config
 
 
+def protocols_of(encoder: str) -> list[str]:
+    return [f"{encoder}/{protocol}" for protocol in ("linear-convex", "linear-adamw")]
+
+
 def task_of(kind: str, names: tuple[str, ...] = NAMES) -> probe.Task:
     policy = np.array([1, 0, -2][: len(names)], np.int8)
     return probe.Task(kind, names, np.arange(len(names)), policy, np.full_like(policy, -2))
@@ -59,24 +63,33 @@ def test_a_run_from_workdir_to_results(world, tmp_path, monkeypatch):
     text = (workdir / "results.json").read_text()
     results = json.loads(text, parse_constant=pytest.fail)  # NaN is not JSON
     assert results["task"] == "classify"
-    for encoder in ("pretrained", "random", "imagenet"):
-        for fraction in ("50%", "100%"):
+    metrics = results["metrics"]
+    for encoder in ("pretrained", "random", "imagenet", "pixels"):
+        for path in (f"{e}/test/{f}" for e in protocols_of(encoder) for f in ("50%", "100%")):
             for label in ("bright", "left", "mean"):
-                entry = results["metrics"][f"{encoder}/test/{fraction}/auroc/{label}"]
+                for figure in ("auroc", "auprc", "accuracy", "f1", "ece"):
+                    entry = metrics[f"{path}/{figure}/{label}"]
+                    assert entry["ci95"][0] <= entry["ci95"][1]
+                    assert len(entry["seeds"]) == 3
+                    assert 0 <= entry["value"] <= 1
+                entry = metrics[f"{path}/auroc/{label}"]
                 assert entry["ci95"][0] <= entry["value"] <= entry["ci95"][1]
-                assert len(entry["seeds"]) == 3
             # brightness can be read off any encoder, so the whole chain learns or is broken
-            assert results["metrics"][f"{encoder}/test/{fraction}/auroc/bright"]["value"] > 0.9
-            assert f"{encoder}/test/{fraction}/auroc/rare" not in results["metrics"]
-    assert results["metrics"]["random/test/100%/auroc/left"]["n"] < 40  # some are not mentioned
-    pair = [
-        results["metrics"][f"{e}/test/50%/auroc/mean"]["value"] for e in ("pretrained", "random")
-    ]
-    gain = results["metrics"]["pretrained-random/test/50%/auroc/mean"]["value"]
-    assert gain == pytest.approx(pair[0] - pair[1], abs=1e-9)
-    for label in ("bright", "left"):
-        gain = results["metrics"][f"pretrained-random/test/50%/auroc/{label}"]
-        assert gain["ci95"][0] <= gain["value"] <= gain["ci95"][1]
+            assert metrics[f"{path}/auroc/bright"]["value"] > 0.9
+            assert metrics[f"{path}/f1/bright"]["value"] > 0.7
+            assert f"{path}/auroc/rare" not in metrics
+    assert metrics["random/linear-adamw/test/100%/auroc/left"]["n"] < 40  # some are not mentioned
+    # The same records give the same fit; seeds of `random` are of three encoders.
+    for encoder, count in (("pretrained", 1), ("random", 3)):
+        entry = metrics[f"{encoder}/linear-convex/test/100%/ece/left"]
+        assert len(set(entry["seeds"])) == count
+    for other in ("random", "imagenet", "pixels"):
+        for protocol in ("linear-convex", "linear-adamw"):
+            end = f"{protocol}/test/50%/auroc/mean"
+            pair = [metrics[f"{e}/{end}"]["value"] for e in ("pretrained", other)]
+            gain = metrics[f"pretrained-{other}/{end}"]
+            assert gain["value"] == pytest.approx(pair[0] - pair[1], abs=1e-9)
+            assert gain["ci95"][0] <= gain["value"] <= gain["ci95"][1]
     _check_fractions(workdir / "fractions")
 
     monkeypatch.setattr(features, "compute", lambda *_: pytest.fail("features are on disk"))
@@ -125,6 +138,11 @@ def _check_fractions(folder: Path) -> None:
         ({"data.threads": -1}, "config.data.threads: -1: give a number of 0 or more"),
         ({"probe.epochs": 0}, "config.probe.epochs: 0: give a number above 0"),
         ({"seeds": 0}, "config.seeds: 0: give a number above 0"),
+        ({"untrained": 0}, "config.untrained: 0: give a whole number above 0"),
+        ({"protocols": ()}, r"config.protocols: \(\): name at least one of linear-convex"),
+        ({"protocols": ("svm",)}, "config.protocols: 'svm' is unknown: choose from linear-convex"),
+        ({"inverse_penalties": (0.0,)}, r"config.inverse_penalties: \(0.0,\): give numbers above"),
+        ({"encoders": ("nowhere",)}, "nowhere: .*`python -m medsyn_jax.main"),
         ({"probe.learning_rate": 1e30}, "config.probe.learning_rate: 1e\\+30: .* diverged"),
     ],
 )
@@ -136,11 +154,40 @@ def test_a_mistake_is_one_line_that_names_the_field(world, tmp_path, changes, me
     assert "\n" not in str(error.value)
 
 
+def test_encoders_are_compared_in_one_run(world, tmp_path, capsys):
+    """A run, and the same under another name: their difference is nothing but zero."""
+    copied = tmp_path / "again"
+    shutil.copytree(world / "run", copied)
+    config = config_of(world)
+    config.encoders = (str(world / "run"), str(copied))
+    config.protocols, config.fractions = ("linear-convex",), (0.5,)
+    main.run(config, tmp_path / "probe")
+    metrics = json.loads((tmp_path / "probe" / "results.json").read_text())["metrics"]
+    assert {name.split("/")[0] for name in metrics} == {
+        "run", "again", "random", "pixels", "run-again",
+        "run-random", "again-random", "run-pixels", "again-pixels",
+    }  # fmt: skip
+    end = "linear-convex/test/50%/auroc/mean"
+    assert metrics[f"run-again/{end}"]["ci95"] == [0, 0]
+    assert metrics[f"run-pixels/{end}"] == metrics[f"again-pixels/{end}"]
+    out = capsys.readouterr().out
+    (row,) = (line for line in out.splitlines() if line.startswith("run-again/linear-convex"))
+    assert row.split() == ["run-again/linear-convex", "+0.000", "[+0.000,", "+0.000]"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths():
+    config = get_config("smoke")
+    config.encoders = ("a/run", "b/run", "c/random", "d/other", "d/other")
+    names = classify._run_folders(config)
+    assert list(names) == ["a-run", "b-run", "c-random", "other"]
+    assert names["b-run"] == Path("b/run")
+
+
 def test_fractions_come_from_the_files_that_are_there(tmp_path):
     config, keys = get_config("smoke"), [f"k{i}" for i in range(10)]
 
     def drawn(run, known=keys):
-        return label_subsets(config, tmp_path / run, 0.5, known, None)
+        return fractions.label_subsets(config, tmp_path / run, 0.5, known, None)
 
     own = drawn("own")
     np.testing.assert_array_equal(drawn("own"), own)
@@ -192,7 +239,7 @@ def fractions_of(kind, targets, folder, shares=(0.5, 1.0)):
             path = folder / f"{share}%-seed{seed}.txt"
             splits.write_fraction(path, [keys[i] for i in rows])
     task = task_of(kind)
-    return classify.make_fractions(config, folder, task, targets, keys)
+    return fractions.draw(config, folder, task, targets, keys, keys)
 
 
 def test_a_label_that_a_seed_cannot_learn_is_left_out_of_a_fraction(tmp_path, capsys):
@@ -205,7 +252,13 @@ def test_a_label_that_a_seed_cannot_learn_is_left_out_of_a_fraction(tmp_path, ca
     half, whole = fractions_of("multilabel", targets, tmp_path)
     assert (half.name, half.trained.tolist()) == ("50%", [True, False, False])
     assert (whole.name, whole.trained.tolist()) == ("100%", [True, True, False])
-    err = capsys.readouterr().err
+    said = capsys.readouterr()
+    err = said.err
+    assert [line.split() for line in said.out.splitlines()[1:]] == [
+        ["a", "2", "/", "2", "4", "/", "4"],
+        ["b", "0-1", "/", "3-4", "1", "/", "7"],
+        ["c", "0", "/", "0", "0", "/", "0"],
+    ]
     assert (
         "50% of the labels: left out, not taught by its records: b (no positive for seed 1), c (no"
         in err
@@ -262,7 +315,8 @@ def test_what_is_not_taught_has_no_say_in_the_mean_nor_in_when_to_stop(world, tm
         found.append(json.loads((tmp_path / "-".join(names) / "results.json").read_text()))
     with_late, without = (x["metrics"] for x in found)
     assert not [name for name in with_late if "late" in name]
-    for name in (f"{e}/test/100%/auroc" for e in ("pretrained", "random", "pretrained-random")):
+    names = [f"{e}/test/100%/auroc" for e in protocols_of("pretrained") + protocols_of("random")]
+    for name in names:
         entry = with_late[f"{name}/mean"]
         assert entry["labels"] == 2
         both = [with_late[f"{name}/{label}"]["value"] for label in ("bright", "left")]
@@ -271,10 +325,14 @@ def test_what_is_not_taught_has_no_say_in_the_mean_nor_in_when_to_stop(world, tm
         assert entry["n"] == without[f"{name}/mean"]["n"]
     said = capsys.readouterr()
     assert said.err.count("100% of the labels: left out, not taught by its records: late (no") == 1
-    table = {line.split()[0]: line.split() for line in said.out.splitlines() if line}
-    assert table["late"] == ["late", "40", table["late"][2], *["-"] * 6]
-    left = with_late["random/test/100%/auroc/left"]
+    rows = [line.split() for line in said.out.splitlines()]
+    table = {row[0]: row for row in rows if row[3:4] == ["random/linear-convex"]}
+    assert (table["late"][1], table["late"][4:]) == ("40", ["-", "-"])
+    left = with_late["random/linear-convex/test/100%/auroc/left"]
     assert table["left"][1:3] == [str(left["n"]), str(left["positives"])]
+    # A label that is left out does not change the convex fit of the others.
+    for name in (name for name in names if "convex" in name):
+        assert with_late[f"{name}/left"]["value"] == pytest.approx(without[f"{name}/left"]["value"])
 
 
 def test_uncertain_is_never_an_answer_of_the_test_split():
@@ -325,6 +383,33 @@ def test_figures_of_labels_are_sklearns():
     assert figures["auroc/mean"].n == 60
 
 
+def test_figures_at_the_threshold_of_validation_are_sklearns():
+    rng = np.random.default_rng(2)
+    outputs, valid_outputs = rng.normal(size=(2, 2, 300, 2)).astype(np.float32)
+    test, valid = rng.choice([1, 0, -2], size=(2, 300, 2), p=[0.2, 0.7, 0.1]).astype(np.int8)
+    outputs, valid_outputs = outputs + np.maximum(test, 0), valid_outputs + np.maximum(valid, 0)
+    subjects, task = np.arange(300), task_of("multilabel", NAMES[:2])
+    figures = probe.judge(task, outputs, test, subjects, valid=(valid_outputs, valid))
+    for s in range(2):
+        known, seen = test[:, 1] >= 0, valid[:, 1] >= 0
+        y, x = test[known, 1], outputs[s, known, 1]
+        v, u = valid[seen, 1], valid_outputs[s, seen, 1]
+        best = max(np.unique(u), key=lambda t: f1_score(v, u >= t))
+        want = {
+            "auroc": roc_auc_score(y, x),
+            "auprc": average_precision_score(y, x),
+            "f1": f1_score(y, x >= best),
+            "accuracy": (y == (x >= best)).mean(),
+        }
+        for figure, value in want.items():
+            assert figures[f"{figure}/b"].values[s] == pytest.approx(value, abs=1e-9), figure
+        p = 1 / (1 + np.exp(-x.astype(np.float64)))
+        bins = [(p >= i / 15) & (p < (i + 1) / 15) for i in range(15)]
+        error = sum(b.mean() * abs(y[b].mean() - p[b].mean()) for b in bins if b.any())
+        assert figures["ece/b"].values[s] == pytest.approx(error, abs=1e-6)
+    assert figures["auprc/mean"].counts == {"labels": 2}
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_figures_of_classes(count):
     rng = np.random.default_rng(1)
@@ -341,4 +426,6 @@ def test_figures_of_classes(count):
         want = roc_auc_score(classes[known], scores)
         assert figures["auroc/b"].values == pytest.approx(want, abs=1e-9)
     else:
-        assert list(figures) == ["accuracy"]
+        odds = np.exp(outputs[0, known]) / np.exp(outputs[0, known]).sum(axis=1, keepdims=True)
+        want = roc_auc_score(classes[known], odds, multi_class="ovr")
+        assert figures["auroc/mean"].values == pytest.approx(want, abs=1e-6)

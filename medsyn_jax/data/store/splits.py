@@ -115,15 +115,25 @@ def check_leaks(records: Iterable[tuple[str, str, str]]) -> None:
             )
 
 
-def fraction(keys: Sequence[str], labels: np.ndarray | None, share: float, seed: int) -> list[str]:
-    """Draws a label fraction; for one seed, a smaller share lies within a larger one.
+def fraction(
+    keys: Sequence[str],
+    subjects: Sequence[str],
+    labels: np.ndarray,
+    share: float,
+    seed: int,
+) -> list[str]:
+    """Draws a label fraction by subject; for one seed, a smaller share lies within a larger one.
+
+    Subjects are grouped by their rarest positive label, the rarest group first, as in iterative
+    stratification (Sechidis et al. 2011). Each group is drawn in its own proportion. Of each label,
+    a positive and a negative record are drawn wherever there are any, if need be beyond the share.
 
     Args:
         keys: of the records to draw from.
-        labels: int[n] classes or int[n, l] labels in the order of `keys`. Where every record has
-            exactly one positive label, each class is drawn in its own proportion, at least one
-            record of it. Otherwise, or for None, labels play no part.
-        share: in (0, 1].
+        subjects: of the records, drawn as a whole.
+        labels: int[n] classes or int[n, l] labels (1, 0, negative = unknown), in the order of
+            `keys`; l may be 0.
+        share: of the records, in (0, 1].
         seed: of the draw.
 
     Returns:
@@ -131,13 +141,35 @@ def fraction(keys: Sequence[str], labels: np.ndarray | None, share: float, seed:
     """
     if not 0 < share <= 1:
         raise UserError(f"label fraction: {share}: must be above 0 and at most 1")
-    classes = _single_label(labels, len(keys))
-    order = sorted(range(len(keys)), key=lambda i: _digest(seed, f"fraction/{keys[i]}"))
-    chosen: set[int] = set()
-    for name in np.unique(classes):
-        members = [i for i in order if classes[i] == name]
-        chosen.update(members[: max(1, round(share * len(members)))])
-    return [key for i, key in enumerate(keys) if i in chosen]
+    if labels.ndim == 1:
+        labels = (labels[:, None] == np.unique(labels[labels >= 0])).astype(np.int8)
+    names, of = np.unique(np.asarray(subjects, str), return_inverse=True)
+    digests = [_digest(seed, f"fraction/{name}") for name in names.tolist()]
+    order = np.array(sorted(range(len(names)), key=digests.__getitem__), int)
+    has = np.zeros((2, len(names), labels.shape[1]), bool)  # a negative, a positive record
+    for value in (0, 1):
+        np.logical_or.at(has[value], of, labels == value)
+
+    counts = np.where(has[1], has[1].sum(axis=0), len(names) + 1)
+    none = np.full((len(names), 1), len(names))  # the last group: no positive label
+    group = np.concatenate([counts, none], axis=1).argmin(axis=1)
+    place = np.zeros(len(names))  # in [0, 1) within the group: below p lies a share of p
+    for number in np.unique(group):
+        members = order[group[order] == number]
+        shift = unit(seed, f"fraction/group {number}")
+        place[members] = (np.arange(len(members)) + shift) / len(members)
+    sides = has.sum(axis=1)
+    for value, label in sorted(np.ndindex(sides.shape), key=lambda side: sides[side]):
+        members = order[has[value, order, label]]
+        if len(members) and not (place[members] < 0).any():
+            place[members[place[members].argmin()]] = -1  # drawn in any case
+    first = order[np.argsort(place[order], kind="stable")]
+    wanted = max(1, round(share * len(keys)))
+    drawn = np.cumsum(np.bincount(of, minlength=len(names))[first])
+    chosen = np.zeros(len(names), bool)
+    chosen[first[: np.searchsorted(drawn, wanted) + 1]] = True
+    chosen |= place < 0
+    return [key for key, subject in zip(keys, of, strict=True) if chosen[subject]]
 
 
 def keys_path(directory: Path, split: str) -> Path:
@@ -263,14 +295,3 @@ def _weights(shares: Any) -> dict[str, float]:
         what = shortened(str(shares))
         raise UserError(f"split_shares: {what}: give train, valid and test, adding up to 1")
     return weights
-
-
-def _single_label(labels: np.ndarray | None, count: int) -> np.ndarray:
-    """int[n] classes; all 0 where labels play no part."""
-    if labels is not None and labels.ndim == 1:
-        return labels
-    if labels is not None and labels.shape[1] > 1:
-        positive = labels == 1
-        if np.all(positive.sum(axis=1) == 1):
-            return positive.argmax(axis=1)
-    return np.zeros(count, int)

@@ -1,4 +1,5 @@
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -88,42 +89,61 @@ def test_splits_that_make_no_sense_are_refused():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_fractions_are_nested_and_stratified(seed):
+def test_fractions_of_classes_are_nested_and_stratified(seed):
     keys = [f"k{i}" for i in range(1000)]
     labels = np.array([0] * 900 + [1] * 95 + [2] * 5)
-    one, ten, all_of_them = (splits.fraction(keys, labels, s, seed) for s in (0.01, 0.1, 1.0))
+    one, ten, all_of_them = (
+        splits.fraction(keys, keys, labels, share, seed) for share in (0.01, 0.1, 1.0)
+    )
     assert set(one) <= set(ten)
     assert all_of_them == keys
     by_key = dict(zip(keys, labels.tolist(), strict=True))
-    assert np.bincount([by_key[k] for k in ten]).tolist() == [90, 10, 1]
-    assert np.bincount([by_key[k] for k in one]).tolist() == [9, 1, 1]
+    counts = np.bincount([by_key[k] for k in ten])
+    assert counts.sum() == 100
+    assert np.abs(counts - [90, 9.5, 0.5]).max() <= 1
+    assert np.bincount([by_key[k] for k in one]).tolist() == [8, 1, 1]
     assert one == sorted(one, key=keys.index)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_fractions_of_several_labels_keep_subjects_whole_and_both_classes_of_each(seed):
+    """600 subjects of two records; a label of 3 subjects, one of which lacks the commonest."""
+    rng = np.random.default_rng(seed)
+    subjects = [f"s{i // 2}" for i in range(1200)]
+    keys = [f"k{i}" for i in range(1200)]
+    labels = (rng.random((1200, 5)) < [0.5, 0.2, 0.05, 0.0, 0.0]).astype(np.int8)
+    labels[rng.random(labels.shape) < 0.1] = -2
+    labels[:6, 3] = 1
+    labels[:, 4] = 1
+    labels[17, 4] = 0  # the only negative
+    drawn = [splits.fraction(keys, subjects, labels, x, seed) for x in (0.01, 0.02, 0.1, 0.5)]
+    for smaller, larger in pairwise(drawn):
+        assert set(smaller) < set(larger)
+    for share, chosen in zip((0.01, 0.02, 0.1, 0.5), drawn, strict=True):
+        rows = [int(key[1:]) for key in chosen]
+        assert len(rows) == 1200 * share
+        assert {r ^ 1 for r in rows} == set(rows)  # the other record of each subject
+        y = labels[rows]
+        assert ((y == 1).any(axis=0) & (y == 0).any(axis=0)).all()
+    y = labels[[int(key[1:]) for key in drawn[2]]]
+    expected = 0.1 * (labels == 1).sum(axis=0)
+    np.testing.assert_allclose((y == 1).sum(axis=0)[:3], expected[:3], rtol=0.25, atol=3)
+
+
 def test_a_fraction_depends_on_seed_and_keys_alone():
-    keys = [f"k{i}" for i in range(200)]
-    first = splits.fraction(keys, None, 0.1, 0)
-    splits.fraction(keys, None, 0.5, 9)
-    assert splits.fraction(keys, None, 0.1, 0) == first
-    assert set(splits.fraction(keys[::-1], None, 0.1, 0)) == set(first)
-    assert splits.fraction(keys, None, 0.1, 1) != first
+    keys, none = [f"k{i}" for i in range(200)], np.zeros((200, 0), np.int8)
+    first = splits.fraction(keys, keys, none, 0.1, 0)
+    splits.fraction(keys, keys, none, 0.5, 9)
+    assert splits.fraction(keys, keys, none, 0.1, 0) == first
+    assert set(splits.fraction(keys[::-1], keys[::-1], none, 0.1, 0)) == set(first)
+    assert splits.fraction(keys, keys, none, 0.1, 1) != first
     assert len(first) == 20
-
-
-def test_one_hot_labels_are_stratified_and_several_positives_are_not():
-    keys = [f"k{i}" for i in range(100)]
-    one_hot = np.eye(2, dtype=np.int8)[[0] * 90 + [1] * 10]
-    chosen = splits.fraction(keys, one_hot, 0.1, 0)
-    assert sum(int(key[1:]) >= 90 for key in chosen) == 1
-    several = one_hot.copy()
-    several[0] = 1
-    assert splits.fraction(keys, several, 0.1, 0) == splits.fraction(keys, None, 0.1, 0)
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
 def test_a_fraction_outside_its_range_is_refused(share):
     with pytest.raises(UserError, match="label fraction"):
-        splits.fraction(["a"], None, share, 0)
+        splits.fraction(["a"], ["a"], np.zeros((1, 0), np.int8), share, 0)
 
 
 def test_key_files_carry_their_hash(tmp_path):
