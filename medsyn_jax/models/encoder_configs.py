@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.models.resnet import EXPANSION
 from medsyn_jax.models.weights.files import read_object
 
 Config = Mapping[str, Any]
@@ -104,6 +105,19 @@ def agreed(
     if kind != "bert":
         _check_pixels(folder, config, settings, pixels or part, report)
     return settings
+
+
+def for_transformers(settings: Config) -> dict[str, Any]:
+    """The fields of config.json that describe an encoder to transformers; others keep its defaults.
+
+    settings: of `towers.image_encoder` or `towers.text_encoder`. `agreed` reads the same fields.
+    """
+    kind = settings.get("kind", "bert")
+    fields = {field: settings[name] for field, name in _FIELDS[kind].items()}
+    if kind == "resnet":
+        first = settings["width"] * EXPANSION[settings["block"]]
+        return fields | {"hidden_sizes": [first << stage for stage in range(4)]}
+    return fields | {"layer_norm_eps": settings["eps"]}
 
 
 def _of_transformers(config: Config, kind: str, file: Path) -> dict[str, tuple[str, Any]]:
