@@ -39,7 +39,9 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.imagenet = ""  # safetensors for the arm "imagenet"; empty: without this arm
     config.tasks = {  # of the config of this name: its figures, the one in the table
         "classify": _task("{encoder}/linear-convex/test/{fraction}/", "auroc/mean", "untrained"),
-        "segment": _task("{encoder}/test/{fraction}/", "dice/image", "encoder.untrained"),
+        "segment": _task(
+            "{encoder}/test/{fraction}/", "dice/per_set/with_empty", "encoder.untrained"
+        ),
         "detect": _task("{encoder}/test/{fraction}/", "map", "encoder.untrained"),
     }
     config.flags = dict.fromkeys(("ingest", "generate", "pretrain", *config.tasks), ())

@@ -91,7 +91,11 @@ def fake(monkeypatch):
             }
             for encoder in ("pretrained", "random")
             for share in ("50%", "100%")
-            for way, metric in (("linear-convex/", "auroc/mean"), ("", "dice/image"), ("", "map"))
+            for way, metric in (
+                ("linear-convex/", "auroc/mean"),
+                ("", "dice/per_set/with_empty"),
+                ("", "map"),
+            )
         }
         (folder / "results.json").write_text(json.dumps({"metrics": metrics}))
         (folder / "config.json").write_text(json.dumps({"versions": {}, "commit": "abc"}))
