@@ -197,3 +197,17 @@ def test_the_pyramid_of_a_vit_is_its_grid_of_patches(tmp_path):
     np.testing.assert_array_equal(grid[:, 1, 2], patches[:, 5])  # row 1, column 2 of three
     with pytest.raises(UserError, match=r"data.size: 32: the encoder is a ViT for 24 pixels"):
         encoder.pyramid(jnp.zeros((1, 32, 32), np.uint8))
+
+
+def test_pixels_are_the_grey_values_of_the_reduced_image(data, tmp_path):
+    records = shards.open_split(data, "test")
+    settings = {"batch_size": 5, "threads": 0}  # does not divide the records
+    got = features.table(features.Pixels(), records, meshes.make_mesh(), tmp_path, **settings)
+    assert got.features.shape == (len(records), 256)
+    assert got.features.dtype == np.float32
+    for row in (0, len(records) - 1):
+        whole = records[row]["image"].astype(np.float64) / 255
+        assert got.features[row].mean() == pytest.approx(whole.mean(), abs=0.02)
+    left = got.features.reshape(-1, 16, 16)[:, :, :8].mean((1, 2))
+    want = [records[i]["image"][:, : SIZE // 2].mean() / 255 for i in range(len(records))]
+    np.testing.assert_allclose(left, want, atol=0.03)
