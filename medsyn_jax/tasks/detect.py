@@ -47,9 +47,7 @@ def run(config: Any, workdir: Path) -> None:
         config, workdir, train.keys, train.subjects, train.positive, "box"
     )
     encoders = dense.encoders(config)
-    programs = {
-        each[0].pixels: make_programs(config, each[0], len(names)) for each in encoders.values()
-    }
+    programs = dense.by_preparation(encoders, partial(make_programs, config, classes=len(names)))
     outputs.write_config(workdir, config)
     parts = {split: part.arrays for split, part in data.items()}
     figures: dict[str, dict[str, Figure]] = {}

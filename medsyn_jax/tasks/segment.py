@@ -45,7 +45,7 @@ def run(config: Any, workdir: Path) -> None:
     check_masks(data, config)
     fractions = make_fractions(config, workdir, data["train"])
     encoders = dense.encoders(config)
-    programs = {each[0].pixels: make_programs(config, each[0]) for each in encoders.values()}
+    programs = dense.by_preparation(encoders, partial(make_programs, config))
     outputs.write_config(workdir, config)
     figures = {
         name: segment_by(config, programs[each[0].pixels], name, each, data, fractions, mesh)

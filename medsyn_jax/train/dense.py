@@ -170,6 +170,14 @@ def make_programs(
     )
 
 
+def by_preparation(
+    encoders: Mapping[str, Sequence[Encoder]], make: Callable[[Encoder], Programs]
+) -> dict[Any, Programs]:
+    """`Encoder.pixels` -> programs; encoders of one run differ in nothing else that is compiled."""
+    first = {each[0].pixels: each[0] for each in encoders.values()}
+    return {pixels: make(encoder) for pixels, encoder in first.items()}
+
+
 def fit_all(
     config: Any,
     programs: Programs,
