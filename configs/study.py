@@ -50,6 +50,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     if variant == "smoke":
         config.update({"steps": 8, "fractions": (0.5, 1.0), "seeds": 2})
         config.arms = {"convirt": REAL_OR_SYNTHETIC}
+        config.flags.ingest = ("ingest.phantom.subjects=40",)
         config.flags.generate = ("pipeline=assets/phantom-diffusion", "sampler.steps=2")
     if variant == "paper":
         config.update({"real": "data/mimic-cxr", "synthetic": "runs/generate-paper/shards"})

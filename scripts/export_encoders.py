@@ -53,7 +53,7 @@ tags: [chest-x-ray, medsyn_jax]
 ---
 # {title}
 
-{about} Its projection head is not part of this folder.
+{about} Projection heads are not part of this folder.
 
     {code}
 
@@ -181,7 +181,7 @@ def text_transformers(run: Run, folder: Path) -> str:
     over = "" if text["pooling"] == "cls" else " over the tokens without padding"
     sections = " and ".join(run.config["data"]["sections"])
     about = (
-        f"The text encoder of a pre-training on image-report pairs: a BERT (layers "
+        "The text encoder of a pre-training on image-report pairs: a BERT (layers "
         f"{text['layers']}, heads {text['heads']}, width {text['width']}), {vocab} word pieces, "
         f"{tree.size(weights):,} parameters."
     )
@@ -208,12 +208,13 @@ def text_transformers(run: Run, folder: Path) -> str:
 def _write_tokenizer(pair: frozen.Pair, folder: Path) -> None:
     """The tokenizer as it is, whatever class its folder named."""
     tokenizer = pair.tokenizer
-    cls, *_, sep = tokenizer.backend.encode("").ids
+    cls, sep = tokenizer.encode([""], 2)[0][0].tolist()
     tokens = {
         "cls_token": tokenizer.backend.id_to_token(cls),
         "sep_token": tokenizer.backend.id_to_token(sep),
         "unk_token": getattr(tokenizer.backend.model, "unk_token", None),
         "pad_token": tokenizer.pad_token,
+        "mask_token": "[MASK]" if tokenizer.backend.token_to_id("[MASK]") is not None else None,
     }
     tokenizer.backend.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": pair.tokens}
@@ -324,7 +325,7 @@ def _write_image_card(run: Run, folder: Path, library: str, name: str, *code: st
     names = names if image["kind"] == "vit" else ("block", "depths", "width")
     sizes = ", ".join(f"{n} {tuple(x) if isinstance(x := image[n], list) else x}" for n in names)
     about = (
-        f"The image encoder of a pre-training on image-report pairs: a "
+        "The image encoder of a pre-training on image-report pairs: a "
         f"{'ViT' if image['kind'] == 'vit' else 'ResNet'} ({sizes}, channels "
         f"{image['channels']}), {_features(run)} features, "
         f"{tree.size(pair.params['image']):,} parameters."

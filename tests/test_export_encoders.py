@@ -113,6 +113,12 @@ def test_our_import_takes_the_folders_for_the_same_encoders(tmp_path):
     ):
         np.testing.assert_array_equal(ours, theirs)
     assert tokenizer.pad_id == pair.tokenizer.pad_id
+    settings = json.loads((out / "text-transformers" / "tokenizer_config.json").read_text())
+    assert settings == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 12,
+        **{f"{name.lower()}_token": f"[{name}]" for name in ("CLS", "SEP", "UNK", "PAD", "MASK")},
+    }
     processor = json.loads((out / "image-transformers" / "preprocessor_config.json").read_text())
     # 32 of 40 pixels were enlarged to 48: the whole image to 60.
     assert processor["size"] == {"shortest_edge": 60}

@@ -1,6 +1,7 @@
 import pytest
 
 from medsyn_jax.core import files
+from medsyn_jax.core.errors import UserError
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
@@ -21,3 +22,24 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert [(p.name, p.read_text()) for p in path.parent.iterdir()] == [("table.txt", "new")]
+
+
+def test_a_new_folder_appears_whole_and_replaces_nothing(tmp_path):
+    path = tmp_path / "new" / "folder"
+
+    def write(fails=False):
+        with files.new_folder(path) as temporary:
+            (temporary / "table.txt").write_text("whole")
+            assert not path.exists() or not [*path.iterdir()]
+            if fails:
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        write(fails=True)
+    assert not [*path.parent.iterdir()]
+    path.mkdir()  # an empty folder holds nothing that could be lost
+    write()
+    assert (path / "table.txt").read_text() == "whole"
+    with pytest.raises(UserError, match="folder: is there already and is not overwritten"):
+        write()
+    assert [p.name for p in path.parent.iterdir()] == ["folder"]
