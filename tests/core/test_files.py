@@ -1,6 +1,9 @@
+import errno
+
 import pytest
 
 from medsyn_jax.core import files
+from medsyn_jax.core.errors import UserError
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
@@ -21,3 +24,22 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert [(p.name, p.read_text()) for p in path.parent.iterdir()] == [("table.txt", "new")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EDQUOT, "quota"),
+        RuntimeError("write failed: No space left on device"),  # as array_record has it
+        ValueError("open() [os_error_code='28']"),  # as TensorStore has it
+    ],
+)
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, error):
+    path = tmp_path / "table.txt"
+    with (
+        pytest.raises(UserError, match=f"^disk full: {path}: free some space"),
+        files.replaced(path),
+    ):
+        raise error
+    with pytest.raises(RuntimeError, match="another"), files.replaced(path):
+        raise RuntimeError("another")
