@@ -177,6 +177,24 @@ def clip_text(width: int, layers: int, heads: int) -> ConfigDict:
     )
 
 
+def scheduler(prediction: str) -> ConfigDict:
+    """The noise schedule of Stable Diffusion, in the fields of diffusers' scheduler_config.json."""
+    return ConfigDict(
+        {
+            "_class_name": "PNDMScheduler",
+            "num_train_timesteps": 1000,
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "prediction_type": prediction,
+            "skip_prk_steps": True,
+            "steps_offset": 1,
+            "set_alpha_to_one": False,
+            "clip_sample": False,
+        }
+    )
+
+
 def augment(
     size: int, area: tuple[float, float], jitter: tuple[float, float] = (1.0, 1.0)
 ) -> ConfigDict:

@@ -41,7 +41,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.train = common.schedule(epochs=8.0)
     config.train.patience = 0
     config.mesh = {"data": -1, "fsdp": 1}
-    # From here on: a training from scratch, with sizes as in the config.json files of diffusers.
+    # From here on: a training from scratch, in the fields of diffusers.
     config.autoencoder = {
         "batch_size": 8,
         "kl_weight": 1e-3,
@@ -60,18 +60,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.vae = common.vae(widths=(16, 32, 64), groups=8, size=64)
     config.unet = common.unet((64, 96, 128), (2, 3, 4), groups=16, context=128)
     config.text_encoder = common.clip_text(width=128, layers=2, heads=4)
-    config.scheduler = {
-        "_class_name": "PNDMScheduler",
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "prediction_type": "v_prediction",
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "set_alpha_to_one": False,
-        "clip_sample": False,
-    }
+    config.scheduler = common.scheduler("v_prediction")
     changes = {"smoke": _smoke, "paper": _paper}
     return changes.get(variant, lambda config: config)(config)
 

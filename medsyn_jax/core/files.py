@@ -9,21 +9,26 @@ from pathlib import Path
 
 from medsyn_jax.core.errors import UserError
 
+_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# TensorStore, array_record and safetensors raise errors of their own with one of these texts.
+_TEXTS = (*(f"os_error_code='{code}'" for code in _CODES), *map(os.strerror, _CODES))
+
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary path that replaces `path` at the end of the block, unless the block raises.
 
     Readers see the old file or the new one, never a part of it. A killed process leaves
-    `.<name>.<process>.tmp` behind. The folder of `path` is made.
+    `.<name>.<process>.tmp` behind. The folder of `path` is made. Raises UserError for a full disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with full_disk_is_user_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -49,12 +54,11 @@ def new_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def full_disk_is_user_error(path: Path | str) -> Iterator[None]:
     """Raise UserError where the block fails for want of space to write `path`."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     try:
         yield
-    except Exception as e:  # TensorStore, below Orbax, hides the code in the text of a ValueError
-        hidden = any(f"os_error_code='{code}'" in str(e) for code in codes)
-        if hidden or (isinstance(e, OSError) and e.errno in codes):
+    except Exception as e:
+        coded = isinstance(e, OSError) and e.errno in _CODES
+        if coded or any(text in str(e) for text in _TEXTS):
             raise UserError(
                 f"disk full: {path}: free some space and run the same command again; "
                 "everything that was complete has been kept"
@@ -64,5 +68,5 @@ def full_disk_is_user_error(path: Path | str) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by a text in UTF-8; UserError for a full disk."""
-    with full_disk_is_user_error(path), replaced(path) as temporary:
+    with replaced(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -22,7 +22,6 @@ import numpy as np
 from medsyn_jax.core import checks, log, outputs
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.files import full_disk_is_user_error
 from medsyn_jax.curation import quality
 from medsyn_jax.data.images import decode
 from medsyn_jax.data.loading import loader
@@ -114,8 +113,7 @@ def run(config: Any, workdir: Path) -> None:
     build.write(to, plan, make, jax.process_index(), jax.process_count(), meshes.wait_for_all)
     if first:
         if not card.is_written(to):
-            with full_disk_is_user_error(to):
-                card.write(to)
+            card.write(to)
         _write_results(workdir, to)
     log.say_cost("done")
 

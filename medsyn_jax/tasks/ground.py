@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medsyn_jax.core import checks, estimates, log, metrics, outputs
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.files import full_disk_is_user_error, replaced
+from medsyn_jax.core.files import replaced
 from medsyn_jax.data.images import decode
 from medsyn_jax.data.store import card, shards
 from medsyn_jax.train import checkpoint, corpus, frozen
@@ -56,7 +56,7 @@ def run(config: Any, workdir: Path) -> None:
         means = dict(zip(fields, values.mean(axis=0).tolist(), strict=True))
         results[f"test/mean/{figure}"] = means | {"n": len(entries)}
     path = workdir / "heat_maps.png"
-    with full_disk_is_user_error(path), replaced(path) as temporary:
+    with replaced(path) as temporary:
         sheet(rows).save(temporary, "PNG")
     outputs.write_results(workdir, "ground", results)
     log.say(f"heat maps: {path}")

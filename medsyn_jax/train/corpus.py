@@ -76,20 +76,22 @@ def tokenizer(
     return own
 
 
-def check_leaks(
-    training: Sequence[tuple[str, loader.Source]], held_out: Sequence[loader.Source]
-) -> None:
-    """Raises UserError for a training source, by its name, with a subject that the first source
-    holds out, under whatever split."""
-    if len(training) == 1:
+def check_leaks(sources: Sequence[str], folders: Sequence[Path]) -> None:
+    """Raises UserError for a training split with a subject that the first source holds out.
+
+    sources: their names. folders: of their shards.
+    """
+    if len(folders) == 1:
         return
-    subjects = {subject for source in held_out for subject in source.subjects()}
-    for name, source in training[1:]:
-        both = sorted(subjects.intersection(source.subjects()))
+    parts = shards.describe(folders[0])["splits"]
+    kept = [s for s in ("valid", "test") if parts.get(s, {}).get("records")]
+    subjects = {x for s in kept for x in shards.open_split(folders[0], s).subjects()}
+    for name, folder in zip(sources[1:], folders[1:], strict=True):
+        both = sorted(subjects.intersection(shards.open_split(folder, "train").subjects()))
         if both:
             raise UserError(
                 f"config.data.sources: {name} trains on {len(both)} subjects, such as {both[0]}, "
-                f"that {training[0][0]} holds out for validation or test: ingest it with the same "
+                f"that {sources[0]} holds out for validation or test: ingest it with the same "
                 "splits"
             )
 

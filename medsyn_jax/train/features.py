@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from medsyn_jax.core import log
-from medsyn_jax.core.files import full_disk_is_user_error, replaced
+from medsyn_jax.core.files import replaced
 from medsyn_jax.data.images import decode
 from medsyn_jax.data.loading import loader
 from medsyn_jax.data.store import shards
@@ -182,7 +182,7 @@ def _read(path: Path) -> Table | None:
 
 
 def _write(path: Path, computed: Table) -> None:
-    with full_disk_is_user_error(path), replaced(path) as temporary, temporary.open("wb") as f:
+    with replaced(path) as temporary, temporary.open("wb") as f:
         np.savez(f, **vars(computed))
 
 

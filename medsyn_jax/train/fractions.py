@@ -10,7 +10,6 @@ import numpy as np
 
 from medsyn_jax.core import log
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.files import full_disk_is_user_error
 from medsyn_jax.data.store import splits
 from medsyn_jax.train import probe
 
@@ -152,8 +151,7 @@ def label_subsets(
         drawn = splits.fraction(keys, subjects, labels, share, seed)
         chosen.append([row_of[key] for key in drawn])
         if jax.process_index() == 0:
-            with full_disk_is_user_error(path):
-                splits.write_fraction(path, drawn)
+            splits.write_fraction(path, drawn)
     padded = np.full((len(chosen), max(map(len, chosen))), -1, np.int32)
     for row, rows in zip(padded, chosen, strict=True):
         row[: len(rows)] = rows

@@ -99,12 +99,14 @@ def prepare(
     """Folders of shards of `config.data.sources`, ingested where necessary, and the tokenizer.
 
     tokenizer: its folder; if empty, a WordPiece is trained on the reports and kept in `workdir`.
+    Raises UserError for a source that trains on held-out subjects of the first one.
     """
     settings = config.data
     folders = [
         corpus.prepare(name, config.ingest, workdir.parent / "data", f"source {i}")
         for i, name in enumerate(settings.sources)
     ]
+    corpus.check_leaks(settings.sources, folders)
     words = (settings.sections, settings.vocab_size, settings.tokens)
     folder = tokenizer or corpus.tokenizer(workdir / "tokenizer", folders, *words)
     return folders, tokenizers.load(folder)

@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 
 from medsyn_jax.core import files
@@ -43,3 +45,22 @@ def test_a_new_folder_appears_whole_and_replaces_nothing(tmp_path):
     with pytest.raises(UserError, match="folder: is there already and is not overwritten"):
         write()
     assert [p.name for p in path.parent.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EDQUOT, "quota"),
+        RuntimeError("write failed: No space left on device"),  # as array_record has it
+        ValueError("open() [os_error_code='28']"),  # as TensorStore has it
+    ],
+)
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, error):
+    path = tmp_path / "table.txt"
+    with (
+        pytest.raises(UserError, match=f"^disk full: {path}: free some space"),
+        files.replaced(path),
+    ):
+        raise error
+    with pytest.raises(RuntimeError, match="another"), files.replaced(path):
+        raise RuntimeError("another")

@@ -16,6 +16,7 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.store import shards
 from medsyn_jax.models.diffusion import pipeline
 from medsyn_jax.tasks import finetune_diffusion
+from tests.train.runs import write_swapped
 
 
 def smoke():
@@ -113,6 +114,17 @@ def test_a_wrong_setting_is_one_line(tmp_path, field, value, message):
         main.run(config, tmp_path)
     assert "\n" not in str(found.value)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_source_that_trains_on_held_out_subjects_is_refused(tmp_path):
+    """Of the test split, too: no figure of this run, but the images are judged against it."""
+    real, other = write_swapped(tmp_path / "own", "test")
+    config = smoke()
+    config.data.update({"sources": (str(real), str(other)), "weights": (1.0, 1.0)})
+    config.ingest.pairs.update({"subject": "subject", "split": "split"})
+    says = rf"{other} trains on 6 subjects, such as p\d+, that {real} holds out for validation or"
+    with pytest.raises(UserError, match=says):
+        main.run(config, tmp_path / "run")
 
 
 def test_an_image_is_brought_to_the_range_of_the_autoencoder():

@@ -6,8 +6,8 @@ and one with all that is unusual at once.
 
 import json
 import re
+import shutil
 from pathlib import Path
-from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from medsyn_jax import main
 from medsyn_jax.core import outputs, tree
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.loading import loader
+from medsyn_jax.data.store import shards
 from medsyn_jax.data.text import tokenizers
 from medsyn_jax.models import towers
 from medsyn_jax.models.weights import convert, files
@@ -25,7 +26,8 @@ from medsyn_jax.tasks import pretrain
 from medsyn_jax.train import corpus
 from medsyn_jax.train import state as states
 from medsyn_jax.train.checkpoint import Checkpoints
-from tests.train.runs import write_pairs
+from medsyn_jax.train.run import prepare
+from tests.train.runs import write_pairs, write_swapped
 
 FIGURES = {
     f"test/{way}/{figure}"
@@ -281,17 +283,26 @@ def test_jax_sees_the_devices_of_this_file():
     assert jax.device_count() == 8
 
 
-def test_a_source_that_trains_on_held_out_subjects_is_refused():
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_source_that_trains_on_held_out_subjects_is_refused(tmp_path, split):
     """A synthetic set, say, whose own splits put subjects of the real test split into train."""
+    real, other = write_swapped(tmp_path / "own", split)
+    config = plain_config()
+    config.data.update({"sources": (str(real), str(other)), "weights": (1.0, 1.0)})
+    config.ingest.pairs.update({"subject": "subject", "split": "split"})
+    says = rf"{other} trains on 6 subjects, such as p\d+, that {real} holds out for validation or"
+    with pytest.raises(UserError, match=says):
+        main.run(config, tmp_path / "run")
 
-    def split(*subjects: str) -> Mock:
-        return Mock(spec=loader.Source, subjects=lambda: list(subjects))
 
-    real, held = ("real", split("a", "b")), (split("c"), split("d"))
-    corpus.check_leaks([real, ("synthetic", split("a", "x"))], held)
-    for leak in ("c", "d"):
-        with pytest.raises(UserError, match=f"synthetic trains on 1 .*such as {leak}, that"):
-            corpus.check_leaks([real, ("synthetic", split("a", leak))], held)
+def test_a_source_with_the_same_splits_may_hold_the_same_subjects(tmp_path):
+    real = write_pairs(tmp_path / "own")
+    config = plain_config()
+    config.data.sources = (str(real), str(shutil.copy(real, tmp_path / "own" / "more.csv")))
+    config.ingest.pairs.update({"subject": "subject", "split": "split"})
+    folders, _ = prepare(config, tmp_path / "run", "")
+    assert len(set(folders)) == 2
+    assert len({tuple(shards.open_split(f, "train").subjects()) for f in folders}) == 1
 
 
 def test_the_tokenizer_is_learned_from_all_sources(world, tmp_path, capsys):

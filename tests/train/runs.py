@@ -53,6 +53,15 @@ def write_pairs(folder: Path, count: int = 60) -> Path:
     return folder / "pairs.csv"
 
 
+def write_swapped(folder: Path, split: str) -> tuple[Path, Path]:
+    """`write_pairs`, and the same table with this split and train exchanged."""
+    path = write_pairs(folder)
+    text = path.read_text().replace(",train,", ",old,")
+    other = folder / f"{split}.csv"
+    other.write_text(text.replace(f",{split},", ",train,").replace(",old,", f",{split},"))
+    return path, other
+
+
 def ingest_config():
     config = get_config("pairs").ingest
     config.update({"size": SIZE, "workers": 1})

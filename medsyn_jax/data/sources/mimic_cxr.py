@@ -1,11 +1,11 @@
 """The source `mimic_cxr`: MIMIC-CXR-JPG 2.x (Johnson et al. 2019) in its own layout."""
 
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medsyn_jax.core.errors import RejectedRecord, UserError, shortened
 from medsyn_jax.data.sources import records, tables
@@ -31,55 +31,71 @@ LABELS = (
 make = records.make
 
 
+class Image(NamedTuple):
+    """An image as the tables describe it."""
+
+    key: str  # its path without `files/` and without suffix
+    study: str  # the path of its report, as the key
+    subject: str
+    split: str
+    labels: tuple[int, ...]
+    view: str
+
+
 def list_items(config: Any) -> Listing:
     """All images with the official split.
 
     `config.path` holds `mimic-cxr-2.0.0-{metadata,split,chexpert}.csv.gz` and `files/`; the reports
     (`files/p10/p10000032/s50414267.txt`) lie there too, or under `config.mimic_cxr.reports`.
-    Keys are the image paths without `files/` and without suffix. No image is opened and no file
-    asked for one by one: a missing one is rejected when its record is made.
+    No image is opened and no file asked for one by one: a missing one is rejected when its record
+    is made.
 
     Raises:
       UserError: a table is missing or broken, or no image or no report lies where it should.
     """
     root = Path(config.path)
-    listing = read_tables(root, config.frontal_only)
-    if not listing.items:
+    images, rejects, dropped = read_tables(root, config.frontal_only)
+    if not images:
         path = table_path(root, "metadata")
         raise UserError(f"mimic_cxr: {path}: lists no usable image: check the file")
-    keys = [item.key for item in listing.items]
-    suffixes = (".jpg", ".png", ".dcm")
-    images, suffix = _find_files(keys, (root / "files", root), suffixes, "image", "path")
-    folder = config.get("mimic_cxr", {}).get("reports") or root
-    reports = find_reports([study_of(key) for key in keys], folder, "mimic_cxr.reports")
+    keys, suffixes = [image.key for image in images], (".jpg", ".png", ".dcm")
+    folder, suffix = _find_files(keys, (root / "files", root), suffixes, "image", "path")
+    home = config.get("mimic_cxr", {}).get("reports") or root
+    reports = find_reports([image.study for image in images], home, "mimic_cxr.reports")
     items = [
-        dataclasses.replace(
-            item,
-            image=f"{images}/{item.key}{suffix}",
-            report_path=sys.intern(f"{reports}/{study_of(item.key)}.txt"),
+        Item(
+            key=image.key,
+            subject=image.subject,
+            split=image.split,
+            image=f"{folder}/{image.key}{suffix}",
+            labels=image.labels,
+            view=image.view,
+            report_path=sys.intern(f"{reports}/{image.study}.txt"),
         )
-        for item in listing.items
+        for image in images
     ]
-    return dataclasses.replace(listing, items=items)
+    return Listing(items, LABELS, rejects, dropped)
 
 
-def read_tables(root: Path, frontal_only: bool) -> Listing:
-    """What the tables tell of the images: items without the paths of image and report.
+def read_tables(
+    root: Path, frontal_only: bool
+) -> tuple[list[Image], list[tuple[str, str]], dict[str, int]]:
+    """The images in the tables, the rejects and what is left out, as in `Listing`.
 
     Raises:
       UserError: a table is missing or broken.
     """
-    homes, labels = _splits(root), _labels(root)
+    homes, labels, unknown = _splits(root), _labels(root), (UNKNOWN,) * len(LABELS)
     path = table_path(root, "metadata")
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition")
-    items: dict[str, Item] = {}
+    images: dict[str, Image] = {}
     rejects: list[tuple[str, str]] = []
     laterals = 0
     with tables.read(path, columns) as (header, rows):
+        pick = itemgetter(*map(header.index, columns))
         for number, row in rows:
             try:
-                fields = tables.fields(header, row)
-                dicom, subject, study, view = (fields[name] for name in columns)
+                dicom, subject, study, view = pick(tables.cells(header, row))
                 if frontal_only and view not in ("PA", "AP"):
                     laterals += 1
                     continue
@@ -88,20 +104,19 @@ def read_tables(root: Path, frontal_only: bool) -> Listing:
                 if dicom not in homes:
                     raise RejectedRecord(f"dicom_id {shortened(dicom)} is not in the split table")
                 key = key_of(f"p{subject[:2]}/p{subject}/s{study}/{dicom}")
-                if key in items:
+                if key in images:
                     raise RejectedRecord(f"dicom_id {shortened(dicom)} is listed twice")
-                items[key] = Item(
-                    key=key,
-                    subject=sys.intern(subject),
-                    split=homes[dicom],
-                    image="",
-                    labels=labels.get(study, (UNKNOWN,) * len(LABELS)),
-                    view=view if view in ("PA", "AP") else "",
+                images[key] = Image(
+                    key,
+                    sys.intern(key.rpartition("/")[0]),
+                    sys.intern(subject),
+                    homes[dicom],
+                    labels.get(study, unknown),
+                    view if view in ("PA", "AP") else "",
                 )
             except RejectedRecord as error:
                 rejects.append((f"row-{number}", f"{path}: row {number}: {error}"))
-    dropped = {NOT_FRONTAL: laterals} if laterals else {}
-    return Listing([*items.values()], LABELS, rejects, dropped)
+    return [*images.values()], rejects, {NOT_FRONTAL: laterals} if laterals else {}
 
 
 def table_path(root: Path, name: str) -> Path:
@@ -109,11 +124,6 @@ def table_path(root: Path, name: str) -> Path:
     path = root / f"mimic-cxr-2.0.0-{name}.csv.gz"
     plain = path.with_suffix("")
     return plain if plain.is_file() and not path.is_file() else path
-
-
-def study_of(key: str) -> str:
-    """The study of an image, as the path of its report without suffix."""
-    return key.rpartition("/")[0]
 
 
 def find_reports(studies: Sequence[str], folder: Path | str, setting: str) -> Path:
@@ -128,11 +138,11 @@ def _splits(root: Path) -> dict[str, str]:
     path = table_path(root, "split")
     names = {"train": "train", "validate": "valid", "test": "test"}
     homes = {}
-    for number, fields in tables.rows(path, ("dicom_id", "split")):
-        if fields["split"] not in names:
+    for number, (dicom, split) in tables.columns(path, ("dicom_id", "split")):
+        if split not in names:
             where = f"{path}: row {number}"
             raise UserError(f"broken table: {where}: expected train, validate or test")
-        homes[fields["dicom_id"]] = names[fields["split"]]
+        homes[dicom] = names[split]
     return homes
 
 
@@ -141,12 +151,12 @@ def _labels(root: Path) -> dict[str, tuple[int, ...]]:
     path = table_path(root, "chexpert")
     labels = {}
     same: dict[tuple[int, ...], tuple[int, ...]] = {}  # few of the combinations differ
-    for number, fields in tables.rows(path, ("study_id", *LABELS)):
+    for number, (study, *cells) in tables.columns(path, ("study_id", *LABELS)):
         try:
-            values = tables.labels(fields, LABELS)
+            values = tables.label_values(cells, LABELS)
         except RejectedRecord as error:
             raise UserError(f"broken table: {path}: row {number}: {error}") from None
-        labels[fields["study_id"]] = same.setdefault(values, values)
+        labels[study] = same.setdefault(values, values)
     return labels
 
 

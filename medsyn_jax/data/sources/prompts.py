@@ -219,31 +219,30 @@ def from_mimic(
         UserError: a table or the reports are missing, or a table is broken.
     """
     root = Path(root)
-    listing = mimic_cxr.read_tables(root, frontal_only=True)
-    rejects = listing.rejects
-    if not listing.items:
+    listed, rejects, _ = mimic_cxr.read_tables(root, frontal_only=True)
+    if not listed:
         first = f", first: {rejects[0][1]}" if rejects else ""
         raise UserError(f"prompts: {root}: its tables list no frontal image{first}: check them")
-    images = [item for item in listing.items if item.split in wanted][: limit or None]
+    images = [image for image in listed if image.split in wanted][: limit or None]
     if not images:
         raise UserError(f"prompts: {root}: no frontal image in the splits {', '.join(wanted)}")
-    studies = [*dict.fromkeys(mimic_cxr.study_of(item.key) for item in images)]
+    studies = [*dict.fromkeys(image.study for image in images)]
     place = mimic_cxr.find_reports(studies, folder or root, "data.reports")
     with futures.ThreadPoolExecutor(32) as pool:  # a network disk may take its time for each
         texts = pool.map(lambda study: _report(f"{place / study}.txt"), studies)
         by_study = dict(zip(studies, texts, strict=True))
     items = []
-    for item in images:
-        report = by_study[mimic_cxr.study_of(item.key)]
+    for image in images:
+        report = by_study[image.study]
         if isinstance(report, RejectedRecord):
-            rejects.append((item.key, str(report)))
+            rejects.append((image.key, str(report)))
             continue
         parts = reports.sections(report)
         main = {n: reports.clean(parts.get(n, "")) for n in ("findings", "impression")}
         text = reports.select_text(**main, report=report, sections=tuple(sections))
-        more = {**main, "labels": item.labels, "view": item.view}
-        items.append(Prompt(item.key, item.subject, item.split or "", text, report, **more))
-    return Prompts(items, listing.label_names, rejects)
+        more = {**main, "labels": image.labels, "view": image.view}
+        items.append(Prompt(image.key, image.subject, image.split, text, report, **more))
+    return Prompts(items, mimic_cxr.LABELS, rejects)
 
 
 def _report(path: str) -> str | RejectedRecord:

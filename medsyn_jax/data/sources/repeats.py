@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medsyn_jax.data.store.writer import write_text
+from medsyn_jax.core.files import write_text
 from medsyn_jax.data.text import reports
 
 _FEW_WORDS = 5  # a text of so many may well be that of many reports

@@ -4,11 +4,11 @@ import contextlib
 import csv
 import gzip
 import io
-import itertools
 import math
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,26 +21,18 @@ LABEL_VALUES = {
     **dict.fromkeys(("-1", "-1.0"), UNCERTAIN),
     **dict.fromkeys(("", "-2", "-2.0"), UNKNOWN),
 }
+_UNREADABLE = (OSError, EOFError, zlib.error)
 # What pandas and spreadsheets write into an empty cell.
 _MISSING = {"nan", "NaN", "NAN", "None", "none", "null", "NULL", "N/A", "n/a", "NA", "<NA>", "#N/A"}
 
 Value = TypeVar("Value")
 
 
-def _lines(path: Path, stream: Iterable[bytes]) -> Iterator[str]:
-    """Text lines; bytes that are not UTF-8 become lone surrogates, for `_garbled`."""
+def _opened(path: Path) -> io.TextIOWrapper:
+    """Text in lines; bytes that are not UTF-8 become lone surrogates, for `_garbled`."""
+    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        for number, line in enumerate(stream):
-            if number == 0:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            yield line.decode("utf-8", "surrogateescape")
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from None
-
-
-def _opened(path: Path) -> io.BufferedIOBase:
-    try:
-        return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+        return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     except FileNotFoundError:
         raise UserError(f"no table: {path} does not exist: check the path") from None
     except OSError as error:
@@ -56,9 +48,8 @@ def _garbled(text: str) -> bool:
     return any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
-def fields(header: list[str], row: list[str]) -> dict[str, str]:
-    """A row by column name, '' for `nan`, `None`, `N/A` and the like. The name '' stands for no
-    column and is always '', even where a column has no name, as pandas' index has none.
+def cells(header: list[str], row: list[str]) -> list[str]:
+    """The cells of a row, '' for `nan`, `None`, `N/A` and the like.
 
     Raises:
       RejectedRecord: the row has the wrong length, or bytes that are not UTF-8.
@@ -69,20 +60,28 @@ def fields(header: list[str], row: list[str]) -> dict[str, str]:
         for name, cell in zip(header, row, strict=True):
             if _garbled(cell):
                 raise RejectedRecord(f"column {shortened(name)!r} is not UTF-8 text")
-    if not _MISSING.isdisjoint(row):
-        row = ["" if cell in _MISSING else cell for cell in row]
-    cells = dict(zip(header, row, strict=True))
-    cells[""] = ""
-    return cells
+    return row if _MISSING.isdisjoint(row) else ["" if cell in _MISSING else cell for cell in row]
+
+
+def fields(header: list[str], row: list[str]) -> dict[str, str]:
+    """`cells` by column name. The name '' stands for no column and is always '', even where a
+    column has no name, as pandas' index has none."""
+    return dict(zip(header, cells(header, row), strict=True)) | {"": ""}
 
 
 def labels(fields: Mapping[str, str], names: Sequence[str]) -> tuple[int, ...]:
     """The values of label columns; raises RejectedRecord for a cell that is no label."""
+    return label_values([fields[name] for name in names], names)
+
+
+def label_values(cells: Sequence[str], names: Sequence[str]) -> tuple[int, ...]:
+    """As `labels`, of the cells of the columns `names`."""
     try:
-        return tuple([LABEL_VALUES[fields[name].strip()] for name in names])
+        return tuple(map(LABEL_VALUES.__getitem__, map(str.strip, cells)))
     except KeyError:
-        name = next(name for name in names if fields[name].strip() not in LABEL_VALUES)
-        value = shortened(fields[name])
+        pairs = zip(names, cells, strict=True)
+        name, cell = next((n, c) for n, c in pairs if c.strip() not in LABEL_VALUES)
+        value = shortened(cell)
         raise RejectedRecord(f"column {name!r}: {value!r} is not 1, 0, -1 or empty") from None
 
 
@@ -100,27 +99,40 @@ def number(text: str, what: str) -> float:
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields (line number, text) of a list in a text file, without blank lines and outer spaces;
     raises UserError for a file that is missing, unreadable, or not UTF-8."""
-    with _opened(path) as stream:
-        for number, line in enumerate(_lines(path, stream), 1):
-            if _garbled(line):
-                raise UserError(f"not a UTF-8 list: {path}: line {number}: save it in UTF-8")
-            if line.strip():
-                yield number, line.strip()
+    with _opened(path) as text:
+        try:
+            for number, line in enumerate(text, 1):
+                if _garbled(line):
+                    raise UserError(f"not a UTF-8 list: {path}: line {number}: save it in UTF-8")
+                if line.strip():
+                    yield number, line.strip()
+        except _UNREADABLE as error:
+            raise _unreadable(path, error) from None
 
 
 def rows(
     path: Path, wanted: Iterable[str] | Mapping[str, str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields row numbers and `fields` of a table; raises UserError as `read`, and for a row of the
-    wrong length or encoding."""
+    """Yields row numbers and the wanted columns, as `fields`; raises UserError as `columns`."""
+    for number, wanted_cells in columns(path, wanted):
+        yield number, {"": "", **dict(zip(wanted, wanted_cells, strict=True))}
+
+
+def columns(
+    path: Path, wanted: Iterable[str] | Mapping[str, str]
+) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yields row numbers and the cells of the wanted columns; raises UserError as `read`, and for a
+    row of the wrong length or encoding."""
     with read(path, wanted) as (header, table):
+        places = [header.index(name) for name in wanted]
+        pick = itemgetter(*places) if len(places) > 1 else lambda row: [row[i] for i in places]
         for number, row in table:
             try:
-                row_fields = fields(header, row)
+                row = cells(header, row)
             except RejectedRecord as error:
                 where = f"{path}: row {number}"
                 raise UserError(f"broken table: {where}: {error}: mend the table") from None
-            yield number, row_fields
+            yield number, pick(row)
 
 
 def grouped(
@@ -171,16 +183,16 @@ def read(
 
     Yields:
       The column names, and an iterator over (row number, fields). The head line is row 1, blank
-      rows are passed over but counted. Rows may be of wrong length or encoding, see `fields`.
+      rows are passed over but counted. Rows may be of wrong length or encoding, see `cells`.
 
     Raises:
       UserError: the file is missing, unreadable, empty, not a table, or lacks a wanted column.
     """
-    stream = _opened(path)
+    text = _opened(path)
     csv.field_size_limit(sys.maxsize)  # one report can be longer than the default 128 KiB
     tabs = path.name.removesuffix(".gz").endswith(".tsv")
-    with stream:
-        reader = csv.reader(_lines(path, stream), delimiter="\t" if tabs else ",", strict=True)
+    with text:
+        reader = csv.reader(text, delimiter="\t" if tabs else ",", strict=True)
         yield _header(path, reader, wanted), _numbered(path, reader)
 
 
@@ -191,6 +203,8 @@ def _header(path: Path, reader, wanted: Iterable[str] | Mapping[str, str]) -> li
         raise UserError(f"empty table: {path}: expected a head line of column names") from None
     except csv.Error as error:
         raise UserError(f"broken table: {path}: line 1: {error}: mend the quotes") from None
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
     if any(_garbled(name) or "\0" in name for name in header):
         raise UserError(f"not a UTF-8 table: {path}: line 1: save it as CSV in UTF-8")
     twice = {name for name in header if name and header.count(name) > 1}
@@ -206,13 +220,13 @@ def _header(path: Path, reader, wanted: Iterable[str] | Mapping[str, str]) -> li
 
 
 def _numbered(path: Path, reader) -> Iterator[tuple[int, list[str]]]:
-    for number in itertools.count(2):
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            where = f"row {number}, line {reader.line_num}"
-            raise UserError(f"broken table: {path}: {where}: {error}: mend the quotes") from None
-        if row:
-            yield number, row
+    number = 1
+    try:
+        for number, row in enumerate(reader, 2):
+            if row:
+                yield number, row
+    except csv.Error as error:
+        where = f"row {number + 1}, line {reader.line_num}"
+        raise UserError(f"broken table: {path}: {where}: {error}: mend the quotes") from None
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None

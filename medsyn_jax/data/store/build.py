@@ -20,10 +20,10 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.files import full_disk_is_user_error
+from medsyn_jax.core.files import full_disk_is_user_error, write_text
 from medsyn_jax.core.log import console
 from medsyn_jax.data.store import schema, shards, splits, writer
-from medsyn_jax.data.store.writer import Shard, write_text
+from medsyn_jax.data.store.writer import Shard
 
 PLAN_FILE, REJECTS = "plan.json", "rejects.csv"
 _HEAD = ["key", "reason"]

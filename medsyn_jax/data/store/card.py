@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from medsyn_jax.core.files import replaced
+from medsyn_jax.core.files import replaced, write_text
 from medsyn_jax.data.images import decode
 from medsyn_jax.data.store import shards
-from medsyn_jax.data.store.writer import write_text
 
 README, CROISSANT, SHEET = FILES = ("README.md", "croissant.json", "contact_sheet.png")
 _SHOWN, _COLUMNS, _SIDE, _GAP = 24, 6, 192, 8  # images, and pixels

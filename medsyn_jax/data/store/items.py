@@ -1,6 +1,7 @@
 """What a source lists: records before their pixels are read."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from medsyn_jax.core.errors import RejectedRecord, shortened
 
 POSITIVE, NEGATIVE, UNCERTAIN, UNKNOWN = 1, 0, -1, -2  # labels
 NOT_FRONTAL = "not a frontal view"  # a reason to leave an item out
+_PLAIN = re.compile(r"[A-Za-z0-9/\-_.~+,=@:()]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ def key_of(path: str) -> str:
 
     A path that is not UTF-8 comes from the file system with lone surrogates: its bytes are quoted.
     """
+    if _PLAIN.fullmatch(path):  # nearly all; `quote` takes twice as long
+        return path
     return quote(path, safe="/-_.~+,=@:()", errors="surrogateescape")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from medsyn_jax.core.errors import UserError, shortened
-from medsyn_jax.core.files import replaced
+from medsyn_jax.core.files import replaced, write_text
 
 SPLITS = ("train", "valid", "test")
 
@@ -225,10 +225,9 @@ def read_subjects(path: Path, sha256: str) -> list[str]:
 
 def write_fraction(path: Path, keys: Sequence[str]) -> None:
     """Writes a label fraction, and its hash for `sha256sum -c` beside it in <name>.sha256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(_lines(keys)).hexdigest()
     # The hash comes first: whatever a kill leaves, there is no list without its hash.
-    path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
+    write_text(path.with_suffix(".sha256"), f"{digest}  {path.name}\n")
     write_keys(path, keys)
 
 

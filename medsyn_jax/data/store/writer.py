@@ -14,10 +14,8 @@ from typing import Any
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from google.protobuf.message import DecodeError
 
-from medsyn_jax.core.files import replaced
+from medsyn_jax.core.files import replaced, write_text
 from medsyn_jax.data.store import schema, shards
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +49,7 @@ def write_shard(
         left_out: and of those not wanted; both complete once `records` has been consumed.
 
     Raises:
-        OSError: with errno ENOSPC and the like when the disk is full; nothing is left at `path`.
+        UserError: for a full disk; nothing is left at `path`.
     """
     with replaced(path) as temporary:
         writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
@@ -59,11 +57,6 @@ def write_shard(
             keys, optional, payload = _write_records(writer, records, label_names)
             writer.close()
             _check_written(temporary, len(keys))
-        except RuntimeError as error:  # array_record reports a full disk in words only, at the end
-            for number in _DISK_FULL:
-                if os.strerror(number) in str(error):
-                    raise OSError(number, os.strerror(number), str(path)) from error
-            raise
         finally:
             if writer.is_open():
                 with contextlib.suppress(RuntimeError):  # the first error is the one to report
@@ -139,9 +132,3 @@ def finished(path: Path) -> Shard | None:
     except (OSError, ValueError, TypeError, RuntimeError, LookupError, DecodeError):
         return None
     return dataclasses.replace(shard, **lists) if sound else None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that readers see the old one or the new one, never a part."""
-    with replaced(path) as temporary:
-        temporary.write_text(text)
