@@ -29,8 +29,17 @@ DIFFERENCES = (
     ("synthetic_then_real", "real"),
 )
 _COLUMNS = ("task", "metric", "method", "arm", "fraction", "seed", "value", "low", "high", "n")
-_WIDE, _HIGH, _LEFT = 340, 220, 44  # pixels of a plot, and of its left margin
-_COLORS = ("#2b6cb0", "#c2571a", "#2f855a", "#805ad5", "#b7791f", "#4a5568", "#c53030", "#00838f")
+_WIDE, _HIGH, _LEFT = 560, 260, 44  # pixels of a plot, and of its left margin
+_COLORS = {
+    "random": "#8a94a0",
+    "imagenet": "#4a5568",
+    "real": "#2b6cb0",
+    "synthetic": "#c2571a",
+    "mixed": "#2f855a",
+    "synthetic_then_real": "#805ad5",
+    "duplicated": "#b7791f",
+}
+_DASHES = ("", "6 4", "2 3")  # one a method
 
 
 @dataclass(frozen=True)
@@ -151,7 +160,7 @@ class _Part:
         for method, arms in product(dict.fromkeys(m for m, _ in self.encoders), DIFFERENCES):
             row = [self.difference(method, arms, fraction) for fraction in self.fractions]
             if any(row):
-                rows.append((f"{method}: {' - '.join(arms)}".replace("_", " "), row))
+                rows.append((f"{method}: {' minus '.join(arms)}".replace("_", " "), row))
         return rows
 
     @property
@@ -173,39 +182,47 @@ class _Part:
         return _curves(self)
 
 
+class Line(NamedTuple):
+    """A learning curve: its color is that of the arm, its dashes are those of the method."""
+
+    label: str
+    color: str
+    dashes: str
+    points: list[tuple[float, float]]  # pixels
+
+
 class Curves(NamedTuple):
-    """A plot in pixels: ticks (place, text), and curves (label, color, points)."""
+    """A plot in pixels: ticks (place, text), and curves."""
 
     width: int
     height: int
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
-    lines: list[tuple[str, str, list[tuple[float, float]]]]
+    lines: list[Line]
 
 
 def _curves(part: _Part) -> Curves:
-    means = [v.mean for _, row in part.rows for v in row if v]
-    low, high = min(means), max(means)
-    span = max(high - low, 1e-3)
+    means = [v.mean for _, row in part.rows for v in row if v] or [0.0]
+    step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.25) if max(means) - min(means) < 5 * s)
+    low = math.floor(min(means) / step) * step
+    count = max(1, math.ceil((max(means) - low) / step))
+    ticks = [low + step * n for n in range(count + 1)]
     logs = [math.log10(fraction) for fraction in part.fractions]
     width = max(logs[-1] - logs[0], 1e-3)
 
     def x(log: float) -> float:
-        return round(_LEFT + 10 + (_WIDE - _LEFT - 30) * (log - logs[0]) / width, 1)
+        return round(_LEFT + 10 + (_WIDE - _LEFT - 50) * (log - logs[0]) / width, 1)
 
     def y(value: float) -> float:
-        return round(10 + (_HIGH - 50) * (high - value) / span, 1)
+        return round(10 + (_HIGH - 50) * (ticks[-1] - value) / (ticks[-1] - low), 1)
 
-    lines = []
-    for (label, row), color in zip(part.rows, _cycled(len(part.rows)), strict=True):
+    lines, methods = [], list(dict.fromkeys(m for m, _ in part.encoders if m != "none"))
+    for (method, arm), (label, row) in zip(part.encoders, part.rows, strict=True):
         points = [(x(log), y(v.mean)) for log, v in zip(logs, row, strict=True) if v]
-        lines.append((label, color, points))
-    y_ticks = [(y(value), f"{value:.3g}") for value in np.linspace(low, low + span, 5).tolist()]
+        number = methods.index(method) if method in methods else 0
+        lines.append(Line(label, _COLORS[arm], _DASHES[number % len(_DASHES)], points))
+    y_ticks = [(y(value), f"{value:.2f}") for value in ticks]
     return Curves(_WIDE, _HIGH, list(zip(map(x, logs), part.head, strict=True)), y_ticks, lines)
-
-
-def _cycled(count: int) -> list[str]:
-    return [_COLORS[i % len(_COLORS)] for i in range(count)]
 
 
 def _over_seeds(values: Sequence[float]) -> Value | None:

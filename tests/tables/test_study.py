@@ -72,9 +72,9 @@ def test_differences_are_of_the_same_seeds_and_ties_are_marked(tmp_path, cells):
     ]
     low, high = stats.t.interval(0.95, 2, np.mean(gaps), stats.sem(gaps))
     assert high < 0  # although the values of the two arms overlap
-    line = next(s for s in text.splitlines() if s.startswith("| convirt: synthetic - real |"))
+    line = next(s for s in text.splitlines() if s.startswith("| convirt: synthetic minus real |"))
     assert line.endswith(f"| {np.mean(gaps):+.3f} [{low:+.3f}, {high:+.3f}] |")
-    tied = next(s for s in text.splitlines() if s.startswith("| convirt: mixed - duplicated |"))
+    tied = next(s for s in text.splitlines() if s.startswith("| convirt: mixed minus duplicated |"))
     assert tied.count(" = |") == 2
 
 
@@ -129,6 +129,15 @@ def test_a_renamed_cell_is_refused(tmp_path, cells):
     (cells / f"{CELLS[0].name}.json").replace(cells / f"{CELLS[1].name}.json")
     with pytest.raises(UserError, match="is no finished cell of this study"):
         tables(tmp_path, cells)
+
+
+def test_a_task_without_a_defined_value_has_an_empty_plot(tmp_path):
+    write_cell(tmp_path / "cells", CELLS[0], 0.5)
+    path = tmp_path / "cells" / f"{CELLS[0].name}.json"
+    path.write_text(path.read_text().replace('"value": 0.5', '"value": null'))
+    results, files = tables(tmp_path, tmp_path / "cells")
+    assert results == {}
+    assert "| convirt, real | - |" in files["table.md"].decode()
 
 
 def test_a_table_before_any_result_is_one_line(tmp_path):
