@@ -81,7 +81,7 @@ class Commands:
         first = f"{method}_synthetic_half_seed{seed}"
         first = self._pretrain(first, method, ("synthetic",), seed, half)
         encoders = self.runs / first / "encoders"
-        layout = "torchvision" if _image_kind(self.config, method) == "resnet" else "timm_vit"
+        layout = "torchvision" if _image_kind(self.config) == "resnet" else "timm_vit"
         start = {
             "image.weights": str(encoders / "image.safetensors"),
             "image.layout": layout,
@@ -224,7 +224,7 @@ def plan(config: Any, commands: Commands) -> dict[Cell, str]:
     return cells
 
 
-def _image_kind(config: Any, method: str) -> str:
+def _image_kind(config: Any) -> str:
     flags = dict(flag.split("=", 1) for flag in config.flags.pretrain)
     return flags.get("image.kind", "resnet")
 

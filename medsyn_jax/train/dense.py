@@ -21,7 +21,7 @@ from medsyn_jax.core import checks, log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.estimates import Estimate, Figure
 from medsyn_jax.models import layers
-from medsyn_jax.train import corpus, features, frozen, heads
+from medsyn_jax.train import corpus, frozen, heads, pyramids
 from medsyn_jax.train import state as states
 from medsyn_jax.train import step as steps
 from medsyn_jax.train.frozen import Encoder
@@ -93,7 +93,7 @@ def sources(
         every = frozen.Arrays(image=np.concatenate([part["image"] for part in parts.values()]))
         sizes = {k: config.data[k] for k in ("batch_size", "threads", "memory_mib")}
         sizes |= {"name": ", ".join(parts), "coarsest": coarsest}
-        maps = features.pyramids(encoder, every, mesh, **sizes)
+        maps = pyramids.pyramids(encoder, every, mesh, **sizes)
     by_split, start = {}, 0
     for split, part in parts.items():
         stop = start + len(part["image"])

@@ -16,7 +16,7 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.sources import resolve
 from medsyn_jax.data.store import shards
 from medsyn_jax.models.weights import convert
-from medsyn_jax.train import features, frozen
+from medsyn_jax.train import features, frozen, pyramids
 from tests.train import toy
 from tests.train.runs import CROP, SIZE, ingest_config, write_pairs, write_run
 
@@ -161,11 +161,11 @@ def test_pyramids_are_the_maps_of_each_whole_image_alone(run, data):
     encoder = frozen.pretrained(run)
     source = features.Images(shards.open_split(data, "train"), SIZE)
     sizes = {"batch_size": 16, "threads": 2, "memory_mib": 64, "name": "train"}
-    maps = features.pyramids(encoder, source, meshes.make_mesh(), **sizes)
+    maps = pyramids.pyramids(encoder, source, meshes.make_mesh(), **sizes)
     assert maps is not None
     shapes = [(10, 10, 8), (10, 10, 8), (5, 5, 16), (3, 3, 32), (2, 2, 64)]  # stem "3x3"
     assert [(x.shape, x.dtype) for x in maps] == [((36, *s), jnp.bfloat16) for s in shapes]
-    assert features.pyramid_bytes(encoder, source) == sum(x.nbytes for x in maps)
+    assert pyramids.pyramid_bytes(encoder, source) == sum(x.nbytes for x in maps)
     for i in (0, 15, 16, 35):
         images = jnp.asarray(source.take(np.array([i]))["image"])
         whole = dataclasses.replace(encoder, crop=SIZE)
@@ -179,7 +179,7 @@ def test_pyramids_are_the_maps_of_each_whole_image_alone(run, data):
 def test_maps_that_do_not_fit_are_one_line(run, data, capsys):
     source = features.Images(shards.open_split(data, "train"), 224)
     sizes = {"batch_size": 16, "threads": 0, "memory_mib": 1, "name": "train"}
-    assert features.pyramids(frozen.pretrained(run), source, meshes.make_mesh(), **sizes) is None
+    assert pyramids.pyramids(frozen.pretrained(run), source, meshes.make_mesh(), **sizes) is None
     (line,) = capsys.readouterr().err.splitlines()
     assert "the maps of 36 images need 20 MiB and may take 1 (config.data.memory_mib)" in line
 
