@@ -10,7 +10,7 @@ from medsyn_jax.train import run
 
 def section(**changes):
     usual = {"epochs": 8.0, "evals_per_epoch": 1.0, "checkpoints_per_epoch": 2.0}
-    return SimpleNamespace(**usual | {"log_every": 10, "patience": 5} | changes)
+    return SimpleNamespace(**usual | {"steps": 0, "log_every": 10, "patience": 5} | changes)
 
 
 def test_a_run_of_few_steps_says_so(capsys):

@@ -12,6 +12,7 @@ from configs.ingest import get_config
 from medsyn_jax.core.errors import RejectedRecord, UserError
 from medsyn_jax.data.sources import coco, ingestion, plan
 from medsyn_jax.data.store import shards
+from medsyn_jax.data.store.items import coco_counts
 
 HEIGHT, WIDTH = 24, 20
 NOISE = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH), np.uint8)
