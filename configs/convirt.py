@@ -1,14 +1,12 @@
 """ConVIRT: contrastive pre-training on image-report pairs (arXiv 2010.00747).
 
-demo: the embedded phantom corpus, in minutes on two CPU cores, nothing to download.
-smoke: the same in seconds, for tests.
-paper: MIMIC-CXR, by MGCA's code: ResNet-50 (start: torchvision's IMAGENET1K_V2) at 299 pixels and
-  the first six layers of Bio_ClinicalBERT. docs/pretraining.md lists where the recipe departs.
+demo: the embedded phantom corpus, in minutes on two CPU cores. smoke: in seconds, for tests.
+paper: MIMIC-CXR, by MGCA's code: ResNet-50 (from torchvision's IMAGENET1K_V2), six layers of
+  Bio_ClinicalBERT. docs/pretraining.md lists where the recipe departs.
 original: the same by ConVIRT's paper: one random sentence, batch 32, strong augmentation, the last
   six layers of BERT, Adam at a constant rate (the paper halves the rate when validation stalls).
 pairs: your own pairs at 224 pixels with a ResNet-50 and a text encoder of MiniLM's shape:
   --config.data.sources="('pairs.csv',)" --config.text.weights=DIR --config.data.tokenizer=DIR
-  (columns by --config.ingest.pairs.image=image and so on).
 """
 
 from ml_collections import ConfigDict

@@ -160,7 +160,7 @@ def label_figures(
     """
     kinds = ["auroc"] if thresholds is None else ["auroc", "auprc", "accuracy", "f1", "ece"]
     distinct, place = np.unique(logits, axis=0, return_inverse=True)  # equal fits: judged once
-    first = [np.flatnonzero(place.reshape(-1) == i)[0] for i in range(len(distinct))]
+    first = [int(np.flatnonzero(place.reshape(-1) == i)[0]) for i in range(len(distinct))]
 
     def one(s: int, i: int, w: np.ndarray) -> list[np.ndarray]:
         scores, label = logits[s, :, i], labels[:, i]

@@ -23,6 +23,17 @@ def test_grounding_by_hand():
     np.testing.assert_allclose(found, [[8 / 20, 1.0], [8 / 20, 0.0]])
 
 
+def masks_of(count=24, seed=0):
+    """Two networks' masks and the truth, of which the first six are empty, bool [.., n, 8, 8]."""
+    rng = np.random.default_rng(seed)
+    truth = rng.random((count, 8, 8)) < 0.3
+    truth[:6] = False
+    predicted = truth[None] ^ (rng.random((2, count, 8, 8)) < 0.2)
+    predicted[:, 3:6] = False  # three empty images are rightly left empty
+    predicted[:, 6] = False  # and a mask is missed
+    return predicted, truth
+
+
 def test_overlaps_are_sklearns_f1_and_jaccard():
     predicted, truth = masks_of()
     pixels = (1, 2)

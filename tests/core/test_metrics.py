@@ -192,14 +192,3 @@ def test_retrieval_refuses_what_would_rank_first_by_accident():
         metrics.retrieval(similarity, np.arange(3))
     with pytest.raises(ValueError, match="no positive"):
         metrics.retrieval_ranks(np.eye(2), np.array([0, 5]), np.array([0, 1]))
-
-
-def masks_of(count=24, seed=0):
-    """Two networks' masks and the truth, of which the first six are empty, bool [.., n, 8, 8]."""
-    rng = np.random.default_rng(seed)
-    truth = rng.random((count, 8, 8)) < 0.3
-    truth[:6] = False
-    predicted = truth[None] ^ (rng.random((2, count, 8, 8)) < 0.2)
-    predicted[:, 3:6] = False  # three empty images are rightly left empty
-    predicted[:, 6] = False  # and a mask is missed
-    return predicted, truth
