@@ -31,8 +31,8 @@ def test_fractions_of_subjects_are_whole_nested_and_in_proportion(tmp_path):
     for seed in range(2):
         small, middle, whole = (set(rows[share][seed].tolist()) - {-1} for share in rows)
         assert small < middle < whole == set(range(120))
-        # Of 30 negative and 10 positive subjects; 5 % of ten rounds to none, but one is taken.
-        for chosen, negatives, positives in ((small, 2, 1), (middle, 6, 2)):
+        # Of 30 negative and 10 positive subjects: 5 % of 40 are two, of which one is positive.
+        for chosen, negatives, positives in ((small, 1, 1), (middle, 6, 2)):
             drawn = {subjects[row] for row in chosen}
             assert len(chosen) == 3 * len(drawn)  # whole subjects
             assert len(drawn) == negatives + positives

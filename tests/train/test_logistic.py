@@ -1,7 +1,5 @@
 """The convex probe against scikit-learn's LogisticRegression, and what it must not depend on."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +23,8 @@ def data(n: int, f: int, labels: int, noise: float, seed: int = 0):
 def solved(x, y, c, kind="multilabel", subsets=None, valid=None):
     subsets = np.arange(len(x))[None] if subsets is None else np.asarray(subsets)
     classes = y.shape[1] if y.ndim == 2 else int(y.max()) + 1
-    task = SimpleNamespace(kind=kind, names=("",) * classes)
+    columns, policy = np.arange(classes), np.full(classes, -2, np.int8)
+    task = probe.Task(kind, ("",) * classes, columns, policy, policy)
     penalties = np.atleast_1d(c).tolist()
     arguments = {"inverse_penalties": penalties, "where": " here"}
     return logistic.fit_seeds(
