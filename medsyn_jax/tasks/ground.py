@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from medsyn_jax.core import checks, estimates, log, masks, outputs
+from medsyn_jax.core import checks, estimates, log, outputs, regions
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.files import replaced
 from medsyn_jax.data.images import decode
@@ -156,11 +156,11 @@ def _values(
 ) -> dict[str, np.ndarray]:
     """The three figures [n] of the test images, by name."""
     grid = np.quantile(valid_heat, np.linspace(0, 1, _THRESHOLDS)[1:-1])
-    best = grid[masks.dice(valid_heat, valid_region, grid).mean(0).argmax()]
+    best = grid[regions.dice(valid_heat, valid_region, grid).mean(0).argmax()]
     return {
-        "pointing": masks.pointing(heat, region),
-        "contrast_to_noise": masks.contrast_to_noise(heat, region),
-        "dice": masks.dice(heat, region, np.array([best]))[:, 0],
+        "pointing": regions.pointing(heat, region),
+        "contrast_to_noise": regions.contrast_to_noise(heat, region),
+        "dice": regions.dice(heat, region, np.array([best]))[:, 0],
     }
 
 
@@ -168,7 +168,7 @@ def _chance(region: np.ndarray, side: int) -> float:
     """The pointing game of random maps, each hottest at one of side x side places."""
     maps = np.eye(side * side).reshape(-1, side, side)
     hits = [
-        masks.pointing(np.broadcast_to(heat, region.shape), region).mean()
+        regions.pointing(np.broadcast_to(heat, region.shape), region).mean()
         for heat in resized(maps, region.shape[1])
     ]
     return float(np.mean(hits))

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from medsyn_jax.core import checks, log, masks, outputs
+from medsyn_jax.core import checks, log, outputs, regions
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.estimates import Figure
@@ -32,7 +32,7 @@ def run(config: Any, workdir: Path) -> None:
     """Train decoders on the pre-trained, the untrained and, if given, the ImageNet encoder.
 
     Writes results.json with `<encoder>/test/<fraction>/<figure>` for the figures of
-    `masks.overlaps`; `pretrained-random/...` are differences of the two encoders. Each seed has
+    `regions.overlaps`; `pretrained-random/...` are differences of the two encoders. Each seed has
     its own subset, decoder and order, and its own untrained encoder. Raises UserError for an
     encoder or a data set that does not fit the config.
     """
@@ -178,8 +178,8 @@ def segment_by(
     figures = {}
     for fraction, by_seed in judged.items():
         counts = np.stack([counts.T for _, counts in by_seed], 1)  # [3, s, n]
-        pixels = masks.Pixels(counts[0], counts[1], counts[2, 0])
-        by_name = masks.overlaps(pixels, data["test"].subjects, config.fit.batch_size)
+        pixels = regions.Pixels(counts[0], counts[1], counts[2, 0])
+        by_name = regions.overlaps(pixels, data["test"].subjects, config.fit.batch_size)
         figures |= {f"{fraction}/{key}": figure for key, figure in by_name.items()}
     return figures
 

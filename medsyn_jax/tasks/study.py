@@ -25,8 +25,8 @@ import jax
 
 from medsyn_jax.core import checks, log, outputs
 from medsyn_jax.core.errors import UserError, shortened
-from medsyn_jax.tables import study as tables
-from medsyn_jax.tables.study import Cell
+from medsyn_jax.tables import cells as tables
+from medsyn_jax.tables.cells import Cell
 
 FREE = ("cells", "workers", "configs")
 ARMS = ("real", "synthetic", "mixed", "synthetic_then_real", "duplicated")

@@ -9,7 +9,7 @@ import pytest
 from configs.study import get_config
 from medsyn_jax import main
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.tables.study import Cell
+from medsyn_jax.tables.cells import Cell
 from medsyn_jax.tasks import study
 
 

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.tables import study
-from medsyn_jax.tables.study import Cell
+from medsyn_jax.tables import cells as study
+from medsyn_jax.tables.cells import Cell
 
 ARMS = ("real", "synthetic", "mixed", "duplicated")
 CELLS = [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, jaccard_score
 
-from medsyn_jax.core import masks
+from medsyn_jax.core import regions
 
 
 def test_grounding_by_hand():
@@ -13,13 +13,13 @@ def test_grounding_by_hand():
     region[:, :2, :2] = True
     good = region[0].astype(float) + np.arange(16).reshape(4, 4) * 1e-3
     heat = np.stack([good, -good])
-    assert masks.pointing(heat, region).tolist() == [1, 0]
+    assert regions.pointing(heat, region).tolist() == [1, 0]
     flat = np.zeros_like(heat)
-    np.testing.assert_allclose(masks.pointing(flat, region), region.mean((1, 2)))
+    np.testing.assert_allclose(regions.pointing(flat, region), region.mean((1, 2)))
     inside, outside = good[region[0]], good[~region[0]]
     ratio = (inside.mean() - outside.mean()) / np.sqrt(inside.var() + outside.var())
-    np.testing.assert_allclose(masks.contrast_to_noise(heat, region), [ratio, -ratio])
-    found = masks.dice(heat, region, np.array([-2.0, 0.5]))
+    np.testing.assert_allclose(regions.contrast_to_noise(heat, region), [ratio, -ratio])
+    found = regions.dice(heat, region, np.array([-2.0, 0.5]))
     np.testing.assert_allclose(found, [[8 / 20, 1.0], [8 / 20, 0.0]])
 
 
@@ -37,12 +37,12 @@ def masks_of(count=24, seed=0):
 def test_overlaps_are_sklearns_f1_and_jaccard():
     predicted, truth = masks_of()
     pixels = (1, 2)
-    counts = masks.Pixels(
+    counts = regions.Pixels(
         np.stack([(p & truth).sum(pixels) for p in predicted]),
         np.stack([p.sum(pixels) for p in predicted]),
         truth.sum(pixels),
     )
-    figures = masks.overlaps(counts, np.arange(24) // 2, batch=10)
+    figures = regions.overlaps(counts, np.arange(24) // 2, batch=10)
     for name, score in (("dice", f1_score), ("iou", jaccard_score)):
         for kind, first in (("with_empty", 0), ("without_empty", 6)):
             for i, p in enumerate(predicted):
@@ -67,9 +67,9 @@ def test_overlaps_are_sklearns_f1_and_jaccard():
 
 def test_overlaps_of_images_without_masks_have_the_empty_kind_alone():
     none, some = np.zeros((1, 4), int), np.array([[0, 0, 0, 5]])
-    figures = masks.overlaps(masks.Pixels(none, some, none[0]), np.arange(4), batch=8)
+    figures = regions.overlaps(regions.Pixels(none, some, none[0]), np.arange(4), batch=8)
     assert not [name for name in figures if "without_empty" in name]
     assert figures["dice/per_image/with_empty"].values == pytest.approx([0.75])
     assert figures["dice/per_set/with_empty"].values == pytest.approx([0.0])
-    figures = masks.overlaps(masks.Pixels(none, none, none[0]), np.arange(4), batch=8)
+    figures = regions.overlaps(regions.Pixels(none, none, none[0]), np.arange(4), batch=8)
     assert figures["dice/per_set/with_empty"].estimate()["value"] is None  # 0 / 0
