@@ -18,7 +18,7 @@ from medsyn_jax.core.errors import UserError, shortened
 
 # Each task is a module tasks/<name>.py with CHECKS, FREE and run(config, workdir).
 TASKS = (
-    *("ingest", "pretrain", "classify", "segment", "detect", "ground"),
+    *("ingest", "pretrain", "classify", "segment", "detect", "ground", "zeroshot"),
     *("finetune_diffusion", "generate", "curate", "study"),
 )
 

@@ -24,11 +24,9 @@ from medsyn_jax.data.store import shards
 from medsyn_jax.tasks import curate
 from medsyn_jax.train import features, frozen
 from tests.curation import standins
-from tests.train import toy
-from tests.train.runs import CROP, SIZE, ingest_config, write_pairs, write_run
+from tests.train.runs import CROP, SIZE, ingest_config, write_pair_run, write_pairs, write_run
 
 NAMES = ["bright", "left", "rare"]
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the image is bright dark left no side . a b c d e f"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def world(tmp_path_factory) -> Path:
     image of good is a training image, some of them noisy.
     """
     folder = tmp_path_factory.mktemp("world")
-    _write_pair_run(folder / "run")
+    write_pair_run(folder / "run")
     config = ingest_config()
     table = write_pairs(folder / "pairs", count=200)
     rows = list(csv.DictReader(io.StringIO(table.read_text())))
@@ -73,17 +71,6 @@ def world(tmp_path_factory) -> Path:
     standins.write_set(folder / "good" / "shards", parts, NAMES)
     standins.write_set(folder / "bad", {"train": standins.changed(made[:30], bad, 2)}, NAMES)
     return folder
-
-
-def _write_pair_run(workdir: Path) -> None:
-    """`write_run` with what its text tower needs."""
-    write_run(workdir)
-    config = json.loads((workdir / "config.json").read_text())["config"]
-    config |= {"text": toy.TEXT, "heads": toy.HEADS}
-    config["data"] |= {"tokenizer": "", "tokens": 8, "sections": ["impression"]}
-    (workdir / "config.json").write_text(json.dumps({"config": config}))
-    (workdir / "tokenizer").mkdir()
-    (workdir / "tokenizer" / "vocab.txt").write_text(WORDS.replace(" ", "\n") + "\n")
 
 
 def config_of(world: Path, synthetic: str):

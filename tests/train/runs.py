@@ -13,6 +13,7 @@ from medsyn_jax.train.checkpoint import Checkpoints
 from tests.train import toy
 
 SIZE, CROP = 20, 16
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the image is bright dark left no side . a b c d e f"
 
 
 def write_run(workdir: Path) -> dict:
@@ -33,6 +34,17 @@ def write_run(workdir: Path) -> dict:
     }
     (workdir / "config.json").write_text(json.dumps({"config": config}))
     return state
+
+
+def write_pair_run(workdir: Path) -> None:
+    """`write_run` with what its text tower needs."""
+    write_run(workdir)
+    config = json.loads((workdir / "config.json").read_text())["config"]
+    config |= {"text": toy.TEXT, "heads": toy.HEADS}
+    config["data"] |= {"tokenizer": "", "tokens": 8, "sections": ["impression"]}
+    (workdir / "config.json").write_text(json.dumps({"config": config}))
+    (workdir / "tokenizer").mkdir()
+    (workdir / "tokenizer" / "vocab.txt").write_text(WORDS.replace(" ", "\n") + "\n")
 
 
 def write_pairs(folder: Path, count: int = 60) -> Path:
