@@ -12,9 +12,11 @@ from sklearn.metrics import roc_auc_score
 
 from configs.zeroshot import get_config
 from medsyn_jax import main
+from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.sources import resolve
 from medsyn_jax.data.store import shards
+from medsyn_jax.tasks import zeroshot
 from medsyn_jax.train import frozen
 from tests.curation import standins
 from tests.train.runs import ingest_config, write_pair_run, write_pairs
@@ -58,7 +60,7 @@ def settings(world, **changes):
     return config
 
 
-def test_scores_are_cosines_with_the_means_of_prompts(world, tmp_path, capsys):
+def test_figures_are_those_of_the_cosines_with_a_direction(world, tmp_path, capsys):
     main.run(settings(world), tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())["metrics"]
     assert "one class only in the test split, and so no figure: rare" in capsys.readouterr().err
@@ -66,17 +68,10 @@ def test_scores_are_cosines_with_the_means_of_prompts(world, tmp_path, capsys):
     rows = [records[i] for i in range(len(records))]
     label = np.array([row["labels"][records.label_names.index("left")] for row in rows])
 
-    embed = jax.jit(frozen.Pair.embed)
-
-    def texts(sentences):
-        ids, mask = pair.tokenizer.encode(sentences, pair.tokens)
-        images = np.zeros((len(sentences), pair.size, pair.size), np.uint8)
-        return np.asarray(embed(pair, images, ids, mask)[1])
-
     ids, mask = pair.tokenizer.encode([""] * len(rows), pair.tokens)
-    images = np.asarray(embed(pair, np.stack([row["image"] for row in rows]), ids, mask)[0])
-    up, down = texts(["left side", "the left is bright"]).mean(0), texts(["no side"]).mean(0)
-    scores = images @ (up / np.linalg.norm(up)) - images @ (down / np.linalg.norm(down))
+    source = frozen.Arrays(image=np.stack([row["image"] for row in rows]), ids=ids, mask=mask)
+    images, _ = frozen.embeddings(pair, source, meshes.make_mesh(), 16, 0)
+    scores = images @ zeroshot.direction(pair, ["left side", "the left is bright"], ["no side"])
     known = label >= 0
     expected = roc_auc_score(label[known], scores[known])
     entry = results["test/auroc/left"]
@@ -87,6 +82,19 @@ def test_scores_are_cosines_with_the_means_of_prompts(world, tmp_path, capsys):
     assert results["test/auroc/mean"]["value"] == pytest.approx(mean)
     assert "test/auroc/rare" not in results
     assert 0 <= results["test/image_to_text/recall@1"]["value"] <= 1
+
+
+def test_a_direction_is_the_difference_of_means_of_unit_length(world):
+    pair = frozen.pretrained_pair(world / "run")
+    positive, negative = ["left side", "the left is bright"], ["no side"]
+    ids, mask = pair.tokenizer.encode([*positive, *negative], pair.tokens)
+    images = np.zeros((3, pair.size, pair.size), np.uint8)
+    a, b, down = np.asarray(jax.jit(frozen.Pair.embed)(pair, images, ids, mask)[1])
+    np.testing.assert_allclose(np.linalg.norm([a, b, down], axis=1), 1, atol=1e-5)
+    up = (a + b) / np.linalg.norm(a + b)
+    found = zeroshot.direction(pair, positive, negative)
+    np.testing.assert_allclose(found, up - down, atol=1e-6)
+    assert np.abs(found).max() > 1e-5
 
 
 def test_labels_without_prompts_are_named(world, tmp_path, capsys):
