@@ -34,7 +34,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         "std": 0.226,
     }
     config.encoders = ()  # pre-training runs to compare; empty: encoder.workdir, as "pretrained"
-    config.untrained = 3  # random initialisations; seed i is compared with number i modulo these
+    config.untrained = 3  # random initialisations, 0 for none; seed i has number i modulo these
     config.data = {"source": "phantom", "batch_size": 64, "threads": 2}
     config.ingest = common.phantom(size=64, subjects=2500)
     config.ingest.update({"folder": {"subject": ""}})

@@ -106,7 +106,7 @@ def _encoders(
         encoders[name] = [encoder]
         kind = (encoder.settings, encoder.size, encoder.crop, encoder.pixels)
         untrained.setdefault(kind, (f"random-{name}" if untrained else "random", folder))
-    for name, folder in untrained.values():
+    for name, folder in untrained.values() if config.untrained else ():
         seeds = range(config.seed, config.seed + min(config.untrained, config.seeds))
         encoders[name] = [replace(frozen.untrained(folder, seed), name=name) for seed in seeds]
     if config.encoder.weights:
@@ -324,7 +324,7 @@ def _check_protocols(config: Any) -> None:
 
 CHECKS = (
     *probe.RULES,
-    checks.numbers("count", "", "untrained"),
+    checks.numbers("from 0", "", "untrained"),
     checks.numbers("above 0", "", "inverse_penalties"),
     checks.choices("protocols", PROTOCOLS),
     _check_protocols,

@@ -138,7 +138,7 @@ def _check_fractions(folder: Path) -> None:
         ({"data.threads": -1}, "config.data.threads: -1: give a number of 0 or more"),
         ({"probe.epochs": 0}, "config.probe.epochs: 0: give a number above 0"),
         ({"seeds": 0}, "config.seeds: 0: give a number above 0"),
-        ({"untrained": 0}, "config.untrained: 0: give a whole number above 0"),
+        ({"untrained": -1}, "config.untrained: -1: give a number of 0 or more"),
         ({"protocols": ()}, r"config.protocols: \(\): name at least one of linear-convex"),
         ({"protocols": ("svm",)}, "config.protocols: 'svm' is unknown: choose from linear-convex"),
         ({"inverse_penalties": (0.0,)}, r"config.inverse_penalties: \(0.0,\): give numbers above"),
@@ -161,6 +161,12 @@ def test_encoders_are_compared_in_one_run(world, tmp_path, capsys):
     config = config_of(world)
     config.encoders = (str(world / "run"), str(copied))
     config.protocols, config.fractions = ("linear-convex",), (0.5,)
+    config.untrained = 0
+    main.run(config, tmp_path / "none")
+    metrics = json.loads((tmp_path / "none" / "results.json").read_text())["metrics"]
+    assert not any("random" in name for name in metrics)
+    capsys.readouterr()
+    config.untrained = 3
     main.run(config, tmp_path / "probe")
     metrics = json.loads((tmp_path / "probe" / "results.json").read_text())["metrics"]
     assert {name.split("/")[0] for name in metrics} == {
