@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -153,15 +153,18 @@ def run(config: Any, workdir: Path) -> None:
     (workdir / "cells.txt").write_text("".join(f"{cell.name}\n" for cell in cells))
     missing = {c: n for c, n in wanted.items() if not _path(workdir, c).exists()}
     log.say(f"{len(wanted)} cells of {len(cells)}, {len(wanted) - len(missing)} are finished")
-    failures = _Runner(config, workdir, commands.by_name).run(set(missing.values()))
-    for cell, name in missing.items():
-        if name not in failures:
+
+    def finished(name: str) -> None:
+        for cell in (cell for cell, command in missing.items() if command == name):
             _write_cell(workdir, cell, commands.by_name[name], config)
-    finished = tables.read(workdir / "cells", cells)
-    if not config.cells and not finished:
+
+    runner = _Runner(config, workdir, commands.by_name)
+    failures = runner.run(set(missing.values()), finished)
+    entries = tables.read(workdir / "cells", cells)
+    if not config.cells and not entries:
         log.say(f"{workdir / 'cells.txt'} lists the cells; none is finished, so there is no table")
         return
-    results = tables.write(workdir, finished, tuple(config.tasks), len(cells))
+    results = tables.write(workdir, entries, tuple(config.tasks), len(cells))
     outputs.write_results(workdir, "study", results, shown=())
     if failures:
         lines = [f"{name}: {reason}" for name, reason in failures.items()]
@@ -269,10 +272,15 @@ class _Runner:
         self.failures: dict[str, str] = {}
         self.lock = threading.Lock()
 
-    def run(self, names: set[str]) -> dict[str, str]:
-        """Run the commands `names` and what they need; the failures, name -> reason."""
+    def run(self, names: set[str], finished: Callable[[str], None]) -> dict[str, str]:
+        """Run the commands `names` and what they need; the failures, name -> reason.
+
+        finished: is called with the name of each command that has ended well, now or before.
+        """
         waiting = list(dict.fromkeys(n for name in sorted(names) for n in self._with_needs(name)))
-        waiting = [name for name in waiting if not self._done(name).exists()]
+        for name in [name for name in waiting if self._done(name).exists()]:
+            waiting.remove(name)
+            finished(name)
         count, running = len(waiting), dict[futures.Future, str]()
         with futures.ThreadPoolExecutor(self.workers) as pool:
             while waiting or running:
@@ -295,6 +303,8 @@ class _Runner:
                         if reason := future.result():
                             log.say(f"failed: {name}: {reason}")
                             self.failures[name] = reason
+                        else:
+                            finished(name)
         return self.failures
 
     def _with_needs(self, name: str) -> Iterator[str]:

@@ -39,14 +39,7 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     write_pair_run(folder / "run")
     config = ingest_config()
-    table = write_pairs(folder / "pairs", count=200)
-    rows = list(csv.DictReader(io.StringIO(table.read_text())))
-    for row in rows:
-        row["report"] = standins.report(int(row["bright"]) != 0, row["left"] == "1")
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    table = write_pairs(folder / "pairs", 200, standins.report)
     (folder / "real").symlink_to(resolve.prepare(str(table), config, folder))
     train = shards.open_split(folder / "real", "train")
     made, rng = standins.make(7, 60, SIZE), np.random.default_rng(0)

@@ -147,6 +147,25 @@ def test_without_cells_the_list_and_the_table_are_written(tmp_path, fake):
     assert "4 of 36 cells are finished." in (tmp_path / "table.md").read_text()
 
 
+def test_a_cell_is_written_when_its_command_has_ended(tmp_path, fake, monkeypatch):
+    """Not when the whole study has: here a later command breaks the study off."""
+    whole = study._Runner._run
+
+    def run(runner, command):
+        if command.name == "convirt_real_seed1":
+            raise KeyError("broken off")
+        return whole(runner, command)
+
+    monkeypatch.setattr(study._Runner, "_run", run)
+    with pytest.raises(KeyError):
+        main.run(settings(cells="convirt_real_classify_*"), tmp_path)
+    written = {path.stem for path in (tmp_path / "cells").glob("*.json")}
+    assert written == {f"convirt_real_classify_{share}pct_seed0" for share in (50, 100)}
+    monkeypatch.setattr(study._Runner, "_run", whole)
+    main.run(settings(cells="convirt_real_classify_*"), tmp_path)
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 4
+
+
 def test_a_failed_command_stops_only_what_needs_it(tmp_path, fake):
     ran, fails = fake
     fails.add("convirt_synthetic_seed1")
@@ -167,12 +186,12 @@ def test_a_command_that_the_study_runs_leaves_its_log(tmp_path):
     command = study.Command("real", "ingest", ("--config.ingest.phantom.subjects=4",))
     wrong = study.Command("wrong", "ingest", ("--config.ingest.size=0",))
     runner = study._Runner(config, tmp_path, {"real": command, "wrong": wrong})
-    assert [*runner.run({"real", "wrong"})] == ["wrong"]
+    assert [*runner.run({"real", "wrong"}, lambda name: None)] == ["wrong"]
     assert re.match(r"status 2, error: ingest: size", runner.failures["wrong"])
     assert (tmp_path / "runs" / "real" / "shards").is_dir()
     assert "configs/ingest.py:smoke" in (tmp_path / "logs" / "real.txt").read_text()
     log = (tmp_path / "logs" / "real.txt").read_bytes()
-    assert study._Runner(config, tmp_path, {"real": command}).run({"real"}) == {}
+    assert study._Runner(config, tmp_path, {"real": command}).run({"real"}, lambda name: None) == {}
     assert (tmp_path / "logs" / "real.txt").read_bytes() == log
 
 

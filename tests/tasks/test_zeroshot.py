@@ -1,7 +1,5 @@
 """Zero-shot classification: its scores by hand, and what cannot be judged."""
 
-import csv
-import io
 import json
 from pathlib import Path
 
@@ -39,14 +37,7 @@ def world(tmp_path_factory) -> Path:
     """A pre-training run, a set of pairs whose reports differ, and prompts of its labels."""
     folder = tmp_path_factory.mktemp("world")
     write_pair_run(folder / "run")
-    table = write_pairs(folder / "pairs", count=200)
-    rows = list(csv.DictReader(io.StringIO(table.read_text())))
-    for row in rows:
-        row["report"] = standins.report(int(row["bright"]) != 0, row["left"] == "1")
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    table = write_pairs(folder / "pairs", 200, standins.report)
     (folder / "set").symlink_to(resolve.prepare(str(table), ingest_config(), folder))
     (folder / "prompts.toml").write_text(PROMPTS)
     return folder

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -47,8 +48,15 @@ def write_pair_run(workdir: Path) -> None:
     (workdir / "tokenizer" / "vocab.txt").write_text(WORDS.replace(" ", "\n") + "\n")
 
 
-def write_pairs(folder: Path, count: int = 60) -> Path:
-    """A CSV of images of SIZE; `bright` and `left` can be seen in them, `rare` is always 0."""
+def write_pairs(
+    folder: Path,
+    count: int = 60,
+    report: Callable[[bool, bool], str] = lambda bright, left: "The lungs are clear.",
+) -> Path:
+    """A CSV of images of SIZE; `bright` and `left` can be seen in them, `rare` is always 0.
+
+    report: of the labels in the table (bright is not 0, left is 1).
+    """
     rng = np.random.default_rng(0)
     folder.mkdir()
     table = [("image", "report", "subject", "split", "bright", "left", "rare")]
@@ -58,8 +66,9 @@ def write_pairs(folder: Path, count: int = 60) -> Path:
         pixels = rng.integers(0, 90, (SIZE, SIZE)) + 90 * bright
         pixels[:, : SIZE // 2] += 60 * left
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03d}.png")
-        row = (f"{i:03d}.png", "The lungs are clear.", f"p{i // 2}", split)
-        table.append((*row, -1 if i % 10 == 8 else bright, "" if i % 9 == 0 else left, 0))
+        bright, left = -1 if i % 10 == 8 else bright, "" if i % 9 == 0 else left
+        row = (f"{i:03d}.png", report(bright != 0, left == 1), f"p{i // 2}", split)
+        table.append((*row, bright, left, 0))
     with (folder / "pairs.csv").open("w", newline="") as file:
         csv.writer(file).writerows(table)
     return folder / "pairs.csv"
