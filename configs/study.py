@@ -33,7 +33,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         "gloria": REAL_OR_SYNTHETIC,
         "mgca": REAL_OR_SYNTHETIC,
     }
-    config.steps = 400  # of every pre-training
+    config.steps = 300  # of every pre-training
     config.fractions = (0.01, 0.1, 1.0)  # of the labels
     config.seeds = 3  # each pre-trains anew and draws the labelled records anew
     config.imagenet = ""  # safetensors for the arm "imagenet"; empty: without this arm
