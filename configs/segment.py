@@ -49,8 +49,12 @@ def get_config(variant: str = "demo") -> ConfigDict:
     }
     config.ingest = common.phantom(size=64, subjects=2500)
     config.ingest.update({"folder": {"subject": ""}})
-    config.decoder = {"widths": ()}  # channels of its blocks, the coarsest first; empty: an eighth
-    # of the encoder's, then halves (256, 128, 64, 32, 16 on ResNet-50)
+    config.decoder = {
+        "kind": "unet",  # MGCA's; "mlp": SegFormer's, light
+        # channels of the U-Net's blocks, the coarsest first, or (WIDTH,) of "mlp"; empty: an eighth
+        # of the encoder's, then halves (256, 128, 64, 32, 16 on ResNet-50)
+        "widths": (),
+    }
     config.fractions = (0.01, 0.1, 1.0)
     config.fractions_from = ""  # fractions/ of another run on this data set; empty: drawn
     config.seeds = 3  # each with its own subset, decoder, order and untrained encoder

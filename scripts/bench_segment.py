@@ -44,8 +44,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--tuned", action="store_true")
+    parser.add_argument("--decoder", default="unet")
     args = parser.parse_args()
     config = configs.get_config()
+    config.decoder.kind = args.decoder
     config.fit.update({"epochs": args.epochs, "patience": args.epochs, "steps": 10**9})
     data, mesh, seconds = fields(args.images, config.data.size), meshes.make_mesh(), {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,8 @@
-"""A U-Net decoder (arXiv 1505.04597) from an encoder's feature maps to the logits of a mask.
+"""Decoders from an encoder's feature maps to the logits of a mask.
 
-On ResNet-50 it is that of MGCA's code (arXiv 2210.06044): five blocks of nearest-neighbour
-enlargement, skip connection and two convolutions.
+The U-Net's (arXiv 1505.04597) is on ResNet-50 that of MGCA's code (arXiv 2210.06044): five blocks
+of nearest-neighbour enlargement, skip connection and two convolutions. SegFormer's (arXiv
+2105.15203) is light: linear layers alone, at a quarter of the image's side.
 """
 
 import math
@@ -13,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from medsyn_jax.models.layers import Conv, in_order, numbered
+from medsyn_jax.models.layers import BatchNorm, Conv, in_order, numbered
 from medsyn_jax.models.resnet import ConvNorm
 
 _NARROWEST = 8  # channels of a block
@@ -96,6 +97,44 @@ class Decoder(nnx.Module):
             doubled = size if last else min(2 * x.shape[1], size)
             x = block(x, skip, doubled if skip is None else skip.shape[1], train)
         return self.out(x)[..., 0].astype(jnp.float32)
+
+
+class MLPDecoder(nnx.Module):
+    """A light decoder after SegFormer's: feature maps to logits at the size of the image.
+
+    Each map goes through a linear layer, is enlarged to the finest map, and all are added;
+    normalization, ReLU and another linear layer give logits that are enlarged bilinearly. SegFormer
+    concatenates the maps for a second linear layer before the first ReLU, which is the same
+    function with more parameters, and has dropout. channels: of the maps, the finest first. width:
+    of the hidden layer.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        width: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        init = jax.nn.initializers.variance_scaling(2 / len(channels), "fan_in", "uniform")
+        self.each = numbered(
+            [Conv(inputs, width, 1, init=init, dtype=dtype, rngs=rngs) for inputs in channels]
+        )
+        self.norm = BatchNorm(width, dtype=dtype)
+        last = jax.nn.initializers.glorot_uniform()
+        self.out = Conv(width, 1, 1, bias=True, init=last, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, maps: Sequence[Float[Array, "b _ _ _"]], size: int, train: bool
+    ) -> Float[Array, "b size size"]:
+        """As of `Decoder`."""
+        *finer, x = [conv(x) for conv, x in zip(in_order(self.each), maps, strict=True)]
+        for y in reversed(finer):
+            x = y + enlarged(x, y.shape[1])
+        logits = self.out(self.norm(x, train, relu=True))[..., 0].astype(jnp.float32)
+        return jax.image.resize(logits, (len(logits), size, size), "bilinear")
 
 
 def enlarged(x: Float[Array, "b h h f"], side: int) -> Float[Array, "b s s f"]:

@@ -26,6 +26,8 @@ from medsyn_jax.train.fractions import with_positives
 from medsyn_jax.train.frozen import Encoder
 
 FREE = dense.FREE
+DECODERS = ("unet", "mlp")
+_MLP_MAPS = 4  # SegFormer's strides 4 to 32
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -56,13 +58,16 @@ def run(config: Any, workdir: Path) -> None:
 
 
 def _check_widths(config: Any) -> None:
-    widths = config.decoder.widths
+    widths, kind = config.decoder.widths, config.decoder.kind
     if not all(isinstance(x, int) and x > 0 for x in widths):
         raise UserError(f"config.decoder.widths: {widths}: give whole numbers above 0, or ()")
+    if kind == "mlp" and len(widths) > 1:
+        raise UserError(f"config.decoder.widths: {widths}: give one for the kind mlp, or ()")
 
 
 CHECKS = (
     *dense.RULES,
+    checks.choice("decoder.kind", DECODERS),
     checks.numbers("share", "augment", "probability"),
     checks.numbers("above 0", "augment", "zoom"),
     checks.numbers("from 0", "augment", "rotate"),
@@ -174,6 +179,7 @@ def segment_by(
         mesh,
         name=name,
         stored=config.encoder.frozen and not config.encoder.training_mode,
+        coarsest=_coarsest(config),
     )
     figures = {}
     for fraction, by_seed in judged.items():
@@ -187,16 +193,19 @@ def segment_by(
 def make_programs(config: Any, encoder: Encoder) -> dense.Programs:
     """Programs for encoders of this structure and preparation."""
     size, dtype = config.data.size, jnp.dtype(config.dtype)
-    shapes = dense.map_shapes(encoder, size)
+    shapes = dense.map_shapes(encoder, size)[-_coarsest(config) :]
     channels, sides = ([shape[axis] for shape in shapes] for axis in (-1, 1))
     widths = tuple(config.decoder.widths) or segmenter.widths(channels, sides, size)
-    if len(widths) < len(channels):
+    light = config.decoder.kind == "mlp"
+    if not light and len(widths) < len(channels):
         raise UserError(
             f"config.decoder.widths: {widths}: give one for each feature map of the encoder, "
             f"{len(channels)} or more"
         )
 
-    def make(rngs: nnx.Rngs) -> segmenter.Decoder:
+    def make(rngs: nnx.Rngs) -> segmenter.Decoder | segmenter.MLPDecoder:
+        if light:
+            return segmenter.MLPDecoder(channels, max(widths[0], 32), dtype=dtype, rngs=rngs)
         return segmenter.Decoder(channels, widths, dtype=dtype, rngs=rngs)
 
     structure, *_ = states.shapes(make)
@@ -214,6 +223,11 @@ def make_programs(config: Any, encoder: Encoder) -> dense.Programs:
         return segment.sums(logits, truth), counts
 
     return dense.make_programs(config, make, loss_fn, judge)
+
+
+def _coarsest(config: Any) -> int:
+    """The number of the encoder's maps that the decoder sees, 0 for all."""
+    return _MLP_MAPS if config.decoder.kind == "mlp" else 0
 
 
 def _forward(
@@ -244,6 +258,6 @@ def _forward(
         moving = key is not None and (config.encoder.training_mode or not config.encoder.frozen)
         maps, stats["statistics"] = dense.run_encoder(encoder, params, stats, x, moving)
     model = nnx.merge(decoder, params["head"], stats["head"], copy=True)
-    logits = model(maps, config.data.size, train=key is not None)
+    logits = model(maps[-_coarsest(config) :], config.data.size, train=key is not None)
     stats["head"] = layers.statistics(model)
     return logits, truth, stats

@@ -1,10 +1,11 @@
-"""The U-Net decoder: its published size, its shapes on any pyramid, its start, and torch."""
+"""The decoders: published size, shapes on any pyramid, start, torch, and SegFormer's formula."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from medsyn_jax.core import tree
 from medsyn_jax.models import segmenter
@@ -83,6 +84,29 @@ def test_kernels_start_uniform_within_their_bounds():
 def test_fewer_blocks_than_maps_are_refused():
     with pytest.raises(ValueError, match="1 blocks for 2 maps"):
         segmenter.Decoder((4, 16), (8,), rngs=nnx.Rngs(0))
+
+
+def test_the_mlp_decoder_is_segformers_formula():
+    """Two linear layers of a concatenation in a row are one of each map, and a sum."""
+    rng = np.random.default_rng(0)
+    channels, sides, width, size = (3, 5, 7), (8, 4, 2), 6, 32
+    maps = [rng.normal(size=(2, s, s, c)) for s, c in zip(sides, channels, strict=True)]
+    model = segmenter.MLPDecoder(channels, width, rngs=nnx.Rngs(0))
+    each = [rng.normal(size=(c, 4)) for c in channels]
+    fuse = rng.normal(size=(12, width))
+    for i, weights in enumerate(each):
+        model.each[str(i)].kernel[...] = jnp.asarray(weights @ fuse[4 * i : 4 * i + 4])[None, None]
+    enlarged = [
+        np.repeat(np.repeat(x @ w, n, 1), n, 2)
+        for x, w, n in zip(maps, each, (1, 2, 4), strict=True)
+    ]
+    hidden = np.concatenate(enlarged, -1) @ fuse
+    hidden = (hidden - hidden.mean((0, 1, 2))) / np.sqrt(hidden.var((0, 1, 2)) + 1e-5)
+    weights, bias = np.asarray(model.out.kernel)[0, 0], np.asarray(model.out.bias)
+    small = (np.maximum(hidden, 0) @ weights + bias)[..., 0].astype(np.float32)
+    want = [Image.fromarray(x).resize((size, size), Image.Resampling.BILINEAR) for x in small]
+    logits = model([jnp.asarray(x, jnp.float32) for x in maps], size, True)
+    np.testing.assert_allclose(logits, np.stack([np.asarray(x) for x in want]), atol=1e-4)
 
 
 @pytest.mark.parity

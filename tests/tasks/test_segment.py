@@ -85,7 +85,7 @@ def test_a_run_from_workdir_to_results(world, capsys):
 def test_an_encoder_that_runs_in_every_step(world, way, capsys):
     config = config_of(world)
     config.fractions, config.seeds, config.encoder.untrained = (1.0,), 1, False
-    config.fit.epochs = 1
+    config.fit.epochs, config.decoder.kind = 1, "mlp" if way == "tuned" else "unet"
     config.encoder.frozen = way == "running"
     config.data.memory_mib = 0
     metrics = results_of(config, world / way)
@@ -101,22 +101,24 @@ def fields(count: int = 16):
     return dict.fromkeys(splits.SPLITS, part)
 
 
-def prepared(config, world, memory_mib):
-    config.data.memory_mib = memory_mib
+def prepared(config, world, memory_mib, kind="unet"):
+    config.data.memory_mib, config.decoder.kind = memory_mib, kind
     encoder, mesh = frozen.untrained(world / "run", 0), meshes.make_mesh()
     programs = segment.make_programs(config, encoder)
     parts = {split: part.arrays for split, part in fields().items()}
-    sources = dense.sources(config, encoder, parts, mesh, config.encoder.frozen)
+    maps = {"unet": 5, "mlp": 4}[kind]
+    sources = dense.sources(config, encoder, parts, mesh, config.encoder.frozen, maps)
     arguments = (jax.random.key(0), encoder.params, encoder.stats, memory_mib > 0)
     state = programs.start(*arguments)
     batch = jax.tree.map(jnp.asarray, sources["valid"].take(np.arange(8)))
     return programs, state, batch
 
 
-def test_stored_maps_and_a_running_encoder_give_the_same_logits(world):
+@pytest.mark.parametrize("kind", segment.DECODERS)
+def test_stored_maps_and_a_running_encoder_give_the_same_logits(world, kind):
     seen = []
     for memory_mib in (64, 0):
-        programs, state, batch = prepared(config_of(world), world, memory_mib)
+        programs, state, batch = prepared(config_of(world), world, memory_mib, kind)
         assert ("image" in batch) == (memory_mib == 0)
         seen.append(programs.judge(state["params"], state["stats"], batch))
     for stored, running in zip(
@@ -186,6 +188,8 @@ def test_half_of_a_balanced_training_set_has_the_mask(world, capsys):
         ({"data.memory_mib": -1}, "config.data.memory_mib: -1: give a number of 0 or more"),
         ({"decoder.widths": (8, 8)}, r"config.decoder.widths: \(8, 8\): give .* 5 or more"),
         ({"decoder.widths": (8, 8, 8, 8, 0)}, r"config.decoder.widths: .* whole numbers above 0"),
+        ({"decoder.kind": "fcn"}, "config.decoder.kind: 'fcn' is unknown: choose from unet"),
+        ({"decoder": {"kind": "mlp", "widths": (8, 8)}}, r"widths: \(8, 8\): give one for .* mlp"),
         ({"fit.batch_size": 0}, "config.fit.batch_size: 0: give a whole number above 0"),
         ({"fit.learning_rate": 1e30}, "config.fit.learning_rate: the fit .* diverged"),
         ({"fractions": (0.0,)}, r"config.fractions: \(0.0,\): give shares above 0"),
