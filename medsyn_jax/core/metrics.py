@@ -14,6 +14,7 @@ from medsyn_jax.core import estimates
 from medsyn_jax.core.estimates import Estimate, Figure
 
 BINS = 15  # of probabilities, in the calibration error
+ROC_GRID = np.linspace(0.0, 1.0, 51)  # false positive rates
 _QUERIES = 256  # queries ranked at a time: the temporaries stay far below the similarity matrix
 
 
@@ -55,6 +56,21 @@ def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = N
         wins = 0.5 * (wins + wins_over(last))
     pairs = positive_weights.sum(axis=1, dtype=np.float64) * below[:, -1]
     return np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+
+
+def roc_curve(scores: np.ndarray, labels: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The ROC curve: true positive rates [g] at the false positive rates `grid` [g].
+
+    scores, labels: [n], as of `auroc`, with a positive and a negative. Straight between thresholds,
+    and the highest rate where the curve is vertical.
+    """
+    thresholds = np.unique(scores[(labels == 1) | (labels == 0)])[::-1]
+    rates = []
+    for y in (0, 1):
+        of = np.sort(scores[labels == y])
+        above = len(of) - np.searchsorted(of, thresholds, side="left")
+        rates.append(np.concatenate([[0], above]) / len(of))
+    return np.interp(grid, *rates)
 
 
 def accuracy(

@@ -1,11 +1,9 @@
-"""The tables of a study: a pure function of its cells.
+"""The cells of a study: their files, and what they say of a task.
 
 A value is the mean over seeds, with Student's 95 % interval over the seeds; a difference of two
 arms is that of the same seeds (the same labelled records). An interval with 0 in it marks a tie.
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -17,9 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.core.files import write_text
 from medsyn_jax.core.log import number
-from medsyn_jax.tables.page import TEMPLATES
+from medsyn_jax.tables import examples
 
 # Pairs of arms whose difference answers a question.
 DIFFERENCES = (
@@ -28,18 +25,9 @@ DIFFERENCES = (
     ("mixed", "duplicated"),
     ("synthetic_then_real", "real"),
 )
-_COLUMNS = ("task", "metric", "method", "arm", "fraction", "seed", "value", "low", "high", "n")
-_WIDE, _HIGH, _LEFT = 560, 260, 44  # pixels of a plot, and of its left margin
-_COLORS = {
-    "random": "#8a94a0",
-    "imagenet": "#4a5568",
-    "real": "#2b6cb0",
-    "synthetic": "#c2571a",
-    "mixed": "#2f855a",
-    "synthetic_then_real": "#805ad5",
-    "duplicated": "#b7791f",
-}
-_DASHES = ("", "6 4", "2 3")  # one a method
+
+
+Encoder = tuple[str, str]  # method and arm
 
 
 @dataclass(frozen=True)
@@ -59,7 +47,7 @@ class Cell:
         return f"{self.method}_{self.arm}_{self.task}_{percent}pct_seed{self.seed}"
 
     @property
-    def encoder(self) -> tuple[str, str]:
+    def encoder(self) -> Encoder:
         """Method and arm: a row of the table."""
         return self.method, self.arm
 
@@ -98,38 +86,11 @@ def read(folder: Path, cells: Iterable[Cell]) -> Entries:
                 f"{path}: is no finished cell of this study: delete the file, and run the same "
                 "command again"
             ) from None
-        entries[cell] = entry
+        entries[cell] = entry | {"picture": examples.read(path.with_suffix(".png"))}
     return entries
 
 
-def write(workdir: Path, entries: Entries, tasks: Sequence[str], planned: int) -> dict[str, Any]:
-    """Write table.md, table.tex, table.csv and report.html; returns the means for results.json.
-
-    planned: number of cells of the whole study. Raises UserError if no cell is finished.
-    """
-    if not entries:
-        raise UserError(f"{workdir}: no cell is finished, so there is no table yet")
-    parts = [_Part(task, {c: e for c, e in entries.items() if c.task == task}) for task in tasks]
-    parts = [part for part in parts if part.entries]
-    note = "" if len(entries) == planned else f"{len(entries)} of {planned} cells are finished."
-    write_text(workdir / "table.md", _markdown(parts, note))
-    write_text(workdir / "table.tex", _latex(parts, note))
-    write_text(workdir / "table.csv", _csv(entries))
-    page = TEMPLATES.get_template("study.html.j2").render(parts=parts, note=note)
-    write_text(workdir / "report.html", page)
-    return {
-        f"{part.task}/{method}/{arm}/{100 * fraction:g}%": {
-            "value": value.mean,
-            "n": value.seeds,
-            **({"ci95": list(value.interval)} if value.interval else {}),
-        }
-        for part in parts
-        for (method, arm), fraction in product(part.encoders, part.fractions)
-        if (value := part.value((method, arm), fraction))
-    }
-
-
-class _Part:
+class Part:
     """The cells of one task."""
 
     def __init__(self, task: str, entries: Entries):
@@ -137,27 +98,31 @@ class _Part:
         self.encoders = list(dict.fromkeys(cell.encoder for cell in entries))
         self.fractions = sorted({cell.fraction for cell in entries})
         self.metric = next((e["metric"] for e in entries.values()), "")
-        self.values: dict[tuple[tuple[str, str], float], dict[int, float]] = {}
+        self.values: dict[tuple[Encoder, float], dict[int, float]] = {}
         for cell, entry in entries.items():
             value = entry["metrics"][entry["metric"]]["value"]
             if value is not None:
                 self.values.setdefault((cell.encoder, cell.fraction), {})[cell.seed] = value
 
-    def value(self, encoder: tuple[str, str], fraction: float) -> Value | None:
+    def value(self, encoder: Encoder, fraction: float) -> Value | None:
         """The value of an encoder, None without a finished cell."""
         values = self.values.get((encoder, fraction), {})
         return _over_seeds(list(values.values()))
 
     def difference(self, method: str, arms: tuple[str, str], fraction: float) -> Value | None:
         """The first arm minus the second, over the seeds that both have."""
-        first, second = (self.values.get(((method, arm), fraction), {}) for arm in arms)
+        return self.gap((method, arms[0]), (method, arms[1]), fraction)
+
+    def gap(self, a: Encoder, b: Encoder, fraction: float) -> Value | None:
+        """The first encoder minus the second, over the seeds that both have."""
+        first, second = (self.values.get((encoder, fraction), {}) for encoder in (a, b))
         return _over_seeds([first[seed] - second[seed] for seed in first if seed in second])
 
     @property
     def differences(self) -> list[tuple[str, list[Value | None]]]:
         """A row of differences for each method and pair of arms that it has."""
         rows = []
-        for method, arms in product(dict.fromkeys(m for m, _ in self.encoders), DIFFERENCES):
+        for method, arms in product(self.methods, DIFFERENCES):
             row = [self.difference(method, arms, fraction) for fraction in self.fractions]
             if any(row):
                 rows.append((f"{method}: {' minus '.join(arms)}".replace("_", " "), row))
@@ -167,7 +132,7 @@ class _Part:
     def rows(self) -> list[tuple[str, list[Value | None]]]:
         """A row of values for each encoder."""
         return [
-            (_label(encoder), [self.value(encoder, fraction) for fraction in self.fractions])
+            (label(encoder), [self.value(encoder, fraction) for fraction in self.fractions])
             for encoder in self.encoders
         ]
 
@@ -177,52 +142,20 @@ class _Part:
         return [f"{100 * fraction:g} %" for fraction in self.fractions]
 
     @property
-    def curves(self) -> "Curves":
-        """The learning curves of the encoders, the fractions on a logarithmic axis."""
-        return _curves(self)
+    def methods(self) -> list[str]:
+        """Of pre-training, without "none"."""
+        return list(dict.fromkeys(method for method, _ in self.encoders if method != "none"))
 
-
-class Line(NamedTuple):
-    """A learning curve: its color is that of the arm, its dashes are those of the method."""
-
-    label: str
-    color: str
-    dashes: str
-    points: list[tuple[float, float]]  # pixels
-
-
-class Curves(NamedTuple):
-    """A plot in pixels: ticks (place, text), and curves."""
-
-    width: int
-    height: int
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    lines: list[Line]
-
-
-def _curves(part: _Part) -> Curves:
-    means = [v.mean for _, row in part.rows for v in row if v] or [0.0]
-    step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.25) if max(means) - min(means) < 5 * s)
-    low = math.floor(min(means) / step) * step
-    count = max(1, math.ceil((max(means) - low) / step))
-    ticks = [low + step * n for n in range(count + 1)]
-    logs = [math.log10(fraction) for fraction in part.fractions]
-    width = max(logs[-1] - logs[0], 1e-3)
-
-    def x(log: float) -> float:
-        return round(_LEFT + 10 + (_WIDE - _LEFT - 50) * (log - logs[0]) / width, 1)
-
-    def y(value: float) -> float:
-        return round(10 + (_HIGH - 50) * (ticks[-1] - value) / (ticks[-1] - low), 1)
-
-    lines, methods = [], list(dict.fromkeys(m for m, _ in part.encoders if m != "none"))
-    for (method, arm), (label, row) in zip(part.encoders, part.rows, strict=True):
-        points = [(x(log), y(v.mean)) for log, v in zip(logs, row, strict=True) if v]
-        number = methods.index(method) if method in methods else 0
-        lines.append(Line(label, _COLORS[arm], _DASHES[number % len(_DASHES)], points))
-    y_ticks = [(y(value), f"{value:.2f}") for value in ticks]
-    return Curves(_WIDE, _HIGH, list(zip(map(x, logs), part.head, strict=True)), y_ticks, lines)
+    @property
+    def shown(self) -> dict[Encoder, dict[str, Any]]:
+        """The entry of each encoder whose picture and ROC curve are shown: with the most labels, of
+        the first seed."""
+        seed = min((cell.seed for cell in self.entries), default=0)
+        return {
+            cell.encoder: entry
+            for cell, entry in self.entries.items()
+            if (cell.fraction, cell.seed) == (self.fractions[-1], seed)
+        }
 
 
 def _over_seeds(values: Sequence[float]) -> Value | None:
@@ -239,13 +172,14 @@ def _over_seeds(values: Sequence[float]) -> Value | None:
     return Value(center, (center - half, center + half), count)
 
 
-def _label(encoder: tuple[str, str]) -> str:
+def label(encoder: Encoder) -> str:
+    """An encoder in words."""
     method, arm = encoder
     name = arm.replace("_", " ")
     return f"{name} start" if method == "none" else f"{method}, {name}"
 
 
-def _text(value: Value | None, signed: bool = False) -> str:
+def as_text(value: Value | None, signed: bool = False) -> str:
     """0.812 [0.790, 0.834]; a difference has its sign, and "=" where it is a tie."""
     if value is None:
         return "-"
@@ -253,56 +187,3 @@ def _text(value: Value | None, signed: bool = False) -> str:
     ends = value.interval
     interval = f" [{', '.join(number(end, form) for end in ends)}]" if ends else ""
     return f"{number(value.mean, form)}{interval}{' =' if signed and value.tie else ''}"
-
-
-def _grids(part: _Part) -> list[tuple[str, list[list[str]]]]:
-    """Title and rows of text of the values and of the differences of a task."""
-    title = f"{part.task}: {part.metric}"
-    values = [[label, *(_text(v) for v in row)] for label, row in part.rows]
-    gaps = [[label, *(_text(v, signed=True) for v in row)] for label, row in part.differences]
-    grids = [(title, [["encoder", *part.head], *values])]
-    return [*grids, (f"{title}, differences", [["arms", *part.head], *gaps])] if gaps else grids
-
-
-_LEGEND = (
-    "Means over seeds with Student's 95 % interval over the seeds; differences are of the same "
-    "seeds; = marks a difference that cannot be told from 0."
-)
-
-
-def _markdown(parts: Sequence[_Part], note: str) -> str:
-    blocks = [f"{_LEGEND} {note}".strip()]
-    for title, (head, *rows) in (grid for part in parts for grid in _grids(part)):
-        lines = [head, ["---"] * len(head), *rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        blocks.append(f"**{title}**\n\n{table}")
-    return "\n\n".join(blocks) + "\n"
-
-
-def _latex(parts: Sequence[_Part], note: str) -> str:
-    def escaped(text: str) -> str:
-        return text.replace("%", r"\%").replace("_", r"\_")
-
-    blocks = [f"% {_LEGEND} {note}".strip()]
-    for title, (head, *rows) in (grid for part in parts for grid in _grids(part)):
-        lines = [rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule"]
-        lines += [f"% {title}", " & ".join(map(escaped, head)) + r" \\", r"\midrule"]
-        lines += [" & ".join(map(escaped, row)) + r" \\" for row in rows]
-        blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _csv(entries: Entries) -> str:
-    """One line a cell, with its own interval over the test subjects."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for cell, entry in entries.items():
-        own = entry["metrics"][entry["metric"]]
-        low, high = own.get("ci95") or ("", "")
-        place = (cell.task, entry["metric"], cell.method, cell.arm, cell.fraction, cell.seed)
-        writer.writerow((*place, own["value"], low, high, own.get("n", "")))
-    return file.getvalue()
-
-
-TEMPLATES.filters["study_value"] = _text

@@ -20,7 +20,16 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.core.estimates import Figure
 from medsyn_jax.data.store import shards, splits
 from medsyn_jax.objectives import classify
-from medsyn_jax.train import checkpoint, corpus, features, fractions, frozen, logistic, probe
+from medsyn_jax.train import (
+    checkpoint,
+    corpus,
+    features,
+    fractions,
+    frozen,
+    logistic,
+    pictures,
+    probe,
+)
 
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 
@@ -50,6 +59,7 @@ def run(config: Any, workdir: Path) -> None:
     encoders = _encoders(config, folders)
     outputs.write_config(workdir, config)
     figures: dict[str, dict[str, Figure]] = {}
+    curves: dict[str, Any] = {}
     sizes = {"batch_size": config.data.batch_size, "threads": config.data.threads}
     for name, group in encoders.items():
         by_protocol: dict[str, list[dict[str, Figure]]] = {p: [] for p in config.protocols}
@@ -62,6 +72,9 @@ def run(config: Any, workdir: Path) -> None:
             for protocol, several in by_protocol.items():
                 fits = PROTOCOLS[protocol](config, name, task, drawn, targets, tables, seeds)
                 several.append(judged(task, drawn, fits, targets, tables))
+                if protocol == "linear-convex" and not number:
+                    test = (parts["test"], tables["test"], targets["test"])
+                    curves[name] = pictures.draw(workdir, encoder, name, task, drawn, fits, test)
         figures |= {f"{name}/{p}": _merged(several) for p, several in by_protocol.items()}
     differences = _differences(list(folders), list(encoders), figures)
     results = {
@@ -69,6 +82,7 @@ def run(config: Any, workdir: Path) -> None:
         for name, by_key in (figures | differences).items()
         for key, figure in by_key.items()
     }
+    pictures.write_curves(workdir, curves)
     names = [fraction.name for fraction in drawn]
     if task.kind == "multilabel":
         _print_labels(task, figures, names, targets["test"])

@@ -19,6 +19,7 @@ from medsyn_jax.data.images import decode, transforms
 from medsyn_jax.data.store import schema, shards, splits
 from medsyn_jax.models import detector, layers
 from medsyn_jax.objectives import detect
+from medsyn_jax.tables import examples
 from medsyn_jax.train import checkpoint, corpus, dense, fractions
 from medsyn_jax.train.frozen import Encoder
 
@@ -66,6 +67,9 @@ def run(config: Any, workdir: Path) -> None:
             coarsest=_MAPS,
         )
         test = data["test"]
+        for fraction, by_seed in judged.items():
+            path = examples.path(workdir, name, fraction)
+            draw_examples(path, test, boxes_of(by_seed[0].detections))
         figures[name] = {
             f"{fraction}/{key}": figure
             for fraction, by_seed in judged.items()
@@ -238,6 +242,15 @@ def boxes_of(detections: detect.Detections) -> detection.Boxes:
     """Detections of n images, NumPy, as the metrics read them."""
     boxes, scores, labels = map(np.asarray, detections)
     return detection.Boxes(boxes, labels, scores)
+
+
+def draw_examples(path: Path, test: Boxed, detections: detection.Boxes) -> None:
+    """Draw some of the images that have a box, with their true and detected boxes."""
+    rows = examples.chosen(test.keys, test.positive)
+    truth = detection.Boxes(test.truth.corners[rows], test.truth.labels[rows])
+    corners, labels, scores = (np.asarray(x)[rows] for x in detections)
+    predicted = detection.Boxes(corners, labels, np.exp(scores))
+    examples.draw_boxes(path, test.images[rows], truth, predicted)
 
 
 def described(value: float) -> str:

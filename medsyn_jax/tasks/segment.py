@@ -20,6 +20,7 @@ from medsyn_jax.data.images import decode, transforms
 from medsyn_jax.data.store import schema, shards, splits
 from medsyn_jax.models import layers, segmenter
 from medsyn_jax.objectives import segment
+from medsyn_jax.tables import examples
 from medsyn_jax.train import checkpoint, corpus, dense
 from medsyn_jax.train import state as states
 from medsyn_jax.train.fractions import with_positives
@@ -50,7 +51,9 @@ def run(config: Any, workdir: Path) -> None:
     programs = dense.by_preparation(encoders, partial(make_programs, config))
     outputs.write_config(workdir, config)
     figures = {
-        name: segment_by(config, programs[each[0].pixels], name, each, data, fractions, mesh)
+        name: segment_by(
+            config, programs[each[0].pixels], name, each, data, fractions, mesh, workdir
+        )
         for name, each in encoders.items()
     }
     outputs.write_results(workdir, "segment", dense.entries(figures))
@@ -158,13 +161,14 @@ def segment_by(
     data: Mapping[str, Masked],
     fractions: Mapping[str, np.ndarray],
     mesh: Mesh,
+    workdir: Path | None = None,
 ) -> dict[str, Figure]:
     """Figures on the test split, `<fraction>/<figure>` -> Figure.
 
-    encoders: one for all seeds, or one for each.
+    encoders: one for all seeds, or one for each. workdir: where the pictures of the first seed go.
     """
 
-    def score(of_valid: tuple[segment.Sums, np.ndarray]) -> float:
+    def score(of_valid: tuple[segment.Sums, np.ndarray, np.ndarray]) -> float:
         return float(segment.loss(jax.tree.map(jnp.asarray, of_valid[0]))[0])
 
     parts = {split: part.arrays for split, part in data.items()}
@@ -181,11 +185,16 @@ def segment_by(
         stored=config.encoder.frozen and not config.encoder.training_mode,
         coarsest=_coarsest(config),
     )
-    figures = {}
+    figures, test = {}, data["test"]
+    rows = examples.chosen(test.keys, test.positive)
     for fraction, by_seed in judged.items():
-        counts = np.stack([counts.T for _, counts in by_seed], 1)  # [3, s, n]
+        if workdir:
+            masks = np.unpackbits(by_seed[0][2][rows], axis=-1, count=config.data.size) > 0
+            path = examples.path(workdir, name, fraction)
+            examples.draw_masks(path, test.images[rows], test.masks[rows] > 127, masks)
+        counts = np.stack([counts.T for _, counts, _ in by_seed], 1)  # [3, s, n]
         pixels = regions.Pixels(counts[0], counts[1], counts[2, 0])
-        by_name = regions.overlaps(pixels, data["test"].subjects, config.fit.batch_size)
+        by_name = regions.overlaps(pixels, test.subjects, config.fit.batch_size)
         figures |= {f"{fraction}/{key}": figure for key, figure in by_name.items()}
     return figures
 
@@ -220,7 +229,7 @@ def make_programs(config: Any, encoder: Encoder) -> dense.Programs:
         logits, truth, _ = forward(params, stats, batch, None)
         a, b = logits > 0, truth > 0.5
         counts = jnp.stack([x.sum((1, 2)) for x in (a & b, a, b)], 1)
-        return segment.sums(logits, truth), counts
+        return segment.sums(logits, truth), counts, jnp.packbits(a, axis=-1)
 
     return dense.make_programs(config, make, loss_fn, judge)
 

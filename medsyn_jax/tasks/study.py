@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -25,7 +26,10 @@ import jax
 
 from medsyn_jax.core import checks, log, outputs
 from medsyn_jax.core.errors import UserError, shortened
+from medsyn_jax.core.files import replaced
+from medsyn_jax.data.store import shards
 from medsyn_jax.tables import cells as tables
+from medsyn_jax.tables import examples, report
 from medsyn_jax.tables.cells import Cell
 
 FREE = ("cells", "workers", "configs")
@@ -57,12 +61,16 @@ class Commands:
         self.by_name.setdefault(name, Command(name, config, (*own, *texts), needs))
         return name
 
+    def folder(self, which: str) -> Path:
+        """The shards of "real" or "synthetic" data."""
+        return Path(self.config[which] or self.runs / which / "shards")
+
     def data(self, which: str) -> tuple[str, str]:
         """The folder of shards of "real" or "synthetic" data, and the command that makes it ("" for
         a folder that the config names)."""
-        if folder := self.config[which]:
+        folder = str(self.folder(which))
+        if self.config[which]:
             return folder, ""
-        folder = str(self.runs / which / "shards")
         if which == "real":
             return folder, self._add(which, "ingest", {}, (), "ingest")
         real, needs = self.data("real")
@@ -156,7 +164,7 @@ def run(config: Any, workdir: Path) -> None:
 
     def finished(name: str) -> None:
         for cell in (cell for cell, command in missing.items() if command == name):
-            _write_cell(workdir, cell, commands.by_name[name], config)
+            _write_cell(workdir, cell, commands, name)
 
     runner = _Runner(config, workdir, commands.by_name)
     failures = runner.run(set(missing.values()), finished)
@@ -164,7 +172,8 @@ def run(config: Any, workdir: Path) -> None:
     if not config.cells and not entries:
         log.say(f"{workdir / 'cells.txt'} lists the cells; none is finished, so there is no table")
         return
-    results = tables.write(workdir, entries, tuple(config.tasks), len(cells))
+    pairs = _pairs(workdir, commands)
+    results = report.write(workdir, entries, tuple(config.tasks), len(cells), pairs)
     outputs.write_results(workdir, "study", results, shown=())
     if failures:
         lines = [f"{name}: {reason}" for name, reason in failures.items()]
@@ -236,8 +245,19 @@ def _path(workdir: Path, cell: Cell) -> Path:
     return workdir / "cells" / f"{cell.name}.json"
 
 
-def _write_cell(workdir: Path, cell: Cell, command: Command, config: Any) -> None:
-    """Write the cell's part of its command's results, with what the figures rest on."""
+def _pairs(workdir: Path, commands: Commands) -> examples.Strip | None:
+    """Real beside synthetic images, once both sets are there."""
+    path = workdir / "cells" / "pairs.png"
+    folders = [commands.folder(which) for which in ("real", "synthetic")]
+    if not path.exists() and all((folder / shards.INFO).is_file() for folder in folders):
+        examples.draw_pairs(path, *folders)
+    return examples.read(path)
+
+
+def _write_cell(workdir: Path, cell: Cell, commands: Commands, name: str) -> None:
+    """Write the cell's part of the results of its command, with what the figures rest on; of the
+    first seed also its picture and ROC curve, where the command left them."""
+    command, config = commands.by_name[name], commands.config
     folder = workdir / "runs" / command.name
     metrics = json.loads((folder / "results.json").read_text())["metrics"]
     origin = json.loads((folder / "config.json").read_text())
@@ -250,15 +270,26 @@ def _write_cell(workdir: Path, cell: Cell, command: Command, config: Any) -> Non
         log.say(f"{cell.name}: {metric} is undefined: its records do not suffice for this figure")
     subset = folder / "fractions" / f"{fraction}-seed{cell.seed}.txt"
     split = hashlib.sha256(subset.read_bytes()).hexdigest() if subset.exists() else ""
+    real = commands.folder("real") / shards.INFO
     entry = {
         "cell": asdict(cell),
         "metric": metric,
         "metrics": own,
         "split": split,
+        "source": shards.read_object(real).get("source", "") if real.is_file() else "",
         "command": [command.config, *command.flags],
         "versions": origin["versions"],
         "commit": origin["commit"],
     }
+    if cell.seed == 0:
+        picture = examples.path(folder, encoder, fraction)
+        if picture.exists():
+            with replaced(_path(workdir, cell).with_suffix(".png")) as temporary:
+                shutil.copyfile(picture, temporary)
+        curves = picture.parent / "roc.json"
+        if curves.exists():
+            by_encoder = json.loads(curves.read_text())
+            entry["roc"] = by_encoder.get(encoder, {}).get(fraction, {})
     outputs.write_json(_path(workdir, cell), entry)
 
 

@@ -236,15 +236,12 @@ def judge(
             return np.stack([metrics.accuracy(p, test, w) for p in predicted], axis=1)
 
         figures["accuracy"] = estimates.figure(accuracies, test >= 0, subjects)
-    scores, labels = _columns(task, outputs, test, trained), task.columns_of(test)
-    judged = has_both(labels)
-    if test.ndim == 1 and len(task.names) == 2:
-        judged[0] = False  # the second class tells the same
-    chosen = np.flatnonzero(judged)
+    scores, labels = columns(task, outputs, test, trained), task.columns_of(test)
+    chosen = judged(task, test)
     thresholds = None
     if valid is not None:
         known = task.columns_of(task.without(valid[1], ~trained))
-        of = _columns(task, valid[0], valid[1], trained)
+        of = columns(task, valid[0], valid[1], trained)
         each = [[metrics.best_threshold(x[:, i], known[:, i]) for i in chosen] for x in of]
         thresholds = np.array(each).reshape(len(of), len(chosen))
     names = [task.names[i] for i in chosen]
@@ -252,7 +249,15 @@ def judge(
     return figures | metrics.label_figures(*settings)
 
 
-def _columns(task: Task, outputs: np.ndarray, y: np.ndarray, trained: np.ndarray) -> np.ndarray:
+def judged(task: Task, test: np.ndarray) -> np.ndarray:
+    """The places of the labels with both classes; of two classes the second tells all."""
+    judged = has_both(task.columns_of(test))
+    if test.ndim == 1 and len(task.names) == 2:
+        judged[0] = False
+    return np.flatnonzero(judged)
+
+
+def columns(task: Task, outputs: np.ndarray, y: np.ndarray, trained: np.ndarray) -> np.ndarray:
     """Log-odds [s, n, c] of each label, or of each class against the other classes taught."""
     if y.ndim == 2:
         return outputs

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
 from medsyn_jax.core import estimates, metrics
 
@@ -37,6 +37,27 @@ def test_auroc_leaves_unknown_labels_out():
 @pytest.mark.parametrize("labels", [np.ones(5), np.zeros(5), np.full(5, -1), np.ones(0)])
 def test_auroc_of_one_class_is_nan(labels):
     assert np.isnan(metrics.auroc(np.arange(len(labels), dtype=np.float32), labels))
+
+
+@pytest.mark.parametrize("levels", [3, 10_000])
+def test_a_roc_curve_is_sklearns_at_its_own_rates_and_has_the_area_of_the_auroc(levels):
+    rng = np.random.default_rng(levels)
+    labels = rng.integers(-1, 2, 300)
+    scores = np.round(levels * (rng.random(300) + 0.3 * labels)) / levels
+    known = labels >= 0
+    fpr, tpr, _ = roc_curve(labels[known], scores[known], drop_intermediate=False)
+    rates, last = np.unique(fpr[::-1], return_index=True)
+    highest = tpr[::-1][last]
+    np.testing.assert_allclose(metrics.roc_curve(scores, labels, rates), highest, atol=1e-12)
+    area = np.trapezoid(metrics.roc_curve(scores, labels, metrics.ROC_GRID), metrics.ROC_GRID)
+    assert area == pytest.approx(roc_auc_score(labels[known], scores[known]), abs=0.01)
+
+
+def test_a_perfect_roc_curve_begins_at_1_and_that_of_a_constant_score_is_the_diagonal():
+    labels = np.array([0, 1, 1, 0])
+    grid = np.linspace(0, 1, 5)
+    assert metrics.roc_curve(1.0 * labels, labels, grid).tolist() == [1.0] * 5
+    assert metrics.roc_curve(0.0 * labels, labels, grid).tolist() == grid.tolist()
 
 
 def test_auroc_of_a_constant_score_is_one_half():

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.tables import cells as study
+from medsyn_jax.tables import cells, report
 from medsyn_jax.tables.cells import Cell
 
 ARMS = ("real", "synthetic", "mixed", "duplicated")
@@ -38,20 +38,20 @@ def write_cell(folder, cell: Cell, value, metric="auroc/mean"):
 
 
 @pytest.fixture
-def cells(tmp_path):
+def folder(tmp_path):
     for cell in CELLS:
         write_cell(tmp_path / "cells", cell, value_of(cell))
     return tmp_path / "cells"
 
 
-def tables(workdir, cells):
-    results = study.write(workdir, study.read(cells, CELLS), ("classify", "segment"), len(CELLS))
+def tables(workdir, folder):
+    results = report.write(workdir, cells.read(folder, CELLS), ("classify", "segment"), len(CELLS))
     names = ("table.md", "table.tex", "table.csv", "report.html")
     return results, {name: (workdir / name).read_bytes() for name in names}
 
 
-def test_values_and_their_intervals_are_those_over_the_seeds(tmp_path, cells):
-    results, files = tables(tmp_path, cells)
+def test_values_and_their_intervals_are_those_over_the_seeds(tmp_path, folder):
+    results, files = tables(tmp_path, folder)
     values = [value_of(Cell("convirt", "mixed", "segment", 0.01, seed)) for seed in range(3)]
     entry = results["segment/convirt/mixed/1%"]
     interval = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
@@ -62,8 +62,8 @@ def test_values_and_their_intervals_are_those_over_the_seeds(tmp_path, cells):
     assert f"| convirt, mixed | {shown} |" in files["table.md"].decode()
 
 
-def test_differences_are_of_the_same_seeds_and_ties_are_marked(tmp_path, cells):
-    _, files = tables(tmp_path, cells)
+def test_differences_are_of_the_same_seeds_and_ties_are_marked(tmp_path, folder):
+    _, files = tables(tmp_path, folder)
     text = files["table.md"].decode()
     gaps = [
         value_of(Cell("convirt", "synthetic", "classify", 1.0, seed))
@@ -78,8 +78,8 @@ def test_differences_are_of_the_same_seeds_and_ties_are_marked(tmp_path, cells):
     assert tied.count(" = |") == 2
 
 
-def test_the_tables_are_a_function_of_the_cells_alone(tmp_path, cells):
-    _, first = tables(tmp_path, cells)
+def test_the_tables_are_a_function_of_the_cells_alone(tmp_path, folder):
+    _, first = tables(tmp_path, folder)
     again = tmp_path / "again"
     for cell in reversed(CELLS):  # written in another order
         write_cell(tmp_path / "other", cell, value_of(cell))
@@ -87,8 +87,8 @@ def test_the_tables_are_a_function_of_the_cells_alone(tmp_path, cells):
     assert tables(again, tmp_path / "other")[1] == first
 
 
-def test_the_csv_has_a_line_for_each_cell(tmp_path, cells):
-    _, files = tables(tmp_path, cells)
+def test_the_csv_has_a_line_for_each_cell(tmp_path, folder):
+    _, files = tables(tmp_path, folder)
     rows = list(csv.DictReader(files["table.csv"].decode().splitlines()))
     assert len(rows) == len(CELLS)
     assert float(rows[0]["value"]) == value_of(CELLS[0])
@@ -118,17 +118,17 @@ def test_one_seed_has_no_interval_and_an_undefined_value_no_part(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"cell": {}, "metric": "x", "metrics": {}}'])
-def test_a_file_that_is_no_cell_is_one_line(tmp_path, cells, text):
-    path = cells / f"{CELLS[3].name}.json"
+def test_a_file_that_is_no_cell_is_one_line(tmp_path, folder, text):
+    path = folder / f"{CELLS[3].name}.json"
     path.write_text(text)
     with pytest.raises(UserError, match=f"{path.name}: is no finished cell .*delete the file"):
-        tables(tmp_path, cells)
+        tables(tmp_path, folder)
 
 
-def test_a_renamed_cell_is_refused(tmp_path, cells):
-    (cells / f"{CELLS[0].name}.json").replace(cells / f"{CELLS[1].name}.json")
+def test_a_renamed_cell_is_refused(tmp_path, folder):
+    (folder / f"{CELLS[0].name}.json").replace(folder / f"{CELLS[1].name}.json")
     with pytest.raises(UserError, match="is no finished cell of this study"):
-        tables(tmp_path, cells)
+        tables(tmp_path, folder)
 
 
 def test_a_task_without_a_defined_value_has_an_empty_plot(tmp_path):

@@ -91,10 +91,28 @@ def test_a_run_from_workdir_to_results(world, tmp_path, monkeypatch):
             assert gain["value"] == pytest.approx(pair[0] - pair[1], abs=1e-9)
             assert gain["ci95"][0] <= gain["value"] <= gain["ci95"][1]
     _check_fractions(workdir / "fractions")
+    _check_examples(workdir / "examples", metrics)
 
     monkeypatch.setattr(features, "compute", lambda *_: pytest.fail("features are on disk"))
     main.run(config, workdir)
     assert (workdir / "results.json").read_text() == text
+
+
+def _check_examples(folder: Path, metrics: dict) -> None:
+    """Pictures of each encoder but pixels, and ROC curves with the area of the first seed."""
+    encoders, fractions = ("pretrained", "random", "imagenet", "pixels"), ("50%", "100%")
+    strips = {f"{encoder}-{fraction}.png" for encoder in encoders[:3] for fraction in fractions}
+    assert {path.name for path in folder.iterdir()} == strips | {"roc.json"}
+    curves = json.loads((folder / "roc.json").read_text())
+    assert [*curves] == [*encoders]
+    for encoder in encoders:
+        for fraction in fractions:
+            roc = curves[encoder][fraction]
+            for label in ("bright", "left", "mean"):
+                rates = roc["true_positive_rates"][label]
+                area = np.trapezoid(rates, roc["false_positive_rates"])
+                entry = metrics[f"{encoder}/linear-convex/test/{fraction}/auroc/{label}"]
+                assert area == pytest.approx(entry["seeds"][0], abs=0.02)
 
 
 def _check_fractions(folder: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.detect import get_config
 from medsyn_jax import main
@@ -13,6 +14,7 @@ from medsyn_jax.core import detection
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.store import shards
+from medsyn_jax.tables import examples
 from medsyn_jax.tasks import detect
 from medsyn_jax.train import dense, frozen
 from tests.train.runs import ingest_config, write_pairs, write_run
@@ -63,6 +65,15 @@ def test_a_run_from_workdir_to_results_compiles_once(world, monkeypatch, capsys)
     entry = results["pretrained/test/100%/map"]
     assert (entry["n"], entry["boxes"]) == (len(records), boxes)
     assert f"test {detect_count(records)} of {len(records)} ({boxes})" in capsys.readouterr().err
+
+    for encoder in ("pretrained", "random"):
+        with Image.open(examples.path(world / "detect", encoder, "100%")) as image:
+            blue = (np.asarray(image.convert("RGB")) == np.array(examples.TRUE)).all(axis=-1)
+        rows = examples.chosen(records.keys, np.array([bool(r["boxes"]) for r in records]))
+        for i, row in enumerate(rows.tolist()):
+            scale = examples.SIDE / len(records[row]["image"])
+            for left, top, *_ in (box["bbox"] * scale for box in records[row]["boxes"]):
+                assert blue[round(top) :, i * 132 + round(left)][:2].any()  # where it begins
 
     text = (world / "detect" / "results.json").read_text()
     main.run(config_of(world), world / "detect")

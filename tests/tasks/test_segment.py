@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.segment import get_config
 from medsyn_jax import main
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core import tree
 from medsyn_jax.core.errors import UserError
-from medsyn_jax.data.store import splits
+from medsyn_jax.data.images import decode
+from medsyn_jax.data.store import shards, splits
+from medsyn_jax.tables import examples
 from medsyn_jax.tasks import segment
 from medsyn_jax.train import dense, frozen
 from tests.train.runs import write_pairs, write_run
@@ -66,6 +69,19 @@ def test_a_run_from_workdir_to_results(world, capsys):
     said = capsys.readouterr()
     assert "pretrained/test/50%/dice/mgca_compat" in said.out
     assert said.err.count("pretrained, 100% of the labels, seed") == 2
+
+    records = shards.open_split(next((world / "data").glob("phantom-*")), "test")
+    rows = examples.chosen(records.keys, np.ones(len(records), bool))  # all have lungs
+    truth = [decode.square(records[int(row)]["mask_lungs"], 32) > 127 for row in rows]
+    inside = np.hstack([np.pad(examples._outline(x, "inside"), ((0, 0), (0, 4))) for x in truth])
+    for encoder in encoders[:2]:
+        with Image.open(examples.path(workdir, encoder, "100%")) as image:
+            strip = np.asarray(image.convert("RGB"))[: examples.SIDE]
+        blue = (strip == np.array(examples.TRUE)).all(axis=-1)
+        orange = (strip == np.array(examples.PREDICTED)).all(axis=-1)
+        np.testing.assert_array_equal(blue | (orange & inside[:, :-4]), inside[:, :-4])
+        assert blue.sum() > 0.5 * inside.sum()
+        assert orange.any()
 
     keys = {
         (share, seed): (workdir / "fractions" / f"{share}-seed{seed}.txt").read_text().split()
@@ -126,6 +142,8 @@ def test_stored_maps_and_a_running_encoder_give_the_same_logits(world, kind):
     ):
         np.testing.assert_allclose(stored, running, rtol=0.02)  # maps are stored in bfloat16
     np.testing.assert_array_equal(seen[0][1][:, 2], seen[1][1][:, 2])
+    for _, counts, packed in seen:  # the predicted masks, eight pixels a byte
+        np.testing.assert_array_equal(np.unpackbits(packed, axis=-1).sum((1, 2)), counts[:, 1])
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,23 @@
 """The study's plan of commands, what it does with those that fail, and that it runs none twice."""
 
+import csv
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from configs.study import get_config
 from medsyn_jax import main
 from medsyn_jax.core.errors import UserError
+from medsyn_jax.data.sources import resolve
+from medsyn_jax.tables import cells as tables
+from medsyn_jax.tables import examples
 from medsyn_jax.tables.cells import Cell
 from medsyn_jax.tasks import study
+from tests.train.runs import ingest_config
 
 
 def plan(variant="demo", workdir=Path("w"), **changes):
@@ -97,6 +104,15 @@ def fake(monkeypatch):
                 ("", "map"),
             )
         }
+        for encoder in ("pretrained", "random"):
+            for share in ("50%", "100%"):
+                path, empty = examples.path(folder, encoder, share), np.zeros((1, 8, 8), bool)
+                shade = np.full((1, 8, 8), len(ran), np.uint8)
+                examples.draw_masks(path, shade, empty, empty)
+        if folder.name.endswith("classify"):
+            curve = {"100%": {"false_positive_rates": [0, 1], "true_positive_rates": {}}}
+            curve["100%"]["true_positive_rates"] = {"mean": [len(folder.name) / 100, 1]}
+            (folder / "examples" / "roc.json").write_text(json.dumps({"pretrained": curve}))
         (folder / "results.json").write_text(json.dumps({"metrics": metrics}))
         (folder / "config.json").write_text(json.dumps({"versions": {}, "commit": "abc"}))
         runner._done(command.name).parent.mkdir(exist_ok=True)
@@ -132,6 +148,49 @@ def test_a_study_runs_each_command_once_and_resumes(tmp_path, fake, capsys):
     assert table(tmp_path / "parts") == table(tmp_path / "whole")
     lines = (tmp_path / "parts" / "cells.txt").read_text().split()
     assert {path.stem for path in (tmp_path / "parts" / "cells").iterdir()} == {*lines}
+
+
+def test_cells_of_the_first_seed_have_pictures_and_curves(tmp_path, fake):
+    main.run(settings(), tmp_path)
+    entries = tables.read(tmp_path / "cells", [*plan("smoke")[1]])
+    for cell, entry in entries.items():
+        assert (entry["picture"] is not None) == (cell.seed == 0)
+        curve = (cell.task, cell.method, cell.fraction, cell.seed) == ("classify", "convirt", 1, 0)
+        assert bool(entry.get("roc")) == curve
+    cell = Cell("convirt", "synthetic", "segment", 1.0, 0)
+    source = tmp_path / "runs" / "convirt_synthetic_seed0_segment" / "examples"
+    assert entries[cell]["picture"].png == (source / "pretrained-100%.png").read_bytes()
+    classify = entries[Cell("convirt", "real", "classify", 1.0, 0)]
+    rate = len("convirt_real_seed0_classify") / 100
+    assert classify["roc"]["true_positive_rates"] == {"mean": [rate, 1]}
+
+
+def test_pairs_are_of_the_same_reports(tmp_path, fake):
+    config = settings(cells="none_random_detect_*")
+    for name, shade in (("real", 0), ("synthetic", 1)):
+        source = tmp_path / name
+        source.mkdir()
+        rows = [("image", "report", "split")]
+        for i in range(12):
+            pixels = np.full((16, 16), 20 * i + 10 * shade, np.uint8)
+            pixels[0, 0] = 255  # an image of one grey level would be refused
+            Image.fromarray(pixels).save(source / f"{i}.png")
+            split = "train" if i < 8 + shade else "valid" if i == 10 else "test"
+            rows.append((f"{i}.png", "The lungs are clear.", split))
+        with (source / "pairs.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+        ingest = ingest_config()
+        ingest.update({"size": 16})
+        ingest.pairs.update({"subject": "", "labels": ()})
+        config[name] = str(resolve.prepare(str(source / "pairs.csv"), ingest, tmp_path / name))
+    main.run(config, tmp_path / "study")
+    with Image.open(tmp_path / "study" / "cells" / "pairs.png") as image:
+        strip = np.asarray(image.convert("L")).astype(int)
+    assert strip.shape == (260, 6 * 132 - 4)
+    above, below = strip[64, 64::132], strip[196, 64::132]
+    assert len({*above}) == 6
+    np.testing.assert_allclose(below - above, 10, atol=4)  # 64 grey levels
+    assert above.max() <= 20 * 7
 
 
 def test_without_cells_the_list_and_the_table_are_written(tmp_path, fake):
