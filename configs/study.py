@@ -47,6 +47,9 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.flags = dict.fromkeys(("ingest", "generate", "pretrain", *config.tasks), ())
     config.cells = "*"  # pattern of the cells to run, as of file names
     config.workers = 0  # commands at a time, 1 for one accelerator; 0: one a core
+    if variant == "demo":  # light heads: what differs between arms is the encoder
+        config.flags.segment = ("decoder.kind=mlp", "fit.learning_rate=2e-3", "fit.steps=3000")
+        config.flags.detect = ("detector.width=32", "fit.epochs=30")
     if variant == "smoke":
         config.update({"steps": 8, "fractions": (0.5, 1.0), "seeds": 2})
         config.arms = {"convirt": REAL_OR_SYNTHETIC}
