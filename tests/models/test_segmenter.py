@@ -112,6 +112,8 @@ def test_the_mlp_decoder_is_segformers_formula():
 @pytest.mark.parity
 def test_values_gradients_and_statistics_are_torchs():
     torch = pytest.importorskip("torch")
+    import torch_segmenter
+
     channels, widths, size = (4, 8, 8, 16, 32), (16, 8, 8, 4, 4), 32
     sides = (16, 8, 4, 2, 1)
     rng = np.random.default_rng(0)
@@ -121,31 +123,17 @@ def test_values_gradients_and_statistics_are_torchs():
     ]
     structure, params, stats = split(segmenter.Decoder(channels, widths, rngs=nnx.Rngs(0)))
 
-    def conv(kernel, bias=None):
-        values = np.asarray(kernel).transpose(3, 2, 0, 1)
-        layer = torch.nn.Conv2d(
-            values.shape[1], values.shape[0], 3, padding=1, bias=bias is not None
-        )
-        layer.weight.data = torch.tensor(values)
-        if bias is not None:
-            layer.bias.data = torch.tensor(np.asarray(bias))
-        return layer
+    def placed(kernel):
+        return torch.tensor(np.asarray(kernel).transpose(3, 2, 0, 1))
 
+    theirs = torch_segmenter.Decoder(channels, widths)
     blocks = [params["blocks"][str(i)]["convs"] for i in range(5)]
-    theirs = torch.nn.ModuleList()
-    for block in blocks:
-        layers = []
-        for j in ("0", "1"):
-            kernel = block[j]["conv"]["kernel"]
-            layers += [conv(kernel), torch.nn.BatchNorm2d(kernel.shape[3]), torch.nn.ReLU()]
-        theirs.append(torch.nn.Sequential(*layers))
-    head = conv(params["out"]["kernel"], params["out"]["bias"])
-    inputs = [torch.tensor(x.transpose(0, 3, 1, 2)) for x in maps]
-    x = inputs[-1]
-    for i, block in enumerate(theirs):
-        x = torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest")
-        x = block(torch.cat([x, inputs[3 - i]], 1) if i < 4 else x)
-    want = head(x)[:, 0]
+    for block, layers in zip(blocks, theirs.blocks, strict=True):
+        for j in (0, 1):
+            layers[3 * j].weight.data = placed(block[str(j)]["conv"]["kernel"])
+    theirs.out.weight.data = placed(params["out"]["kernel"])
+    theirs.out.bias.data = torch.tensor(np.asarray(params["out"]["bias"]))
+    want = theirs([torch.tensor(x.transpose(0, 3, 1, 2)) for x in maps])
     direction = rng.normal(size=want.shape).astype(np.float32)
     (want * torch.tensor(direction)).sum().backward()
 
@@ -158,7 +146,7 @@ def test_values_gradients_and_statistics_are_torchs():
         grads, (logits, moved) = jax.grad(ours, has_aux=True)(params)
     scale = np.abs(want.detach().numpy()).max()
     np.testing.assert_allclose(logits, want.detach().numpy(), atol=1e-5 * scale)
-    for i, block in enumerate(theirs):
+    for i, block in enumerate(theirs.blocks):
         for j in (0, 1):
             mine = grads["blocks"][str(i)]["convs"][str(j)]["conv"]["kernel"]
             grad = block[3 * j].weight.grad.numpy().transpose(2, 3, 1, 0)
