@@ -185,22 +185,25 @@ def suppress(
     least: probability of a box that is kept. A box whose IoU (see `iou`) with a kept box of its
     class is `overlap` or more is dropped. Of equal scores the first is taken.
     """
-    one = partial(_suppress, least=least, overlap=overlap, plus=plus, most=most)
-    return jax.vmap(one)(every)
+    b, n = every.scores.shape
+    steps = min(most, n)
+    place = jnp.arange(b)
 
+    def some_alive(state: tuple[Array, ...]) -> Array:
+        step, alive, *_ = state
+        return (step < steps) & alive.any()
 
-def _suppress(
-    every: Detections, least: float, overlap: float, plus: float, most: int
-) -> Detections:
-    def keep(alive: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
-        best = jnp.where(alive, every.scores, -jnp.inf).argmax()
-        chosen = jnp.broadcast_to(every.boxes[best], every.boxes.shape)
+    def keep(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        step, alive, rows, kept = state
+        best = jnp.where(alive, every.scores, -jnp.inf).argmax(1)
+        chosen = jnp.broadcast_to(every.boxes[place, best][:, None], every.boxes.shape)
         near = iou(chosen, every.boxes, plus) >= overlap
-        gone = near & (every.labels == every.labels[best])
-        return (alive & ~gone).at[best].set(False), (best, alive[best])
+        gone = near & (every.labels == every.labels[place, best][:, None])
+        rows, kept = rows.at[:, step].set(best), kept.at[:, step].set(alive[place, best])
+        return step + 1, (alive & ~gone).at[place, best].set(False), rows, kept
 
-    alive = jnp.exp(every.scores) >= least
-    _, (rows, kept) = jax.lax.scan(keep, alive, length=min(most, len(alive)))
-    boxes = jnp.where(kept[:, None], every.boxes[rows], 0)
-    scores = jnp.where(kept, every.scores[rows], -jnp.inf)
-    return Detections(boxes, scores, jnp.where(kept, every.labels[rows], -1))
+    start = (jnp.zeros((), int), jnp.exp(every.scores) >= least, jnp.zeros((b, steps), int))
+    *_, rows, kept = jax.lax.while_loop(some_alive, keep, (*start, jnp.zeros((b, steps), bool)))
+    boxes, scores, labels = (x[place[:, None], rows] for x in every)
+    boxes = jnp.where(kept[..., None], boxes, 0)
+    return Detections(boxes, jnp.where(kept, scores, -jnp.inf), jnp.where(kept, labels, -1))
