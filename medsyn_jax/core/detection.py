@@ -6,7 +6,8 @@ once; `tests/core/test_detection.py` compares it with pycocotools' own.
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,10 +58,13 @@ def match(
     are not finite.
     """
     n = len(truth.labels)
-    images = np.arange(n)[slice(None) if counted is None else counted].tolist()
+    images = np.arange(n)[slice(None) if counted is None else counted]
     assert detections.scores is not None
     if not np.isfinite(detections.scores[detections.labels >= 0]).all():
         raise ValueError("detection: scores are not finite")
+    # In images without a box no detection is a hit, and pycocotools would take most of its time.
+    boxed = (truth.labels[images] >= 0).any(axis=1)
+    empty, images = images[~boxed], images[boxed].tolist()
     with contextlib.redirect_stdout(io.StringIO()):
         real, predicted = (_coco(boxes, images, classes) for boxes in (truth, detections))
         evaluation = COCOeval(real, predicted, "bbox")
@@ -71,7 +75,25 @@ def match(
         evaluation.evaluate()
     shape = (classes, len(images))
     results = np.array([*evaluation.evalImgs, None], object)[:-1].reshape(shape)
-    return [_matches([r for r in row if r is not None], n, len(thresholds)) for row in results]
+    matches = []
+    for c, row in enumerate(results):
+        missed = _missed(detections, c, empty, len(thresholds))
+        every = sorted([*filter(None, row), *missed], key=itemgetter("image_id"))
+        matches.append(_matches(every, n, len(thresholds)))
+    return matches
+
+
+def _missed(
+    detections: Boxes, label: int, images: np.ndarray, thresholds: int
+) -> Iterator[dict[str, Any]]:
+    """pycocotools' results for the detections of a class in images without any box."""
+    assert detections.scores is not None
+    for image in images.tolist():
+        scores = detections.scores[image][detections.labels[image] == label]
+        scores = -np.sort(-scores)[:MOST]
+        none = np.zeros((thresholds, len(scores)))
+        own = {"dtIds": scores, "dtScores": scores, "dtMatches": none}
+        yield {"image_id": image, "gtIds": [], **own}
 
 
 def _coco(boxes: Boxes, images: list[int], classes: int) -> Any:
