@@ -1,4 +1,4 @@
-"""Linear classification on frozen features at several label fractions.
+"""Classification at several label fractions: linear on frozen features, or by full fine-tuning.
 
 demo: the embedded phantom corpus, with the encoder of `--config configs/convirt.py`.
 smoke: the same in seconds, with the encoder of `--config configs/convirt.py:smoke`.
@@ -12,8 +12,8 @@ RSNA and COVIDx as class folders [train|valid|test/]CLASS/: use kermany with
 Each run also probes the same architecture untrained, 16 x 16 grey pixels, and ImageNet weights if
 a file is given: --config.encoder.weights=resnet50.safetensors
 Several encoders with their differences: --config.encoders="('runs/convirt-demo','runs/mgca-demo')"
-The published protocol (MGCA, 2210.06044) beside the convex one:
-  --config.protocols="('linear-convex','linear-adamw')"
+The published linear protocol (MGCA, 2210.06044) and full fine-tuning beside the convex one:
+  --config.protocols="('linear-convex','linear-adamw','finetuned')"
 """
 
 from ml_collections import ConfigDict
@@ -47,8 +47,8 @@ def get_config(variant: str = "demo") -> ConfigDict:
     }
     config.fractions = (0.01, 0.1, 1.0)
     config.fractions_from = ""  # fractions/ of another run on this data set; empty: drawn
-    config.seeds = 3  # each with its own subset; for linear-adamw, also initialization and order
-    config.protocols = ("linear-convex",)  # and "linear-adamw", the published one
+    config.seeds = 3  # each with its own subset; but for linear-convex, also its start and order
+    config.protocols = ("linear-convex",)  # and "linear-adamw", the published one; "finetuned"
     # C of scikit-learn's LogisticRegression on standardised features; chosen for each label by
     # its validation loss. Larger ones are not tried once no label gains.
     config.inverse_penalties = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -64,6 +64,16 @@ def get_config(variant: str = "demo") -> ConfigDict:
         # raw and 0.68 standardized untrained, 0.73 and 0.75 pre-trained.
         "standardize": True,
     }
+    config.finetune = {  # of finetuned
+        "learning_rate": 1e-4,  # of the encoder and of the linear layer
+        "weight_decay": 1e-6,
+        "batch_size": 64,
+        "epochs": 50,
+        "steps": 1000,  # a fit ends with the epoch in which it has made so many; published: none
+        "patience": 10,  # epochs without a lower validation loss
+        "augment": common.augment(size=64, area=(0.8, 1.0), jitter=(0.9, 1.1)),
+    }
+    del config.finetune.augment["size"]  # views have the side of the encoder's own crop
     config.mesh = {"data": -1, "fsdp": 1}
     if variant == "smoke":
         config.encoder.update({"workdir": "runs/convirt-smoke"})
@@ -72,6 +82,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.fractions = (0.5, 1.0)
         config.protocols = ("linear-convex", "linear-adamw")
         config.probe.update({"epochs": 5})
+        config.finetune.update({"epochs": 2, "batch_size": 16})
     if variant == "kermany":
         config.data.update({"source": ""})
         config.labels.update({"kind": "multiclass"})
@@ -87,4 +98,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         config.labels.update({"names": tuple(sorted(ones + zeros)), "unmentioned_zero": True})
         config.labels.update({"uncertain_ones": ones, "uncertain_zeros": zeros})
         config.probe.update({"standardize": False})  # as the published figures were made
+    if variant in ("kermany", "paper"):  # GLoRIA's fine-tuning: crops of 224 of 256 pixels
+        config.finetune.steps = 10**9
+        config.finetune.augment.update({"area": (0.765625, 0.765625), "jitter": (1.0, 1.0)})
     return config

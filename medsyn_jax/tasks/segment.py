@@ -213,7 +213,7 @@ def make_programs(config: Any, encoder: Encoder) -> dense.Programs:
         counts = jnp.stack([x.sum((1, 2)) for x in (a & b, a, b)], 1)
         return segment.sums(logits, truth), counts
 
-    return dense.make_programs(config, make, loss_fn, judge)
+    return dense.make_programs(config.fit, config.encoder.frozen, make, loss_fn, judge)
 
 
 def _forward(
