@@ -147,7 +147,7 @@ class Programs(NamedTuple):
 
 
 def make_programs(
-    settings: Mapping[str, Any],
+    settings: Any,
     is_frozen: bool,
     make_head: Callable[[nnx.Rngs], nnx.Module],
     loss_fn: steps.LossFn,
@@ -240,7 +240,7 @@ def fit_all(
 
 
 def fit(
-    settings: Mapping[str, Any],
+    settings: Any,
     programs: Programs,
     score: Callable[[Any], float],
     described: Callable[[float], str],
