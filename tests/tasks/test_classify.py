@@ -146,13 +146,16 @@ def _check_fractions(folder: Path) -> None:
             {"finetune.learning_rate": 0.0},
             "config.finetune.learning_rate: 0.0: give a number above",
         ),
-        ({"finetune.batch_size": 0.5}, "config.finetune.batch_size: 0.5: give a whole number"),
+        ({"finetune.batch_size": 0}, "config.finetune.batch_size: 0: give a whole number above"),
         ({"finetune.patience": 0}, "config.finetune.patience: 0: give a whole number above 0"),
         (
             {"finetune.augment.area": (0.0, 1.0)},
             r"config.finetune.augment.area: \(0.0, 1.0\): give",
         ),
-        ({"finetune.augment.jitter": 0.5}, "config.finetune.augment.jitter: 0.5: give two numbers"),
+        (
+            {"finetune.augment.blur": (2.0, 1.0)},
+            r"config.finetune.augment.blur: \(2.0, 1.0\): give",
+        ),
         (
             {"finetune.learning_rate": 1e30, "protocols": ("finetuned",)},
             "config.finetune.learning_rate: the fit of pretrained, finetuned, 50% .* diverged",
@@ -222,18 +225,20 @@ def test_fine_tuning_stands_beside_the_linear_protocol(world, tmp_path, capsys):
     assert err.count("finetuned, 100% of the labels, seed 1 (120 images): validation loss 0.") == 2
 
 
-def test_classes_are_fine_tuned_without_features(world, tmp_path):
+def test_classes_are_fine_tuned_without_features(world, tmp_path, capsys):
     """Of the two classes, "left" is the one that is judged; figures need no stored features."""
     config, workdir = config_of(world), tmp_path / "classes"
     config.protocols, config.labels.kind = ("finetuned",), "multiclass"
     config.labels.names, config.labels.uncertain_ones = ("bright", "left"), ()
     config.seeds, config.fractions, config.untrained = 1, (1.0,), 0
-    config.finetune.update({"epochs": 6, "learning_rate": 0.01})
+    config.finetune.update({"epochs": 10, "learning_rate": 0.01})
     main.run(config, workdir)
     metrics = json.loads((workdir / "results.json").read_text())["metrics"]
     names = {"accuracy", *(f"{f}/{x}" for f in _FIGURES for x in ("left", "mean"))}
     assert set(metrics) == {f"pretrained/finetuned/test/100%/{name}" for name in names}
-    assert metrics["pretrained/finetuned/test/100%/accuracy"]["value"] > 0.8
+    # Half of the test records are not known to be without "bright": they are judged as "left".
+    assert "seed 0 (120 images): validation loss 0.0" in capsys.readouterr().err
+    assert metrics["pretrained/finetuned/test/100%/auroc/left"]["value"] > 0.6
     assert not (workdir / "features").exists()
 
 

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from configs.classify import get_config
+from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core import tree
 from medsyn_jax.data.images import transforms
 from medsyn_jax.data.sources import resolve
@@ -21,6 +22,8 @@ from medsyn_jax.train import features, finetune, fractions, frozen, probe
 from tests.train.runs import CROP, SIZE, ingest_config, write_pairs, write_run
 
 NAMES = ("bright", "left", "rare")
+MESH = meshes.one_device()
+KEY = meshes.replicate_key(MESH, jax.random.key(0))
 VIT = {"kind": "vit", "size": CROP, "patch": 8, "width": 16, "layers": 1, "heads": 2}
 VIT |= {"mlp_width": 32, "channels": 1, "eps": 1e-6, "remat": False}
 
@@ -42,7 +45,8 @@ def parts(tmp_path_factory) -> dict[str, shards.Records]:
 def config_of(**changes):
     config = get_config("smoke")
     config.data.update({"batch_size": 8, "threads": 0})
-    config.finetune.update({"batch_size": 8} | changes)
+    rates = {"learning_rate": 0.01, "weight_decay": 0.0}  # mostly the same, for compiled steps
+    config.finetune.update({"batch_size": 8} | rates | changes)
     return config
 
 
@@ -56,7 +60,7 @@ def batch_of(seed: int, targets: np.ndarray | None = None) -> dict[str, jax.Arra
     if targets is None:
         targets = rng.choice([0, 1, -2], (8, 3)).astype(np.int8)
     images = rng.integers(0, 256, (8, SIZE, SIZE), np.uint8)
-    return {"image": jnp.asarray(images), "target": jnp.asarray(targets)}
+    return meshes.to_devices(MESH, {"image": images, "target": targets})
 
 
 def started(encoder, kind: str = "multilabel", **changes):
@@ -104,7 +108,7 @@ def test_two_steps_are_those_of_a_plain_loop(run):
     start = jax.tree.map(jnp.copy, (state["params"], state["stats"]["statistics"]))  # donated
     plain = (*start, jax.jit(tx.init)(start[0]))
     for number in range(2):
-        batch, key = batch_of(number), jax.random.key(5)
+        batch, key = batch_of(number), meshes.replicate_key(MESH, jax.random.key(5))
         state, metrics = programs.step(state, batch, key)
         *plain, loss = plain_step(*plain, batch, jax.random.fold_in(key, number))
         assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
@@ -120,13 +124,13 @@ def test_two_steps_are_those_of_a_plain_loop(run):
 
 
 def test_labels_that_are_not_known_have_no_gradient(run):
-    programs, state = started(frozen.pretrained(run), weight_decay=0.0)
+    programs, state = started(frozen.pretrained(run))
     before = jax.device_get(state["params"])
     targets = np.full((8, 3), -2, np.int8)
-    state, metrics = programs.step(state, batch_of(0, targets), jax.random.key(0))
+    state, metrics = programs.step(state, batch_of(0, targets), KEY)
     assert (float(metrics["loss"]), float(metrics["grad_norm"])) == (0, 0)
     targets[:, 0] = np.arange(8) % 2
-    state, metrics = programs.step(state, batch_of(0, targets), jax.random.key(0))
+    state, metrics = programs.step(state, batch_of(0, targets), KEY)
     assert float(metrics["grad_norm"]) > 0
     after = jax.device_get(state["params"])
     moved = (after["head"]["kernel"] != before["head"]["kernel"]).any(0)
@@ -146,10 +150,9 @@ def fractions_of(parts, trained) -> list[fractions.Fraction]:
 
 
 def test_fits_lower_the_validation_loss_and_compile_one_step(run, parts, capsys):
-    task, config = task_of("multilabel"), config_of(learning_rate=0.01, epochs=6)
+    task, config = task_of("multilabel"), config_of(epochs=6)
     targets = {s: task.targets(features.labels(part), s == "test") for s, part in parts.items()}
     drawn = fractions_of(parts, [True, True, False])
-    finetune._programs.cache_clear()
     encoders = {"pretrained": frozen.pretrained(run), "random": frozen.untrained(run, 0)}
     programs = finetune.programs_of(task, encoders["pretrained"], config.finetune)
     for name, encoder in encoders.items():
@@ -177,7 +180,7 @@ def test_fits_lower_the_validation_loss_and_compile_one_step(run, parts, capsys)
                 jnp.asarray(logits[bright, :1]), jnp.asarray(targets["test"][bright, :1])
             )
             assert float(score) > 0.95
-    assert finetune._programs.cache_info().currsize == 1
+    assert finetune.programs_of(task, encoders["random"], config.finetune) is programs
     assert (programs.step._cache_size(), programs.judge._cache_size()) == (1, 1)
 
 
@@ -205,7 +208,7 @@ def test_a_vit_is_trained_through_its_class_token(tmp_path):
     before = tree.named(jax.device_get(state["params"]["encoder"]))
     losses, batch = [], batch_of(0, np.arange(8, dtype=np.int32) % 3)
     for _ in range(8):
-        state, metrics = programs.step(state, batch, jax.random.key(0))
+        state, metrics = programs.step(state, batch, KEY)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.9 * losses[0]
     after = tree.named(jax.device_get(state["params"]["encoder"]))
