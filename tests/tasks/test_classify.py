@@ -20,7 +20,7 @@ from medsyn_jax.train import features, fractions, frozen, probe
 from tests.train.runs import ingest_config, write_pairs, write_run
 
 NAMES = ("a", "b", "c")
-_FIGURES = ("auroc", "auprc", "accuracy", "f1", "ece")
+FIGURES = ("auroc", "auprc", "accuracy", "f1", "ece")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_run_from_workdir_to_results(world, tmp_path, monkeypatch):
     for encoder in ("pretrained", "random", "imagenet", "pixels"):
         for path in (f"{e}/test/{f}" for e in protocols_of(encoder) for f in ("50%", "100%")):
             for label in ("bright", "left", "mean"):
-                for figure in _FIGURES:
+                for figure in FIGURES:
                     entry = metrics[f"{path}/{figure}/{label}"]
                     assert entry["ci95"][0] <= entry["ci95"][1]
                     assert len(entry["seeds"]) == 3
@@ -198,48 +198,6 @@ def test_encoders_are_compared_in_one_run(world, tmp_path, capsys):
     out = capsys.readouterr().out
     (row,) = (line for line in out.splitlines() if line.startswith("run-again/linear-convex"))
     assert row.split() == ["run-again/linear-convex", "+0.000", "[+0.000,", "+0.000]"]
-
-
-def test_fine_tuning_stands_beside_the_linear_protocol(world, tmp_path, capsys):
-    config, workdir = config_of(world), tmp_path / "both"
-    config.protocols = ("linear-convex", "finetuned")
-    config.seeds, config.fractions = 2, (1.0,)
-    config.finetune.update({"epochs": 6, "learning_rate": 0.01})
-    main.run(config, workdir)
-    metrics = json.loads((workdir / "results.json").read_text())["metrics"]
-    finetuned = {name.split("/")[0] for name in metrics if "/finetuned/test/100%/" in name}
-    assert finetuned == {"pretrained", "random", "pretrained-random"}
-    assert "pretrained-pixels/linear-convex/test/100%/auroc/mean" in metrics
-    for encoder in ("pretrained", "random"):
-        for figure in _FIGURES:
-            names = [f"{encoder}/{p}/test/100%/{figure}/left" for p in config.protocols]
-            assert len({metrics[name]["n"] for name in names}) == 1  # the same test records
-            assert len(metrics[names[1]]["seeds"]) == 2
-        assert metrics[f"{encoder}/finetuned/test/100%/auroc/bright"]["value"] > 0.9
-        assert f"{encoder}/finetuned/test/100%/auroc/rare" not in metrics
-    pair = [metrics[f"{e}/finetuned/test/100%/auroc/mean"] for e in ("pretrained", "random")]
-    gain = metrics["pretrained-random/finetuned/test/100%/auroc/mean"]
-    assert gain["value"] == pytest.approx(pair[0]["value"] - pair[1]["value"], abs=1e-9)
-    err = capsys.readouterr().err
-    assert err.count("pixels, finetuned: left out, because pixels have no encoder to train") == 1
-    assert err.count("finetuned, 100% of the labels, seed 1 (120 images): validation loss 0.") == 2
-
-
-def test_classes_are_fine_tuned_without_features(world, tmp_path, capsys):
-    """Of the two classes, "left" is the one that is judged; figures need no stored features."""
-    config, workdir = config_of(world), tmp_path / "classes"
-    config.protocols, config.labels.kind = ("finetuned",), "multiclass"
-    config.labels.names, config.labels.uncertain_ones = ("bright", "left"), ()
-    config.seeds, config.fractions, config.untrained = 1, (1.0,), 0
-    config.finetune.update({"epochs": 10, "learning_rate": 0.01})
-    main.run(config, workdir)
-    metrics = json.loads((workdir / "results.json").read_text())["metrics"]
-    names = {"accuracy", *(f"{f}/{x}" for f in _FIGURES for x in ("left", "mean"))}
-    assert set(metrics) == {f"pretrained/finetuned/test/100%/{name}" for name in names}
-    # Half of the test records are not known to be without "bright": they are judged as "left".
-    assert "seed 0 (120 images): validation loss 0.0" in capsys.readouterr().err
-    assert metrics["pretrained/finetuned/test/100%/auroc/left"]["value"] > 0.6
-    assert not (workdir / "features").exists()
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths():

@@ -186,7 +186,7 @@ def eval_loader(
 
 def in_order(source: Readable, rows: np.ndarray, threads: int = 2) -> EvalBatches:
     """The records at `rows`, int [t, b], in t batches; threads: as of `train_loader`."""
-    return EvalBatches(grain.MapDataset.source(rows).map(source.take), _options(threads))
+    return EvalBatches(grain.MapDataset.source(list(rows)).map(source.take), _options(threads))
 
 
 @dataclasses.dataclass(frozen=True)
