@@ -52,12 +52,13 @@ def main() -> None:
     print(f"{sizes}, each of train, valid and test, on {jax.devices()[0].device_kind}")
 
     patience, config.probe.patience = config.probe.patience, config.probe.epochs
-    for protocol, fit in classify.PROTOCOLS.items():
+    for protocol, fit in classify.LINEAR.items():
         start = time.perf_counter()
         fits = fit(config, "made-up", task, drawn, targets, tables, np.arange(config.seeds))
         jax.block_until_ready(fits)
         fitted = time.perf_counter()
-        figures = classify.judged(task, drawn, fits, targets, tables)
+        outputs = [classify.logits(layers, tables) for layers in fits]
+        figures = classify.judged(task, drawn, outputs, targets, tables["test"].subjects)
         judged = time.perf_counter()
         means = [f"{f.name} {figures[f'{f.name}/auroc/mean'].values.mean():.3f}" for f in drawn]
         print(

@@ -45,6 +45,9 @@ def multiclass_loss(
     return (losses * known).sum() / jnp.maximum(known.sum(), 1)
 
 
+LOSSES = {"multilabel": multilabel_loss, "multiclass": multiclass_loss}
+
+
 def mean_auroc(logits: Float[Array, "n l"], labels: Int[Array, "n l"]) -> Float[Array, ""]:
     """Mean AUROC over the labels that have both classes, ties counting one half.
 

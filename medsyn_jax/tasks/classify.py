@@ -1,7 +1,8 @@
-"""Classification: linear probes on frozen encoders at several label fractions, with baselines.
+"""Classification by pre-trained encoders at several label fractions, with baselines.
 
-Two protocols, which name their figures: `linear-convex`, logistic regression solved to convergence,
-whose figures vary with the records alone; `linear-adamw`, the published one of MGCA (2210.06044).
+Three protocols, which name their figures: `linear-convex`, logistic regression on frozen features,
+solved to convergence, whose figures vary with the records alone; `linear-adamw`, the published
+linear one of MGCA (2210.06044); `finetuned`, where the encoder is trained, too.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from medsyn_jax.core import checks, log, outputs
 from medsyn_jax.core import mesh as meshes
@@ -24,6 +26,7 @@ from medsyn_jax.train import (
     checkpoint,
     corpus,
     features,
+    finetune,
     fractions,
     frozen,
     logistic,
@@ -35,7 +38,7 @@ FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 
 
 def run(config: Any, workdir: Path) -> None:
-    """Probe the pre-trained encoders, and the baselines: untrained ones, pixels and ImageNet's.
+    """Judge the pre-trained encoders, and the baselines: untrained ones, pixels and ImageNet's.
 
     Writes results.json with `<encoder>/<protocol>/test/<fraction>/<figure>/<label>` and, for
     classes, `.../accuracy`; figures are those of `metrics.label_figures`. `<encoder>-<other>/...`
@@ -60,21 +63,16 @@ def run(config: Any, workdir: Path) -> None:
     outputs.write_config(workdir, config)
     figures: dict[str, dict[str, Figure]] = {}
     curves: dict[str, Any] = {}
-    sizes = {"batch_size": config.data.batch_size, "threads": config.data.threads}
     for name, group in encoders.items():
-        by_protocol: dict[str, list[dict[str, Figure]]] = {p: [] for p in config.protocols}
+        by_protocol: dict[str, list[dict[str, Figure]]] = {}
         for number, encoder in enumerate(group):
-            tables = {
-                split: features.table(encoder, records, mesh, workdir / "features", **sizes)
-                for split, records in parts.items()
-            }
             seeds = np.arange(number, config.seeds, len(group))
-            for protocol, several in by_protocol.items():
-                fits = PROTOCOLS[protocol](config, name, task, drawn, targets, tables, seeds)
-                several.append(judged(task, drawn, fits, targets, tables))
-                if protocol == "linear-convex" and not number:
-                    test = (parts["test"], tables["test"], targets["test"])
-                    curves[name] = pictures.draw(workdir, encoder, name, task, drawn, fits, test)
+            settings = (config, name, encoder, task, drawn, targets, parts, seeds)
+            by_fit, rates = _fitted(*settings, mesh, workdir)
+            curves |= {name: rates} if rates else {}
+            for protocol, fitted in by_fit.items():
+                by_key = judged(task, drawn, fitted, targets, parts["test"].subjects())
+                by_protocol.setdefault(protocol, []).append(by_key)
         figures |= {f"{name}/{p}": _merged(several) for p, several in by_protocol.items()}
     differences = _differences(list(folders), list(encoders), figures)
     results = {
@@ -109,7 +107,7 @@ def _run_folders(config: Any) -> dict[str, Path]:
 def _encoders(
     config: Any, folders: Mapping[str, Path]
 ) -> dict[str, list[frozen.Encoder | features.Pixels]]:
-    """The encoders of each name; of several, each is probed with a part of the seeds.
+    """The encoders of each name; of several, each is fitted with a part of the seeds.
 
     Each architecture has its untrained encoders: `random` is that of the first run.
     """
@@ -130,6 +128,40 @@ def _encoders(
     return encoders
 
 
+def _fitted(
+    config: Any,
+    name: str,
+    encoder: frozen.Encoder | features.Pixels,
+    task: probe.Task,
+    drawn: Sequence[fractions.Fraction],
+    targets: Mapping[str, np.ndarray],
+    parts: Mapping[str, shards.Records],
+    seeds: np.ndarray,
+    mesh: Mesh,
+    workdir: Path,
+) -> tuple[dict[str, list[dict[str, np.ndarray]]], pictures.Curves]:
+    """Protocol -> `logits` of each fraction, and ROC curves of linear-convex for seed 0, whose heat
+    maps are drawn."""
+    fitted, tables, curves = {}, {}, {}
+    for protocol in config.protocols:
+        if protocol in LINEAR:
+            sizes = {"batch_size": config.data.batch_size, "threads": config.data.threads}
+            for split in parts if not tables else ():
+                folder = workdir / "features"
+                tables[split] = features.table(encoder, parts[split], mesh, folder, **sizes)
+            fits = LINEAR[protocol](config, name, task, drawn, targets, tables, seeds)
+            fitted[protocol] = [logits(layers, tables) for layers in fits]
+            if protocol == "linear-convex" and not seeds[0]:
+                test = (parts["test"], tables["test"], targets["test"])
+                curves = pictures.draw(workdir, encoder, name, task, drawn, fits, test)
+        elif isinstance(encoder, features.Pixels):
+            log.say(f"{name}, {protocol}: left out, because {name} have no encoder to train")
+        else:
+            settings = (task, drawn, targets, parts, seeds)
+            fitted[protocol] = finetune.fit_all(config, name, encoder, *settings)
+    return fitted, curves
+
+
 def _merged(several: Sequence[Mapping[str, Figure]]) -> dict[str, Figure]:
     """Figures of all seeds from those of encoder k of n, which had the seeds k, k + n, ..."""
     first, n = several[0], len(several)
@@ -148,13 +180,16 @@ def _merged(several: Sequence[Mapping[str, Figure]]) -> dict[str, Figure]:
 def _differences(
     runs: Sequence[str], encoders: Sequence[str], figures: Mapping[str, Mapping[str, Figure]]
 ) -> dict[str, dict[str, Figure]]:
-    """`<run>-<other>/<protocol>` -> differences of two runs, and of a run and a baseline."""
+    """`<run>-<other>/<protocol>` -> differences of two runs, and of a run and a baseline, where
+    the protocol has figures of both."""
     pairs = [*combinations(runs, 2), *((a, b) for a in runs for b in encoders if b not in runs)]
     protocols = dict.fromkeys(name.rpartition("/")[2] for name in figures)
     differences = {}
     for protocol in protocols:
         for a, b in pairs:
-            one, other = figures[f"{a}/{protocol}"], figures[f"{b}/{protocol}"]
+            one, other = (figures.get(f"{name}/{protocol}", {}) for name in (a, b))
+            if not one or not other:
+                continue
             differences[f"{a}-{b}/{protocol}"] = {k: one[k] - other[k] for k in one if k in other}
     return differences
 
@@ -190,22 +225,27 @@ def make_task(settings: Any, available: Sequence[str]) -> probe.Task:
     )
 
 
+def logits(layers: Any, tables: Mapping[str, features.Table]) -> dict[str, np.ndarray]:
+    """Logits [s, n, c] of "valid" and of "test" by the layers of one fraction."""
+    read = {split: jnp.asarray(tables[split].features) for split in ("valid", "test")}
+    return {split: np.asarray(probe.logits(layers, x)) for split, x in read.items()}
+
+
 def judged(
     task: probe.Task,
     drawn: Sequence[fractions.Fraction],
-    fits: Sequence[Any],
+    fitted: Sequence[Mapping[str, np.ndarray]],
     targets: Mapping[str, np.ndarray],
-    tables: Mapping[str, features.Table],
+    subjects: Sequence[str] | np.ndarray,
 ) -> dict[str, Figure]:
-    """Figures on the test split, `<fraction>/<figure>` -> Figure, of a fit for each fraction."""
+    """Figures on the test split, `<fraction>/<figure>` -> Figure.
+
+    fitted: `logits` of each fraction. subjects: [n], of the test records.
+    """
     figures = {}
-    for fraction, layers in zip(drawn, fits, strict=True):
-        valid, test = (
-            np.asarray(probe.logits(layers, jnp.asarray(tables[s].features)))
-            for s in ("valid", "test")
-        )
-        data = (test, targets["test"], tables["test"].subjects, fraction.trained)
-        by_key = probe.judge(task, *data, (valid, targets["valid"]))
+    for fraction, of in zip(drawn, fitted, strict=True):
+        data = (of["test"], targets["test"], np.asarray(subjects), fraction.trained)
+        by_key = probe.judge(task, *data, (of["valid"], targets["valid"]))
         figures |= {f"{fraction.name}/{key}": figure for key, figure in by_key.items()}
     return figures
 
@@ -328,7 +368,8 @@ def _print_differences(
     log.table([f"{figure}: paired difference", *shares], rows)
 
 
-PROTOCOLS = {"linear-convex": fit_convex, "linear-adamw": fit_adamw}
+LINEAR = {"linear-convex": fit_convex, "linear-adamw": fit_adamw}
+PROTOCOLS = (*LINEAR, "finetuned")
 
 
 def _check_protocols(config: Any) -> None:
@@ -338,6 +379,7 @@ def _check_protocols(config: Any) -> None:
 
 CHECKS = (
     *probe.RULES,
+    *finetune.RULES,
     checks.numbers("from 0", "", "untrained"),
     checks.numbers("above 0", "", "inverse_penalties"),
     checks.choices("protocols", PROTOCOLS),

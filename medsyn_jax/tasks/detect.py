@@ -235,7 +235,7 @@ def make_programs(config: Any, encoder: Encoder, classes: int) -> dense.Programs
         kept = detect.suppress(candidates, least=least, overlap=overlap, plus=float(compat))
         return Judged(kept, losses, jnp.isfinite(candidates.scores).all(1))
 
-    return dense.make_programs(config, make, loss_fn, judge)
+    return dense.make_programs(config.fit, config.encoder.frozen, make, loss_fn, judge)
 
 
 def boxes_of(detections: detect.Detections) -> detection.Boxes:

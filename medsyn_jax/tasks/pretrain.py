@@ -218,7 +218,6 @@ def _agree_with_folders(config: Any) -> None:
 CHECKS = (
     checks.numbers("above 0", "augment", "size"),  # which a config of another task lacks
     checks.choice("method", METHODS),
-    checks.numbers("above 0", "augment", "aspect zoom"),
     checks.numbers(
         "above 0", "image", "channels width mlp_width? size? eps? heads? layers? patch?"
     ),
@@ -229,13 +228,10 @@ CHECKS = (
     checks.numbers("from 0", "loss", "image_to_text? text_to_image? global_weight? local_weight?"),
     checks.numbers("from 0", "loss", "instance_weight? token_weight? prototype_weight?"),
     checks.numbers("from 0", "image", "upsample"),
-    checks.numbers("from 0", "augment", "rotate shift jitter blur"),
+    *transforms.rules("augment"),
     checks.numbers("below 1", "text", "dropout"),
-    checks.numbers("share", "augment", "flip"),
     checks.numbers("share", "image", "mean"),
-    checks.numbers("part", "augment", "area"),
     checks.numbers("part", "image", "std"),
-    checks.ranges("augment", "area aspect zoom jitter blur"),
     checks.choice("image.kind", towers.IMAGE_ENCODERS),
     checks.choice("text.pooling", towers.POOLINGS),
     checks.choice("heads.kind", HEADS),

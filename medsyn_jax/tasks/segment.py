@@ -231,7 +231,7 @@ def make_programs(config: Any, encoder: Encoder) -> dense.Programs:
         counts = jnp.stack([x.sum((1, 2)) for x in (a & b, a, b)], 1)
         return segment.sums(logits, truth), counts, jnp.packbits(a, axis=-1)
 
-    return dense.make_programs(config, make, loss_fn, judge)
+    return dense.make_programs(config.fit, config.encoder.frozen, make, loss_fn, judge)
 
 
 def _coarsest(config: Any) -> int:

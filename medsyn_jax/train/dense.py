@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from medsyn_jax.core import checks, log
 from medsyn_jax.core import mesh as meshes
 from medsyn_jax.core.estimates import Estimate, Figure
+from medsyn_jax.data.loading import loader
 from medsyn_jax.models import layers
 from medsyn_jax.train import corpus, frozen, heads, pyramids
 from medsyn_jax.train import state as states
@@ -29,7 +30,7 @@ from medsyn_jax.train.state import State
 
 FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
 RULES = (  # checks of the sections that segmentation and detection have in common
-    *heads.RULES,
+    *heads.rules("fit"),
     checks.choice("dtype", checks.DTYPES),
     checks.numbers("above 0", "", "seeds"),
     checks.numbers("from 0", "", "seed"),
@@ -146,19 +147,26 @@ class Programs(NamedTuple):
 
 
 def make_programs(
-    config: Any,
+    settings: Any,
+    is_frozen: bool,
     make_head: Callable[[nnx.Rngs], nnx.Module],
     loss_fn: steps.LossFn,
     judge: Callable[[Any, Any, dict[str, jax.Array]], Any],
 ) -> Programs:
-    """Programs on one device. judge: outputs [b, ...] in evaluation mode."""
-    tx = optax.adamw(config.fit.learning_rate, weight_decay=config.fit.weight_decay)
+    """Programs on one device.
+
+    Args:
+        settings: learning_rate and weight_decay of AdamW.
+        is_frozen: whether the encoder is not trained.
+        judge: outputs [b, ...] in evaluation mode.
+    """
+    tx = optax.adamw(settings["learning_rate"], weight_decay=settings["weight_decay"])
 
     def start(key: jax.Array, weights: Any, running: Any, stored: bool) -> State:
         _, params, stats = layers.split(make_head(nnx.Rngs(key)))
         params, stats = {"head": params}, {"head": stats}
         if not stored:
-            (stats if config.encoder.frozen else params)["encoder"] = weights
+            (stats if is_frozen else params)["encoder"] = weights
             stats["statistics"] = running
         return states.initial(tx, params, stats)
 
@@ -215,37 +223,59 @@ def fit_all(
             by_split.clear()  # frees the maps of the encoder before
             by_split = sources(config, encoder, parts, mesh, stored, coarsest)
         for fraction, rows in fractions.items():
-            subset, begun = rows[i][rows[i] >= 0], time.monotonic()
-            where = f"{name}, {fraction} of the labels, seed {seed}"
-            best, judged = _fit(config, programs, score, encoder, by_split, subset, seed, where)
-            log.say(
-                f"{where} ({len(subset)} images): {described(best.score)} at epoch "
-                f"{best.best_epoch} of {best.epochs}, {time.monotonic() - begun:.0f} s"
+            judged = fit(
+                config.fit,
+                programs,
+                score,
+                described,
+                encoder,
+                by_split,
+                rows[i],
+                seed=seed,
+                batch_size=config.data.batch_size,
+                where=f"{name}, {fraction} of the labels, seed {seed}",
             )
-            by_fraction[fraction].append(judged)
+            by_fraction[fraction].append(judged("test"))
     return by_fraction
 
 
-def _fit(
-    config: Any,
+def fit(
+    settings: Any,
     programs: Programs,
     score: Callable[[Any], float],
+    described: Callable[[float], str],
     encoder: Encoder,
-    by_split: Mapping[str, frozen.Arrays],
+    by_split: Mapping[str, loader.Readable],
     rows: np.ndarray,
+    *,
     seed: int,
+    batch_size: int,
     where: str,
-) -> tuple[heads.Fit, Any]:
-    """The fit to the training records at `rows`, and its outputs for the test records."""
-    mesh = meshes.one_device()
+    threads: int = 0,
+    section: str = "fit",
+) -> Callable[[str], Any]:
+    """Fit to the training records at `rows`, and print the course.
+
+    Args:
+        settings: batch_size, epochs, steps and patience of `heads.fit`.
+        programs, score, described, encoder: as of `fit_all`.
+        by_split: sources of the records.
+        rows: int [k], padded with -1.
+        seed, threads, section: as of `heads.fit`.
+        batch_size: of the evaluation.
+        where: of messages, which fit this is.
+
+    Returns:
+        Split -> outputs of `programs.judge` for its records, at the best epoch.
+    """
+    mesh, begun, rows = meshes.one_device(), time.monotonic(), rows[rows >= 0]
 
     def judged(params: Any, stats: Any, split: str) -> Any:
         judge = partial(programs.judge, params, stats)
-        return frozen.over(judge, by_split[split], mesh, config.data.batch_size)
+        return frozen.over(judge, by_split[split], mesh, batch_size, threads)
 
-    stored = are_stored(by_split["train"].arrays)
+    stored = are_stored(by_split["train"].take(rows[:1]))
     state = programs.start(jax.random.key(seed), encoder.params, encoder.stats, stored)
-    settings = {k: config.fit[k] for k in ("batch_size", "epochs", "steps", "patience")}
     best = heads.fit(
         programs.step,
         state,
@@ -253,10 +283,15 @@ def _fit(
         by_split["train"],
         rows,
         mesh,
-        **settings,
+        **{k: settings[k] for k in ("batch_size", "epochs", "steps", "patience")},
         seed=seed,
+        threads=threads,
         where=f" of {where}",
+        section=section,
+    )
+    log.say(
+        f"{where} ({len(rows)} images): {described(best.score)} at epoch {best.best_epoch} of "
+        f"{best.epochs}, {time.monotonic() - begun:.0f} s"
     )
     # As the state of a step is placed: arrays of the host would compile `judge` anew.
-    params, stats = jax.device_put((best.params, best.stats), meshes.replicated(mesh))
-    return best, judged(params, stats, "test")
+    return partial(judged, *jax.device_put((best.params, best.stats), meshes.replicated(mesh)))

@@ -41,10 +41,13 @@ class Pixels:
 
 
 class Images:
-    """A source of the images of one split, resized to `size`, without their reports."""
+    """A source of the images of one split, resized to `size`, without their reports.
 
-    def __init__(self, records: shards.Records, size: int):
-        self.records, self.size = records, size
+    arrays: what a batch also holds of the records, [n, ...] in order.
+    """
+
+    def __init__(self, records: shards.Records, size: int, **arrays: np.ndarray):
+        self.records, self.size, self.arrays = records, size, arrays
 
     def __len__(self) -> int:
         return len(self.records)
@@ -52,7 +55,8 @@ class Images:
     def take(self, indices: np.ndarray) -> loader.Batch:
         """image uint8 [b, size, size] of the records at `indices`."""
         stored = (shards.value(self.records.features(i), "image") for i in indices.tolist())
-        return {"image": np.stack([decode.square(image, self.size) for image in stored])}
+        images = np.stack([decode.square(image, self.size) for image in stored])
+        return {"image": images} | {k: array[indices] for k, array in self.arrays.items()}
 
 
 def table(

@@ -17,11 +17,14 @@ from medsyn_jax.core.errors import UserError
 from medsyn_jax.data.loading import loader
 from medsyn_jax.train.state import State
 
-RULES = (
-    checks.numbers("above 0", "fit", "learning_rate"),
-    checks.numbers("from 0", "fit", "weight_decay"),
-    checks.numbers("count", "fit", "batch_size epochs patience steps"),
-)
+
+def rules(section: str) -> tuple[checks.Rule, ...]:
+    """Checks of a config's section on a fit."""
+    return (
+        checks.numbers("above 0", section, "learning_rate"),
+        checks.numbers("from 0", section, "weight_decay"),
+        checks.numbers("count", section, "batch_size epochs patience steps"),
+    )
 
 
 class Fit(NamedTuple):
@@ -47,7 +50,9 @@ def fit(
     steps: int,
     patience: int,
     seed: int,
+    threads: int = 0,
     where: str = "",
+    section: str = "fit",
 ) -> Fit:
     """Train until the score has not fallen for `patience` epochs, or for `epochs`.
 
@@ -62,7 +67,9 @@ def fit(
         batch_size: records a step.
         epochs, steps: that a fit may take, whatever is less; an epoch that has begun is finished.
         seed: of the order and of the step's key.
+        threads: that read the source.
         where: of the message, which fit this is.
+        section: of the config that the message names.
 
     Raises:
         UserError: if no epoch gave a finite score.
@@ -73,8 +80,8 @@ def fit(
     each = -(-len(rows) // batch_size)
     for epoch in range(1, min(epochs, -(-steps // each)) + 1):
         order = np.resize(rng.permutation(rows), each * batch_size)
-        for chosen in order.reshape(-1, batch_size):
-            state, _ = step(state, meshes.to_devices(mesh, source.take(chosen)), key)
+        for batch in loader.in_order(source, order.reshape(-1, batch_size), threads):
+            state, _ = step(state, meshes.to_devices(mesh, batch), key)
         value = score(state)
         if value < best.score:  # NaN is never lower
             params, stats = jax.device_get((state["params"], state["stats"]))
@@ -83,5 +90,6 @@ def fit(
         if epoch - best.best_epoch >= patience:
             break
     if not best.best_epoch:
-        raise UserError(f"config.fit.learning_rate: the fit{where} diverged: use a smaller one")
+        field = f"config.{section}.learning_rate"
+        raise UserError(f"{field}: the fit{where} diverged: use a smaller one")
     return best

@@ -322,7 +322,7 @@ def _step(
     at = jnp.maximum(rows, 0)
     x, y = (features[at] - shift[None]) * scale[None], labels[at]
     weight = (rows >= 0).astype(x.dtype)
-    loss = classify.multilabel_loss if kind == "multilabel" else classify.multiclass_loss
+    loss = classify.LOSSES[kind]
     grads = jax.grad(lambda layer: loss(_apply(layer, x), y, weight))(layer)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with fp32
         updates, new_opt = tx.update(grads, opt, layer)

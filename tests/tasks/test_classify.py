@@ -20,6 +20,7 @@ from medsyn_jax.train import features, fractions, frozen, probe
 from tests.train.runs import ingest_config, write_pairs, write_run
 
 NAMES = ("a", "b", "c")
+FIGURES = ("auroc", "auprc", "accuracy", "f1", "ece")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_a_run_from_workdir_to_results(world, tmp_path, monkeypatch):
     for encoder in ("pretrained", "random", "imagenet", "pixels"):
         for path in (f"{e}/test/{f}" for e in protocols_of(encoder) for f in ("50%", "100%")):
             for label in ("bright", "left", "mean"):
-                for figure in ("auroc", "auprc", "accuracy", "f1", "ece"):
+                for figure in FIGURES:
                     entry = metrics[f"{path}/{figure}/{label}"]
                     assert entry["ci95"][0] <= entry["ci95"][1]
                     assert len(entry["seeds"]) == 3
@@ -159,6 +160,24 @@ def _check_fractions(folder: Path) -> None:
         ({"untrained": -1}, "config.untrained: -1: give a number of 0 or more"),
         ({"protocols": ()}, r"config.protocols: \(\): name at least one of linear-convex"),
         ({"protocols": ("svm",)}, "config.protocols: 'svm' is unknown: choose from linear-convex"),
+        (
+            {"finetune.learning_rate": 0.0},
+            "config.finetune.learning_rate: 0.0: give a number above",
+        ),
+        ({"finetune.batch_size": 0}, "config.finetune.batch_size: 0: give a whole number above"),
+        ({"finetune.patience": 0}, "config.finetune.patience: 0: give a whole number above 0"),
+        (
+            {"finetune.augment.area": (0.0, 1.0)},
+            r"config.finetune.augment.area: \(0.0, 1.0\): give",
+        ),
+        (
+            {"finetune.augment.blur": (2.0, 1.0)},
+            r"config.finetune.augment.blur: \(2.0, 1.0\): give",
+        ),
+        (
+            {"finetune.learning_rate": 1e30, "protocols": ("finetuned",)},
+            "config.finetune.learning_rate: the fit of pretrained, finetuned, 50% .* diverged",
+        ),
         ({"inverse_penalties": (0.0,)}, r"config.inverse_penalties: \(0.0,\): give numbers above"),
         ({"encoders": ("nowhere",)}, "nowhere: .*`python -m medsyn_jax.main"),
         ({"probe.learning_rate": 1e30}, "config.probe.learning_rate: 1e\\+30: .* diverged"),

@@ -57,3 +57,8 @@ def test_a_fit_ends_with_the_epoch_of_its_last_step():
 def test_a_fit_without_a_finite_score_is_refused():
     with pytest.raises(UserError, match=r"config.fit.learning_rate: the fit of seed 3 diverged"):
         fitted([float("nan")] * 2, np.arange(8), where=" of seed 3")
+
+
+def test_threads_read_the_same_batches():
+    several = fitted([2.0, 1.0], np.arange(8), threads=2, epochs=2)[1]
+    assert several == fitted([2.0, 1.0], np.arange(8), epochs=2)[1]

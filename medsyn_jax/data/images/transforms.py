@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
+from medsyn_jax.core import checks
 from medsyn_jax.core.errors import UserError
 
 Range = tuple[float, float]
@@ -110,6 +111,17 @@ def augment(
 
     x = jax.vmap(one)(jax.random.split(key, images.shape[0]), images)
     return _finished(x, mean, std, channels, upsample)
+
+
+def rules(section: str) -> tuple[checks.Rule, ...]:
+    """Checks of a config's section with the fields of `augment`."""
+    return (
+        checks.numbers("above 0", section, "aspect zoom"),
+        checks.numbers("from 0", section, "rotate shift jitter blur"),
+        checks.numbers("share", section, "flip"),
+        checks.numbers("part", section, "area"),
+        checks.ranges(section, "area aspect zoom jitter blur"),
+    )
 
 
 def augment_pair(

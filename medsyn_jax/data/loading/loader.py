@@ -184,9 +184,14 @@ def eval_loader(
     return EvalBatches(chunks.map(take), _options(threads))
 
 
+def in_order(source: Readable, rows: np.ndarray, threads: int = 2) -> EvalBatches:
+    """The records at `rows`, int [t, b], in t batches; threads: as of `train_loader`."""
+    return EvalBatches(grain.MapDataset.source(list(rows)).map(source.take), _options(threads))
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalBatches:
-    """Repeatable iterable over evaluation batches; see `eval_loader`."""
+    """Repeatable iterable over batches that ends; see `eval_loader` and `in_order`."""
 
     batches: grain.MapDataset[Batch]
     options: grain.ReadOptions
