@@ -20,7 +20,7 @@ import numpy as np
 from configs.classify import get_config
 from medsyn_jax.core import metrics
 from medsyn_jax.tasks import classify
-from medsyn_jax.train import fractions, logistic, probe
+from medsyn_jax.train import fractions, linear, logistic, probe
 from medsyn_jax.train.features import Table
 
 
@@ -52,12 +52,12 @@ def main() -> None:
     print(f"{sizes}, each of train, valid and test, on {jax.devices()[0].device_kind}")
 
     patience, config.probe.patience = config.probe.patience, config.probe.epochs
-    for protocol, fit in classify.LINEAR.items():
+    for protocol, fit in linear.PROTOCOLS.items():
         start = time.perf_counter()
         fits = fit(config, "made-up", task, drawn, targets, tables, np.arange(config.seeds))
         jax.block_until_ready(fits)
         fitted = time.perf_counter()
-        outputs = [classify.logits(layers, tables) for layers in fits]
+        outputs = [linear.logits(layers, tables) for layers in fits]
         figures = classify.judged(task, drawn, outputs, targets, tables["test"].subjects)
         judged = time.perf_counter()
         means = [f"{f.name} {figures[f'{f.name}/auroc/mean'].values.mean():.3f}" for f in drawn]

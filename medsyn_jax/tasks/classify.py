@@ -12,7 +12,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -29,7 +28,7 @@ from medsyn_jax.train import (
     finetune,
     fractions,
     frozen,
-    logistic,
+    linear,
     pictures,
     probe,
 )
@@ -140,17 +139,17 @@ def _fitted(
     mesh: Mesh,
     workdir: Path,
 ) -> tuple[dict[str, list[dict[str, np.ndarray]]], pictures.Curves]:
-    """Protocol -> `logits` of each fraction, and ROC curves of linear-convex for seed 0, whose heat
-    maps are drawn."""
+    """Protocol -> logits of each fraction, as of `linear.logits`, and ROC curves of linear-convex
+    for seed 0, whose heat maps are drawn."""
     fitted, tables, curves = {}, {}, {}
     for protocol in config.protocols:
-        if protocol in LINEAR:
+        if protocol in linear.PROTOCOLS:
             sizes = {"batch_size": config.data.batch_size, "threads": config.data.threads}
             for split in parts if not tables else ():
                 folder = workdir / "features"
                 tables[split] = features.table(encoder, parts[split], mesh, folder, **sizes)
-            fits = LINEAR[protocol](config, name, task, drawn, targets, tables, seeds)
-            fitted[protocol] = [logits(layers, tables) for layers in fits]
+            fits = linear.PROTOCOLS[protocol](config, name, task, drawn, targets, tables, seeds)
+            fitted[protocol] = [linear.logits(layers, tables) for layers in fits]
             if protocol == "linear-convex" and not seeds[0]:
                 test = (parts["test"], tables["test"], targets["test"])
                 curves = pictures.draw(workdir, encoder, name, task, drawn, fits, test)
@@ -225,12 +224,6 @@ def make_task(settings: Any, available: Sequence[str]) -> probe.Task:
     )
 
 
-def logits(layers: Any, tables: Mapping[str, features.Table]) -> dict[str, np.ndarray]:
-    """Logits [s, n, c] of "valid" and of "test" by the layers of one fraction."""
-    read = {split: jnp.asarray(tables[split].features) for split in ("valid", "test")}
-    return {split: np.asarray(probe.logits(layers, x)) for split, x in read.items()}
-
-
 def judged(
     task: probe.Task,
     drawn: Sequence[fractions.Fraction],
@@ -240,7 +233,7 @@ def judged(
 ) -> dict[str, Figure]:
     """Figures on the test split, `<fraction>/<figure>` -> Figure.
 
-    fitted: `logits` of each fraction. subjects: [n], of the test records.
+    fitted: `linear.logits` of each fraction. subjects: [n], of the test records.
     """
     figures = {}
     for fraction, of in zip(drawn, fitted, strict=True):
@@ -248,73 +241,6 @@ def judged(
         by_key = probe.judge(task, *data, (of["valid"], targets["valid"]))
         figures |= {f"{fraction.name}/{key}": figure for key, figure in by_key.items()}
     return figures
-
-
-def fit_convex(
-    config: Any,
-    name: str,
-    task: probe.Task,
-    drawn: Sequence[fractions.Fraction],
-    targets: Mapping[str, np.ndarray],
-    tables: Mapping[str, features.Table],
-    seeds: np.ndarray,
-) -> list[logistic.Fit]:
-    """Layers of each fraction; seeds: int [s], the places in `Fraction.subsets` that are kept."""
-    # All seeds are solved, whichever are judged: other shapes would be compiled anew.
-    fits = logistic.fit_seeds(
-        task,
-        (tables["train"].features, targets["train"]),
-        (tables["valid"].features, targets["valid"]),
-        [fraction.subsets for fraction in drawn],
-        inverse_penalties=config.inverse_penalties,
-        where=f" on {name} features",
-    )
-    fits = [logistic.Fit(*(x[seeds] for x in fitted)) for fitted in fits]
-    for fraction, fitted in zip(drawn, fits, strict=True):
-        loss, c = fitted.loss[:, fraction.trained], fitted.inverse_penalty[:, fraction.trained]
-        log.say(
-            f"{name}, linear-convex, {_size(fraction)}: validation loss "
-            f"{', '.join(f'{x:.3f}' for x in loss.mean(axis=1))} nats, C {float(c.min()):.0e} to "
-            f"{float(c.max()):.0e}"
-        )
-    return fits
-
-
-def fit_adamw(
-    config: Any,
-    name: str,
-    task: probe.Task,
-    drawn: Sequence[fractions.Fraction],
-    targets: Mapping[str, np.ndarray],
-    tables: Mapping[str, features.Table],
-    seeds: np.ndarray,
-) -> list[probe.Probe]:
-    """As `fit_convex`."""
-    train, valid = (jnp.asarray(tables[split].features) for split in ("train", "valid"))
-    fits = []
-    for fraction in drawn:
-        # Early stopping must not depend on labels that the probe cannot learn.
-        known = task.without(targets["valid"], ~fraction.trained)
-        fitted = probe.fit_seeds(
-            task,
-            (train, targets["train"]),
-            (valid, known),
-            fraction.subsets[seeds],
-            seed=config.seed,
-            settings=config.probe,
-            where=f" at {fraction.name} of the labels on {name} features",
-        )
-        log.say(
-            f"{name}, linear-adamw, {_size(fraction)}: best validation "
-            f"{', '.join(f'{x:.3f}' for x in fitted.score.tolist())} at epoch "
-            f"{', '.join(map(str, fitted.best_epoch.tolist()))} of {config.probe.epochs}"
-        )
-        fits.append(fitted)
-    return fits
-
-
-def _size(fraction: fractions.Fraction) -> str:
-    return f"{fraction.name} of the labels ({fraction.subsets.shape[1]} records)"
 
 
 def check_labels(task: probe.Task, targets_of: Mapping[str, np.ndarray]) -> None:
@@ -368,8 +294,7 @@ def _print_differences(
     log.table([f"{figure}: paired difference", *shares], rows)
 
 
-LINEAR = {"linear-convex": fit_convex, "linear-adamw": fit_adamw}
-PROTOCOLS = (*LINEAR, "finetuned")
+PROTOCOLS = (*linear.PROTOCOLS, "finetuned")
 
 
 def _check_protocols(config: Any) -> None:
