@@ -52,7 +52,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.decoder = {
         "kind": "unet",  # MGCA's; "mlp": SegFormer's, light
         # channels of the U-Net's blocks, the coarsest first, or (WIDTH,) of "mlp"; empty: an eighth
-        # of the encoder's, then halves (256, 128, 64, 32, 16 on ResNet-50)
+        # of the encoder's ("mlp": 32 at least), then halves (256, 128, 64, 32, 16 on ResNet-50)
         "widths": (),
     }
     config.fractions = (0.01, 0.1, 1.0)

@@ -29,6 +29,7 @@ from medsyn_jax.train.frozen import Encoder
 FREE = dense.FREE
 DECODERS = ("unet", "mlp")
 _MLP_MAPS = 4  # SegFormer's strides 4 to 32
+_MLP_NARROWEST = 32  # channels by default
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -204,8 +205,13 @@ def make_programs(config: Any, encoder: Encoder) -> dense.Programs:
     size, dtype = config.data.size, jnp.dtype(config.dtype)
     shapes = dense.map_shapes(encoder, size)[-_coarsest(config) :]
     channels, sides = ([shape[axis] for shape in shapes] for axis in (-1, 1))
-    widths = tuple(config.decoder.widths) or segmenter.widths(channels, sides, size)
     light = config.decoder.kind == "mlp"
+    default = (
+        (max(channels[-1] >> 3, _MLP_NARROWEST),)
+        if light
+        else segmenter.widths(channels, sides, size)
+    )
+    widths = tuple(config.decoder.widths) or default
     if not light and len(widths) < len(channels):
         raise UserError(
             f"config.decoder.widths: {widths}: give one for each feature map of the encoder, "
@@ -214,7 +220,7 @@ def make_programs(config: Any, encoder: Encoder) -> dense.Programs:
 
     def make(rngs: nnx.Rngs) -> segmenter.Decoder | segmenter.MLPDecoder:
         if light:
-            return segmenter.MLPDecoder(channels, max(widths[0], 32), dtype=dtype, rngs=rngs)
+            return segmenter.MLPDecoder(channels, widths[0], dtype=dtype, rngs=rngs)
         return segmenter.Decoder(channels, widths, dtype=dtype, rngs=rngs)
 
     structure, *_ = states.shapes(make)

@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import contextmanager
@@ -301,7 +300,6 @@ class _Runner:
         self.cores = os.cpu_count() or 1
         self.workers = config.workers or self.cores
         self.failures: dict[str, str] = {}
-        self.lock = threading.Lock()
 
     def run(self, names: set[str], finished: Callable[[str], None]) -> dict[str, str]:
         """Run the commands `names` and what they need; the failures, name -> reason.

@@ -179,6 +179,14 @@ def test_a_step_changes_of_the_encoder_what_it_should(
     assert float(metrics["loss"]) > 0
 
 
+@pytest.mark.parametrize(("widths", "channels"), [((8,), 8), ((), 32)])
+def test_the_light_decoder_has_the_width_that_is_asked_for(world, widths, channels):
+    config = config_of(world)
+    config.decoder.widths = widths
+    _, state, _ = prepared(config, world, 64, "mlp")
+    assert state["params"]["head"]["out"]["kernel"].shape == (1, 1, channels, 1)
+
+
 def test_half_of_a_balanced_training_set_has_the_mask(world, capsys):
     config = config_of(world)
     config.data.update({"balanced": True, "mask": "mask_effusion"})
