@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,16 +27,8 @@ from medsyn_jax.data.store import shards
 from medsyn_jax.data.text import tokenizers
 from medsyn_jax.diffusion import generator, schedule
 from medsyn_jax.models.diffusion import pipeline as pipelines
-from medsyn_jax.tasks import (
-    classify,
-    curate,
-    finetune_diffusion,
-    generate,
-    ground,
-    ingest,
-    pretrain,
-)
-from medsyn_jax.train import features, frozen, logistic, loop, probe
+from medsyn_jax.tasks import generate, study
+from medsyn_jax.train import features, frozen, heads, logistic, loop, probe
 from scripts import random_pipeline
 from scripts.fuzz_inputs import bent_bytes, bent_json, check, json_bytes
 
@@ -189,10 +182,7 @@ def _bend_set(rng: Random, root: Path, files: dict[str, bytes]) -> None:
 
 # --- configs ------------------------------------------------------------------------------------
 
-_TASKS = ("convirt", "gloria", "mgca", "classify", "ground", "curate", "generate")
-_TASKS += ("finetune_diffusion", "ingest")
-_MODULES = {m.__name__.rpartition(".")[2]: m for m in (classify, curate, finetune_diffusion)}
-_MODULES |= {m.__name__.rpartition(".")[2]: m for m in (generate, ground, ingest, pretrain)}
+_CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem != "common")
 # Fields that may ask for much work, which is no fault.
 _COUNTS = ("subjects", "studies_per_subject", "ingest.size", "seeds", "draws", "subsets", "epochs")
 _VALUES = ("nan", "inf", "-inf", "-1", "0", "1", "2", "3", "0.5", "1e-320", "1e308", "2147483648")
@@ -223,13 +213,16 @@ def configs_prepare(folder: Path) -> None:
     shutil.copytree(data, runs / "set")
 
 
-def _traced(fn: Any = None, **_: Any) -> Any:
+_jit = jax.jit
+
+
+def _traced(fn: Any = None, **options: Any) -> Any:
     """Replaces `jax.jit`: finds every error of shapes, and returns zeros."""
     if fn is None:
-        return _traced
+        return partial(_traced, **options)
 
     def zeros(*args: Any, **kwargs: Any) -> Any:
-        shapes = jax.eval_shape(fn, *args, **kwargs)
+        shapes = _jit(fn, **options).eval_shape(*args, **kwargs)
         if sum(np.prod(s.shape, dtype=float) for s in jax.tree.leaves(shapes)) > 1e8:
             raise Done  # the config asks for large arrays, so this is no fault
         return jax.tree.map(lambda s: jax.device_put(np.zeros(s.shape, s.dtype)), shapes)
@@ -278,6 +271,7 @@ def _run(argv: list[str], training: Any = _begin) -> None:
             stack.enter_context(mock.patch.object(place, name, value))
         parsed, where = main.parse(argv)
     stops = [(probe, "fit"), (logistic, "fit"), (frozen, "heat_maps"), (generate, "_generator")]
+    stops += [(heads, "fit"), (frozen, "embeddings"), (study, "_Runner")]
     if "ingest.py" not in argv[1] and any("config.ingest" in a for a in argv[4:]):
         stops.append((ingestion, "_write_parts"))
     with ExitStack() as stack:
@@ -289,7 +283,7 @@ def _run(argv: list[str], training: Any = _begin) -> None:
             (features, "table", _table),
         ):
             stack.enter_context(mock.patch.object(place, name, value))
-        check(parsed.task in _MODULES, "an unknown task", parsed.task)
+        check(parsed.task in main.TASKS, "an unknown task", parsed.task)
         main._make(where)
         with suppress(Done, MemoryError):  # `main` reports a MemoryError
             main.run(parsed, where)
@@ -300,7 +294,7 @@ def config_case(rng: Random, folder: Path) -> None:
     if rng.random() < 0.1:
         _workdir_case(rng, folder, runs)
         return
-    name = rng.choice(_TASKS)
+    name = rng.choice(_CONFIGS)
     argv = ["main", f"--config=configs/{name}.py:smoke", f"--workdir={runs / 'new'}"]
     argv.append("--config.ingest.workers=1")
     shutil.rmtree(runs / "new", ignore_errors=True)

@@ -35,7 +35,7 @@ def _opened(path: Path) -> io.TextIOWrapper:
         return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     except FileNotFoundError:
         raise UserError(f"no table: {path} does not exist: check the path") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: of a path with a null byte
         raise _unreadable(path, error) from None
 
 
