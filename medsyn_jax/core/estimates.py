@@ -45,8 +45,10 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> np.ndarray:
-    """[resamples, ...] values of `statistic`, which maps weights [r, n] to values [r, ...]."""
-    return np.concatenate([statistic(w) for w in resample_weights(groups, resamples, seed)])
+    """[resamples, ...] values of `statistic`, which maps weights [r, n] to values [r, ...]; NaN for
+    fewer than two groups, among which nothing can be drawn."""
+    draws = np.concatenate([statistic(w) for w in resample_weights(groups, resamples, seed)])
+    return draws if len(np.unique(groups)) > 1 else np.full_like(draws, np.nan)
 
 
 def interval95(draws: np.ndarray) -> list[float] | None:
@@ -123,10 +125,14 @@ def figure(
 ) -> Figure:
     """The figure of a `statistic` that maps weights [r, n] of the records to values [r, s].
 
-    counted: bool [n], the records that the figure rests on; subjects [n]: the units drawn.
+    counted: bool [n], the records that the figure rests on; subjects [n]: the units drawn. Records
+    of one subject give no interval.
     """
     values = statistic(np.ones((1, len(counted))))[0]  # float64, the resamples float32
-    return Figure(values, bootstrap(statistic, subjects), int(counted.sum()))
+    draws = bootstrap(statistic, subjects)
+    if len(np.unique(subjects[counted])) < 2:
+        draws = np.full_like(draws, np.nan)
+    return Figure(values, draws, int(counted.sum()))
 
 
 def _number(value: float | np.floating) -> float | None:

@@ -41,8 +41,10 @@ def say_cost(event: str) -> None:
 
 
 def number(value: float | None, form: str = ".4g") -> str:
-    """A figure as text; `UNDEFINED` for None, NaN and infinity."""
-    return format(value, form) if value is not None and math.isfinite(value) else UNDEFINED
+    """A figure as text; `UNDEFINED` for None, NaN and infinity, 0 for what rounding leaves."""
+    if value is None or not math.isfinite(value):
+        return UNDEFINED
+    return format(value if abs(value) > 1e-12 else 0.0, form)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -55,6 +55,17 @@ def test_interval_by_subject_is_wider_when_subjects_repeat():
     assert width(subjects) == pytest.approx(np.sqrt(8) * width(np.arange(400)), rel=0.15)
 
 
+def test_one_subject_has_no_interval():
+    values, subjects = np.array([0.25, 0.5, 1.0]), np.array(["a", "a", "b"])
+    mean = lambda w: (w @ values / w.sum(1))[:, None]  # noqa: E731
+    assert estimates.mean(values[:2], subjects[:2]) == {"value": 0.375, "n": 2}
+    assert "ci95" in estimates.mean(values, subjects)
+    assert "ci95" in estimates.figure(mean, np.array([True, True, True]), subjects).estimate()
+    alone = estimates.figure(mean, np.array([True, True, False]), subjects).estimate()
+    assert alone["n"] == 2
+    assert "ci95" not in alone
+
+
 def test_estimates_are_strict_json():
     entry = estimates.estimate(np.nan, 4, np.full(10, np.nan))
     assert entry == {"value": None, "n": 4}
