@@ -2,9 +2,10 @@
 
     python -m scripts.chaos_study --kills 10
 
-Runs `configs/study.py:smoke` once without and once with kills, and starts the killed study again
-after each. A kill hits the study alone, whose commands then run on, or the commands as well. Exit
-status 1 if a byte of table.md, table.tex, table.csv or report.html differs.
+Runs `configs/study.py:smoke` once without kills, then with kills, and starts the killed study again
+after each; a study that ends before its kill is followed by a new one. A kill hits the study alone,
+whose commands then run on, or the commands as well. Exit status 1 if a byte of table.md, table.tex,
+table.csv or report.html of any study differs.
 """
 
 import argparse
@@ -33,25 +34,29 @@ def main() -> None:
         finish(start(whole))
         seconds = time.monotonic() - began
         print(f"uninterrupted: {seconds:.0f} s", flush=True)
-        killed = Path(folder) / "killed"
-        for number in range(options.kills):
-            study = start(killed)
-            # On average the kills leave the study as much time as it needs.
+        killed, number = [Path(folder) / "killed-1"], 0
+        while number < options.kills:
+            study = start(killed[-1])
             moment, everything = rng.uniform(2, 2 * seconds / options.kills), rng.random() < 0.5
             try:
                 study.wait(moment)
-                print(f"start {number + 1}: done before the kill at {moment:.0f} s", flush=True)
-                break
+                print(f"a study was done before a kill at {moment:.0f} s: the next", flush=True)
+                killed.append(Path(folder) / f"killed-{len(killed) + 1}")
+                continue
             except subprocess.TimeoutExpired:
                 os.killpg(study.pid, signal.SIGKILL) if everything else study.kill()
                 study.wait()
+            number += 1
             what = "and its commands" if everything else "alone"
-            cells = len(list((killed / "cells").glob("*.json")))
-            print(
-                f"kill {number + 1} at {moment:.0f} s, the study {what}: {cells} cells", flush=True
-            )
-        finish(start(killed))
-        differ = [t for t in TABLES if (whole / t).read_bytes() != (killed / t).read_bytes()]
+            cells = len(list((killed[-1] / "cells").glob("*.json")))
+            print(f"kill {number} at {moment:.0f} s, the study {what}: {cells} cells", flush=True)
+        finish(start(killed[-1]))
+        differ = [
+            f"{ended.name}/{table}"
+            for ended in killed
+            for table in TABLES
+            if (whole / table).read_bytes() != (ended / table).read_bytes()
+        ]
     print(f"{', '.join(differ)} differ" if differ else "all tables are equal, byte for byte")
     sys.exit(bool(differ))
 
