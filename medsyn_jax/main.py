@@ -18,8 +18,17 @@ from medsyn_jax.core.errors import UserError, shortened
 
 # Each task is a module tasks/<name>.py with CHECKS, FREE and run(config, workdir).
 TASKS = (
-    *("ingest", "pretrain", "classify", "segment", "detect", "ground", "zeroshot"),
-    *("finetune_diffusion", "generate", "curate", "study"),
+    "ingest",
+    "pretrain",
+    "classify",
+    "segment",
+    "detect",
+    "ground",
+    "zeroshot",
+    "finetune_diffusion",
+    "generate",
+    "curate",
+    "study",
 )
 
 _CONFIG = config_flags.DEFINE_config_file(

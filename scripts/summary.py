@@ -1,5 +1,5 @@
 """Print the figures of several runs as one table: a row for each encoder and figure, a column for
-each fraction of the labels.
+each fraction of the labels, and one for figures without any (zero-shot, grounding).
 
     python -m scripts.summary RUN [RUN ...] [--figures 'auroc/mean' 'dice/*' map]
 """
@@ -28,12 +28,15 @@ def main() -> None:
         except (OSError, ValueError):
             sys.exit(f"error: {run}: no finished run: run its task to the end first")
         for name, entry in results["metrics"].items():
-            match = re.fullmatch(r"(.+)/test/([\d.e-]+)%/(.+)", name)
+            match = re.fullmatch(r"(?:(.+)/)?test/(?:([\d.e-]+)%/)?(.+)", name)
             if match and any(fnmatchcase(match[3], pattern) for pattern in options.figures):
-                row = rows.setdefault((results["task"], match[1], match[3]), {})
-                row[float(match[2])] = text(entry)
+                row = rows.setdefault((results["task"], match[1] or "pretrained", match[3]), {})
+                row[float(match[2] or 0)] = text(entry)
+    if not rows:
+        sys.exit(f"error: --figures: no run has a figure {' or '.join(options.figures)}")
     fractions = sorted({fraction for row in rows.values() for fraction in row})
-    head = ["task, encoder, figure", *(f"{fraction:g} % of labels" for fraction in fractions)]
+    columns = [f"{fraction:g} % of labels" if fraction else "no label" for fraction in fractions]
+    head = ["task, encoder, figure", *columns]
     log.table(head, [[", ".join(k), *(r.get(f, "-") for f in fractions)] for k, r in rows.items()])
 
 

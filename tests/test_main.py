@@ -1,5 +1,7 @@
 """The command line as a user meets it: every mistake is one line and a status, no bug is hidden."""
 
+import importlib
+import inspect
 import os
 import signal
 import subprocess
@@ -172,6 +174,14 @@ def test_ctrl_c_is_one_line_and_status_130(monkeypatch, tmp_path, capsys):
         signal.signal(signal.SIGINT, old)
     err = capsys.readouterr().err
     assert err == "interrupted; the same command goes on from the last checkpoint\n"
+
+
+@pytest.mark.parametrize("task", command_line.TASKS)
+def test_each_task_has_what_main_asks_of_it(task):
+    module = importlib.import_module(f"medsyn_jax.tasks.{task}")
+    assert all(callable(rule) for rule in module.CHECKS)
+    assert all(isinstance(field, str) for field in module.FREE)
+    assert list(inspect.signature(module.run).parameters) == ["config", "workdir"]
 
 
 def test_no_task_imports_torch():

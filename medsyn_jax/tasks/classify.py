@@ -33,7 +33,7 @@ from medsyn_jax.train import (
     probe,
 )
 
-FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
+FREE = corpus.FREE
 
 
 def run(config: Any, workdir: Path) -> None:

@@ -23,7 +23,7 @@ from medsyn_jax.objectives import classify
 from medsyn_jax.tables import page
 from medsyn_jax.train import checkpoint, corpus, features, frozen, probe
 
-FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
+FREE = corpus.FREE
 A_PROMPT, PAIRS = 4, 500  # images of a prompt, and prompts or pairs, in a mean similarity
 Results = dict[str, dict[str, Any]]
 

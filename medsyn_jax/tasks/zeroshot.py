@@ -14,7 +14,7 @@ from medsyn_jax.data.loading.dataset import Source
 from medsyn_jax.data.store import shards
 from medsyn_jax.train import checkpoint, corpus, features, frozen
 
-FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
+FREE = corpus.FREE
 _SIDES = ("positive", "negative")
 Prompts = Mapping[str, tuple[Sequence[str], Sequence[str]]]  # label -> positive, negative
 

@@ -17,6 +17,8 @@ from medsyn_jax.data.sources import resolve
 from medsyn_jax.data.store import shards
 from medsyn_jax.data.text import tokenizers
 
+FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")  # of evaluations
+
 
 def prepare(source: str, ingest: Any, root: Path, name: str = "source") -> Path:
     """The directory of shards of `source`, below `root` if they had to be made.

@@ -28,7 +28,7 @@ from medsyn_jax.train import step as steps
 from medsyn_jax.train.frozen import Encoder
 from medsyn_jax.train.state import State
 
-FREE = ("mesh.", "data.threads", "data.batch_size", "ingest.workers")
+FREE = corpus.FREE
 RULES = (  # checks of the sections that segmentation and detection have in common
     *heads.rules("fit"),
     checks.choice("dtype", checks.DTYPES),

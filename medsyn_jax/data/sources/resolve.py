@@ -40,7 +40,8 @@ def check_labels(source: str, ingest_config: Any) -> None:
     raise UserError(
         "config.ingest.pairs.labels: is empty: name the columns of 1, 0, -1 or nothing that "
         "any run is to learn, since others are another set, for which all images are read again "
-        f"(config.labels.names chooses among them); of those of {source} {looks}"
+        "(a classification chooses among them by config.labels.names); of those of "
+        f"{source} {looks}"
     )
 
 
