@@ -17,9 +17,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int8
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_FEW = 4  # patches pay if the kernel has at least so many outputs for each pixel of a batch
-_WIDE = 256  # tiles pay from so many channels and pixels of a batch on
-_TILED = 2**23  # tiles pay up to so many elements
+_FEW = 2  # patches pay if the kernel has at least so many outputs for each pixel of a batch
+_WIDE = 256  # tiles pay from so many channels and pixels of a batch on,
+_LARGE = ((28, 64), (112, 32))  # and for images of so many rows from so many channels on,
+_TILED = 2**23  # up to so many elements of an image
+_CHUNK = 2**21  # elements that are tiled at a time, so that their sums stay in the cache
 
 
 def along_last(x: Float[Array, " f"], ndim: int) -> Float[Array, "..."]:
@@ -92,6 +94,29 @@ def convolve(
     return lax.platform_dependent(x, kernel, cpu=as_product, default=native)
 
 
+def convolve_doubled(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]
+) -> Float[Array, "b 2*h 2*w o"]:
+    """`convolve` of x enlarged to twice its rows and columns by nearest neighbour.
+
+    The taps of a pixel's four copies are summed, and x is convolved once with four times the
+    outputs: the enlarged image is not made.
+    """
+    kernels = [by_row for half in _halves(kernel) for by_row in _halves(half.swapaxes(0, 1))]
+    y = convolve(x, jnp.concatenate([k.swapaxes(0, 1) for k in kernels], -1), 1)
+    b, h, w, _ = x.shape
+    y = y.reshape(b, h, w, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+    return y.reshape(b, 2 * h, 2 * w, -1)
+
+
+def _halves(kernel: Float[Array, "3 s i o"]) -> tuple[Array, Array]:
+    """The kernels along the first axis of the even and of the odd outputs, for pixels that are
+    doubled."""
+    first, middle, last = kernel
+    nothing = jnp.zeros_like(first)
+    return jnp.stack([first, middle + last, nothing]), jnp.stack([nothing, first + middle, last])
+
+
 def _pixels(x: Array) -> int:
     return x.size // x.shape[-1]
 
@@ -112,8 +137,11 @@ def _by_patches(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"]) -> 
 
 def _tiled(x: Array, kernel: Array) -> bool:
     """Whether tiles pay, fit in memory (their sums have 4 times the elements) and are precise."""
-    wide = min(kernel.shape[2:]) >= _WIDE and _pixels(x) > _WIDE
-    return kernel.shape[0] == 3 and wide and x.size <= _TILED and x.dtype == jnp.float32
+    narrow, rows = min(kernel.shape[2:]), min(x.shape[1:3])
+    pays = narrow >= _WIDE and _pixels(x) > _WIDE
+    pays = pays or any(rows >= fewest and narrow >= width for fewest, width in _LARGE)
+    fits = x.size <= _TILED * len(x)
+    return kernel.shape[0] == 3 and pays and fits and x.dtype == jnp.float32
 
 
 def _sums_of_four(x: Array, axis: int) -> list[Array]:
@@ -159,7 +187,8 @@ def _tile_products(x: Float[Array, "b h w i"], taps: Sequence[Array], axis: int)
 def _tile_convolution(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Array:
     """Winograd's F(2 x 2, 3 x 3): 16 products for four outputs, not 36 (Lavin and Gray,
     arXiv 1509.09308)."""
-    return _tile_products(x, _taps_of_tile(kernel), 0)
+    taps = _taps_of_tile(kernel)
+    return _joined(lax.map(lambda part: _tile_products(part, taps, 0), _chunks(x, kernel)))
 
 
 def _tile_convolution_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
@@ -167,11 +196,32 @@ def _tile_convolution_backward(saved: tuple[Array, Array], dy: Array) -> tuple[A
     x, kernel = saved
     taps = _taps_of_tile(kernel)
     turned = [taps[4 * row + column] for row in (3, 1, 2, 0) for column in (3, 1, 2, 0)]
-    forward = _tile_convolution
+    slopes = _chunks(dy, kernel)
+    dx = _joined(lax.map(lambda part: _tile_products(part, turned, 1), slopes))
     if 3 * x.size < kernel.size:  # the sums over the kernel's 16 taps would cost too much
-        forward = functools.partial(_convolution, stride=1)
-    _, transpose = jax.vjp(functools.partial(forward, x), kernel)
-    return _tile_products(dy, turned, 1), *transpose(dy)
+        _, transpose = jax.vjp(lambda kernel: _convolution(x, kernel, 1), kernel)
+        return dx, *transpose(dy)
+
+    def add(total: list[Array], chunk: tuple[Array, Array]) -> tuple[list[Array], None]:
+        part, slope = chunk
+        _, transpose = jax.vjp(lambda taps: _tile_products(part, taps, 0), taps)
+        return jax.tree.map(jnp.add, total, *transpose(slope)), None
+
+    nothing = jax.tree.map(jnp.zeros_like, taps)
+    total, _ = lax.scan(add, nothing, (_chunks(x, kernel), slopes))
+    return dx, *jax.linear_transpose(_taps_of_tile, kernel)(total)
+
+
+def _chunks(x: Array, kernel: Array) -> Float[Array, "n c h w f"]:
+    """The images in equal parts, each of at most `_CHUNK` inputs or outputs, or of one image."""
+    an_image = _pixels(x) // len(x) * max(kernel.shape[2:])
+    most = max(1, _CHUNK // an_image)
+    images = max(c for c in range(1, len(x) + 1) if len(x) % c == 0 and c <= most)
+    return x.reshape(-1, images, *x.shape[1:])
+
+
+def _joined(parts: Float[Array, "n c h w f"]) -> Float[Array, "b h w f"]:
+    return parts.reshape(-1, *parts.shape[2:])
 
 
 _by_tiles = jax.custom_vjp(_tile_convolution)

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from medsyn_jax.models.kernels import convolve, convolve_doubled
 from medsyn_jax.models.layers import BatchNorm, Conv, in_order, numbered
 from medsyn_jax.models.resnet import ConvNorm
 
@@ -49,12 +50,16 @@ class Block(nnx.Module):
         train: bool,
     ) -> Float[Array, "b s s o"]:
         """side: of the output; that of `skip`, if there is one."""
-        x = enlarged(x, side)
+        first, second = in_order(self.convs)
+        # The concatenation is not made: a frozen skip connection then needs no gradient.
+        kernel, inputs = first.conv.kernel[...].astype(x.dtype), x.shape[-1]
+        if side == 2 * x.shape[1] and kernel.size <= x.size:
+            y = convolve_doubled(x, kernel[:, :, :inputs])
+        else:
+            y = convolve(enlarged(x, side), kernel[:, :, :inputs], 1)
         if skip is not None:
-            x = jnp.concatenate([x, skip.astype(x.dtype)], -1)
-        for conv in in_order(self.convs):
-            x = conv(x, train)
-        return x
+            y = y + convolve(skip.astype(x.dtype), kernel[:, :, inputs:], 1)
+        return second(first.norm(y, train, relu=True), train)
 
 
 class Decoder(nnx.Module):

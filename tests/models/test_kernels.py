@@ -57,6 +57,26 @@ def test_convolve_by_tiles(shape):
     assert_same_gradients(kernels._by_tiles, native, x, kernel)
 
 
+@pytest.mark.parametrize(("elements", "parts"), [(1, 6), (7 * 8 * 4 * 2, 3), (7 * 8 * 4 * 6, 1)])
+def test_tiles_of_some_images_at_a_time(monkeypatch, elements, parts):
+    """The widest array of an image has 7 x 8 pixels and 4 outputs."""
+    monkeypatch.setattr(kernels, "_CHUNK", elements)
+    x, kernel = normal(0, 6, 7, 8, 3), normal(1, 3, 3, 3, 4)
+    assert len(kernels._chunks(x, kernel)) == parts
+    native = functools.partial(kernels._convolution, stride=1)
+    assert_same_gradients(kernels._by_tiles, native, x, kernel)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5, 3), (1, 1, 1, 2)])
+def test_convolve_doubled(shape):
+    x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], 4)
+
+    def plain(x, kernel):
+        return kernels._convolution(jnp.repeat(jnp.repeat(x, 2, 1), 2, 2), kernel, 1)
+
+    assert_same_gradients(kernels.convolve_doubled, plain, x, kernel)
+
+
 @pytest.mark.parametrize(
     ("shape", "outputs", "dtype", "stride", "tiled"),
     [
@@ -65,6 +85,11 @@ def test_convolve_by_tiles(shape):
         ((1, 17, 16, 256), 256, jnp.float32, 2, False),
         ((1, 17, 16, 256), 4, jnp.float32, 1, False),
         ((1, 16, 16, 256), 256, jnp.float32, 1, False),
+        ((1, 28, 30, 64), 64, jnp.float32, 1, True),
+        ((1, 27, 30, 64), 64, jnp.float32, 1, False),
+        ((1, 30, 30, 63), 64, jnp.float32, 1, False),
+        ((1, 112, 112, 32), 64, jnp.float32, 1, True),
+        ((20, 112, 112, 64), 64, jnp.float32, 1, True),  # many images, each of them small
         ((1, 256, 256, 256), 256, jnp.float32, 1, False),
     ],
 )

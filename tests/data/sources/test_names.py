@@ -130,7 +130,7 @@ def test_a_name_of_several_records_is_refused(tmp_path):
 def test_folders_and_files_that_are_no_list(tmp_path):
     with pytest.raises(UserError, match=r"gone\.csv does not exist"):
         names.read_split_list(tmp_path / "gone.csv")
-    with pytest.raises(UserError, match="unreadable table: .*null byte: check the file"):
+    with pytest.raises(UserError, match=r"unreadable table: .*null byte: check the file"):
         names.read_split_list(tmp_path / "\0")
     write(tmp_path / "none/readme.txt", "train")
     with pytest.raises(UserError, match="none: names nothing: give a CSV"):
