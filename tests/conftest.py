@@ -1,6 +1,7 @@
 """Every test sees 8 simulated CPU devices, checked shapes, and warnings as errors."""
 
 import os
+from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time is compilation of programs that run once: compile them lightly.
@@ -9,6 +10,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8"
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+if version("jaxlib").startswith("0.10."):  # a third of their compilation; newer ones abort at it
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "/tmp/medsyn_jax_test_cache")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,6 +26,24 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 install_import_hook("medsyn_jax", f"{__name__}.checked").__enter__()
 
 import jax  # noqa: E402 (after the flags and the hook)
+
+# The files that take a minute and more, the longest first, so that workers end at one time.
+_SLOW = ("test_processes", "test_finetune_diffusion", "test_methods", "test_detect")
+_SLOW += ("test_segment", "test_classify", "test_pretrain")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file goes to one worker, because its fixtures train models and its tests share programs."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: number for number, name in enumerate(_SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(autouse=True)

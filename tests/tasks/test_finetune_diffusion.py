@@ -92,9 +92,10 @@ def check_latents(folder, found):
     assert (folder / "splits" / "valid.subjects.txt").exists()
     assert record["mask_lungs"].shape == (32, 32)
     part = found.parts["vae"]
-    model = part.make(nnx.Rngs(0))
-    nnx.update(model, jax.tree.map(jnp.asarray, part.params))
-    mean, logvar = model.encode(finetune_diffusion._pixels(jnp.array(record["image"][None]), 1))
+    structure = nnx.split(nnx.eval_shape(lambda: part.make(nnx.Rngs(0))))[0]
+    encode = jax.jit(lambda params, x: nnx.merge(structure, params, copy=True).encode(x))
+    pixels = finetune_diffusion._pixels(jnp.array(record["image"][None]), 1)
+    mean, logvar = encode(part.params, pixels)
     np.testing.assert_allclose(record["latents"], np.concatenate([mean, logvar], -1)[0], atol=5e-3)
 
 
