@@ -44,11 +44,12 @@ def bootstrap(
     groups: np.ndarray,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    counted: np.ndarray | slice = slice(None),
 ) -> np.ndarray:
-    """[resamples, ...] values of `statistic`, which maps weights [r, n] to values [r, ...]; NaN for
-    fewer than two groups, among which nothing can be drawn."""
+    """[resamples, ...] values of `statistic`, which maps weights [r, n] to values [r, ...]; NaN
+    where the records `counted`, on which the values rest, are of fewer than two groups."""
     draws = np.concatenate([statistic(w) for w in resample_weights(groups, resamples, seed)])
-    return draws if len(np.unique(groups)) > 1 else np.full_like(draws, np.nan)
+    return draws if len(np.unique(groups[counted])) > 1 else np.full_like(draws, np.nan)
 
 
 def interval95(draws: np.ndarray) -> list[float] | None:
@@ -129,10 +130,7 @@ def figure(
     of one subject give no interval.
     """
     values = statistic(np.ones((1, len(counted))))[0]  # float64, the resamples float32
-    draws = bootstrap(statistic, subjects)
-    if len(np.unique(subjects[counted])) < 2:
-        draws = np.full_like(draws, np.nan)
-    return Figure(values, draws, int(counted.sum()))
+    return Figure(values, bootstrap(statistic, subjects, counted=counted), int(counted.sum()))
 
 
 def _number(value: float | np.floating) -> float | None:
